@@ -1,0 +1,179 @@
+"""Audio file to mono float32 waveform, or `ClipError`. Decoders read a cut file as a clean shorter clip, so lengths are checked here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from ast_core.errors import ClipError
+
+Waveform = npt.NDArray[np.float32]
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+"""Sampling rates outside these are a damaged header, not audio."""
+MAX_AMPLITUDE = 1e6
+"""Full scale is 1; int16 scaled floats reach 32768. Beyond this a power spectrum may overflow."""
+CANCELLED = 1e-4
+"""A mono mix below this share of the channels' peak (-80 dB) is channels in opposite phase."""
+_BLOCK_FRAMES = 1 << 19
+_RESAMPLER_REACH_S = 0.1
+_CLIP_FAULTS = {errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.EISDIR}
+
+
+def load_waveform(path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
+    """Decode a file, mix it to mono by the mean of its channels, resample it with soxr HQ.
+
+    Args:
+        path: any file libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...). Digital silence is accepted.
+        sample_rate_hz: rate of the result.
+        max_seconds: length beyond which a file is not read; None reads all of it, at four bytes a frame.
+
+    Returns:
+        float32 [N], N >= 1, finite, nominally in [-1, 1].
+
+    Raises:
+        ClipError: stage `read` (not a regular file, no access, empty), `decode` or `resample`.
+        OSError: the disk's fault, not the file's.
+    """
+    with _opened(path) as descriptor:
+        _check_whole(descriptor)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        waveform, rate = decode(descriptor, max_seconds)
+    resampled = resample(waveform, rate, sample_rate_hz)
+    return resampled if max_seconds is None else resampled[: math.ceil(max_seconds * sample_rate_hz)]
+
+
+def decode(descriptor: int, max_seconds: float | None = None) -> tuple[Waveform, int]:
+    """Mono waveform [N] and rate in Hz of an open file; ClipError("decode", ...) where it is not whole and sane."""
+    try:
+        with soundfile.SoundFile(descriptor, closefd=False) as file:
+            rate = file.samplerate
+            if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+                raise ClipError("decode", f"a sampling rate of {rate} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+            promised = file.frames
+            if max_seconds is not None:
+                promised = min(promised, math.ceil((max_seconds + _RESAMPLER_REACH_S) * rate))
+            waveform = _read_mono(file, promised)
+    except soundfile.SoundFileError as error:
+        raise ClipError("decode", getattr(error, "error_string", str(error)).rstrip(". ")) from error
+    if len(waveform) != promised:
+        raise ClipError("decode", f"truncated: {len(waveform)} of {promised} frames could be read")
+    if not promised:
+        raise ClipError("decode", "no samples")
+    return waveform, rate
+
+
+def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
+    """Resample [N] with soxr HQ; the waveform itself where the rates agree. ClipError where no sample remains."""
+    if from_hz == to_hz:
+        return waveform
+    resampled: Waveform = soxr.resample(waveform, from_hz, to_hz, quality="HQ").astype(np.float32, copy=False)
+    if not len(resampled):
+        raise ClipError("resample", f"{len(waveform)} samples at {from_hz} Hz are none at {to_hz} Hz")
+    return resampled
+
+
+def _read_mono(file: soundfile.SoundFile, frames: int) -> Waveform:
+    """Up to `frames` frames as mono. Block by block: a header may promise more than there is memory for."""
+    weights = np.full(file.channels, 1 / file.channels, np.float32)
+    blocks, left, peak, mono_peak = [], frames, 0.0, 0.0
+    while left > 0:
+        block = file.read(min(left, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        highest = max(float(block.max()), -float(block.min()))
+        if not highest <= MAX_AMPLITUDE:
+            raise ClipError("decode", f"a sample of {highest:g}; audio has finite samples about [-1, 1]")
+        mono = block[:, 0] if file.channels == 1 else block @ weights
+        peak = max(peak, highest)
+        mono_peak = max(mono_peak, float(mono.max()), -float(mono.min()))
+        blocks.append(mono)
+        left -= len(block)
+    if file.channels > 1 and peak > 0 and mono_peak <= CANCELLED * peak:
+        raise ClipError("decode", f"its {file.channels} channels cancel out: their mean is silence though they are not")
+    return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[int]:
+    """Descriptor of a regular, non-empty file. Non-blocking, since opening a FIFO would wait for a writer for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise ClipError("read", "the path has a NUL character") from error
+    except OSError as error:
+        if error.errno not in _CLIP_FAULTS:
+            raise
+        raise ClipError("read", os.strerror(error.errno or 0)) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ClipError("read", "not a regular file")
+        if not status.st_size:
+            raise ClipError("read", "the file is empty")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_whole(descriptor: int) -> None:
+    """ClipError("decode", "truncated: ...") where a WAV, AIFF, OGG or MP3 file ends before its own header says."""
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, 12, 0)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        promised = _wav_end(descriptor, size)
+    elif head[:4] == b"FORM":
+        promised = 8 + int.from_bytes(head[4:8], "big")
+    elif head[:4] == b"OggS":
+        _check_ogg_end(descriptor, size)
+        return
+    else:
+        promised = _mp3_end(descriptor)
+    if promised > size:
+        raise ClipError("decode", f"truncated: {size} of {promised} bytes")
+
+
+def _wav_end(descriptor: int, size: int) -> int:
+    """Where the data chunk ends by its header; 0 where a streaming writer left that open."""
+    place = 12
+    while place + 8 <= size:
+        chunk = os.pread(descriptor, 8, place)
+        length = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            return 0 if length in (0, 0x7FFFFFFF, 0xFFFFFFFF) else place + 8 + length
+        place += 8 + length + length % 2
+    return 0
+
+
+def _check_ogg_end(descriptor: int, size: int) -> None:
+    """The last page starts within the last 64 KiB (a page's largest size), is whole, and ends its stream (RFC 3533, bit 4)."""
+    tail = os.pread(descriptor, 65_536, max(0, size - 65_536))
+    page = tail[tail.rfind(b"OggS") :]
+    whole = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not (page[:4] == b"OggS" and whole and page[5] & 4):
+        raise ClipError("decode", "truncated: the last page does not end the stream")
+
+
+def _mp3_end(descriptor: int) -> int:
+    """Where an MP3 file ends by its Xing or Info header, 0 where it has none."""
+    head = os.pread(descriptor, 10, 0)
+    start = 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    frame = os.pread(descriptor, 64, start)
+    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0:
+        return 0
+    place = max(frame.find(b"Xing", 4, 40), frame.find(b"Info", 4, 40))
+    flags = int.from_bytes(frame[place + 4 : place + 8], "big") if place > 0 else 0
+    offset = place + 8 + 4 * (flags & 1)
+    return start + int.from_bytes(frame[offset : offset + 4], "big") if flags & 2 else 0

@@ -1,0 +1,138 @@
+"""Augmentation of a training batch, on its device. Every random number is keyed by (seed, epoch, position in the epoch).
+
+Shapes: B clips, T frames, M mel bins, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ast_core.config import AugmentConfig
+
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices for a batch, drawn on the host."""
+
+    lambda_B: np.ndarray
+    """Share of the clip itself in its mixture; 1 for not mixed. float64."""
+    partner_B: np.ndarray
+    """Index of the clip mixed in. int64."""
+    freq_mask_B2: np.ndarray
+    """First bin and width of the frequency mask. int64."""
+    time_mask_B2: np.ndarray
+    """First frame and width of the time mask. int64."""
+    noise_scale_B: np.ndarray
+    """Amplitude of the additive noise. float64."""
+    roll_B: np.ndarray
+    """Frames to roll by. int64."""
+    noise_seed_B: np.ndarray
+    """Seed of each clip's noise. int64."""
+
+
+def draw(config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, clips: int, frames: int, bins: int) -> Draws:
+    """Draw a batch's augmentation; the same arguments give the same numbers on any rank, in any order.
+
+    Args:
+        config: the recipe's augmentation.
+        seed: the run's seed.
+        epoch: counted from 1.
+        positions_B: positions in the epoch's order.
+        clips: clips to draw partners from.
+        frames: T.
+        bins: M.
+    """
+    rows = [_draw_one(config, np.random.default_rng([1, seed, epoch, int(p)]), clips, frames, bins) for p in positions_B]
+    lambdas, partners, freq, time, scales, rolls, seeds = zip(*rows, strict=True)
+    return Draws(
+        np.array(lambdas), np.array(partners), np.array(freq), np.array(time),
+        np.array(scales), np.array(rolls), np.array(seeds),
+    )  # fmt: skip
+
+
+def apply(
+    draws: Draws,
+    config: AugmentConfig,
+    fbank_BTM: torch.Tensor,
+    partner_BTM: torch.Tensor,
+    mean: float,
+    std: float,
+) -> torch.Tensor:
+    """Mix, mask, normalise, add noise and roll, in the published order.
+
+    Args:
+        draws: from `draw`.
+        config: the recipe's augmentation.
+        fbank_BTM: raw log-mel, float32.
+        partner_BTM: the partners' raw log-mel; ignored where lambda is 1.
+        mean: of the training set.
+        std: of the training set.
+
+    Returns:
+        Normalised float32 [B, T, M].
+    """
+    mixed_BTM = mix_power(fbank_BTM, partner_BTM, torch.as_tensor(draws.lambda_B, device=fbank_BTM.device))
+    masked_BTM = mask(mixed_BTM, draws.freq_mask_B2, draws.time_mask_B2)
+    normal_BTM = (masked_BTM - mean) / (2 * std)
+    return _noise_and_roll(normal_BTM, draws) if config.noise else normal_BTM
+
+
+def mix_power(fbank_BTM: torch.Tensor, partner_BTM: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
+    """Log-mel of `l * w1 + (1 - l) * w2` without the cross terms: `log(l^2 e^a + (1 - l)^2 e^b)`; lambda 1 is exact."""
+    own_B11 = 2 * torch.log(lambda_B).to(fbank_BTM.dtype)[:, None, None]
+    other_B11 = 2 * torch.log1p(-lambda_B).to(fbank_BTM.dtype)[:, None, None]
+    mixed_BTM = torch.logaddexp(fbank_BTM + own_B11, partner_BTM + other_B11)
+    return torch.where((lambda_B < 1)[:, None, None], mixed_BTM, fbank_BTM)
+
+
+def mix_labels(labels_BC: torch.Tensor, partner_BC: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
+    """Labels of a mixture: `l * y1 + (1 - l) * y2`."""
+    share_B1 = lambda_B.to(labels_BC.dtype)[:, None]
+    return labels_BC * share_B1 + partner_BC * (1 - share_B1)
+
+
+def mask(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.ndarray) -> torch.Tensor:
+    """Set one band of bins and one of frames to 0 in raw log-mel, padding included, as published."""
+    device = fbank_BTM.device
+    hidden_BM = _span(freq_mask_B2, fbank_BTM.shape[2], device)
+    hidden_BT = _span(time_mask_B2, fbank_BTM.shape[1], device)
+    return fbank_BTM.masked_fill(hidden_BT[:, :, None] | hidden_BM[:, None, :], 0.0)
+
+
+def _draw_one(config: AugmentConfig, rng: np.random.Generator, clips: int, frames: int, bins: int) -> tuple[object, ...]:
+    uniform = rng.random(8)  # always the same count, so that switching one augmentation leaves the others' numbers alone
+    share = rng.beta(config.mixup_alpha, config.mixup_alpha)
+    return (
+        share if uniform[0] < config.mixup_rate else 1.0,
+        min(int(uniform[1] * clips), clips - 1),
+        _place_mask(config.freq_mask_bins, bins, uniform[2], uniform[3]),
+        _place_mask(config.time_mask_frames, frames, uniform[4], uniform[5]),
+        uniform[6] / 10,
+        int(uniform[7] * 20) - 10,
+        int(rng.integers(2**31)),
+    )
+
+
+def _place_mask(widest: int, size: int, width_uniform: float, start_uniform: float) -> tuple[int, int]:
+    """torchaudio's FrequencyMasking and TimeMasking: width U(0, widest), start U(0, size - width), both cut to whole."""
+    width = width_uniform * min(widest, size)
+    return int(start_uniform * (size - width)), int(width)
+
+
+def _span(mask_B2: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+    bounds_B2 = torch.as_tensor(mask_B2, device=device)
+    place_S = torch.arange(size, device=device)
+    return (place_S >= bounds_B2[:, :1]) & (place_S < bounds_B2[:, :1] + bounds_B2[:, 1:])
+
+
+def _noise_and_roll(normal_BTM: torch.Tensor, draws: Draws) -> torch.Tensor:
+    rows = []
+    for fbank_TM, scale, roll, seed in zip(normal_BTM, draws.noise_scale_B, draws.roll_B, draws.noise_seed_B, strict=True):
+        generator = torch.Generator(fbank_TM.device).manual_seed(int(seed))
+        noise_TM = torch.rand(fbank_TM.shape, generator=generator, device=fbank_TM.device)
+        rows.append(torch.roll(fbank_TM + noise_TM * float(scale), int(roll), 0))
+    return torch.stack(rows)

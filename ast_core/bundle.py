@@ -1,0 +1,112 @@
+"""A bundle: the folder that is registered and predicts. Members' weights, front end, labels, hashes; no code, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
+from ast_core.errors import DamagedError
+from ast_core.files import committed, digest, read_json, sha256_of, write_json
+from ast_core.model import AST
+
+DESCRIPTION = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble with the front end it was trained on."""
+
+    name: str
+    model: AST
+    front_end: FrontEndConfig
+    mean: float
+    std: float
+    loss: str
+    """The loss that its logits were trained with: it says what turns them into probabilities."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One or more members over the same labels."""
+
+    labels: tuple[str, ...]
+    single_label: bool
+    members: tuple[Member, ...]
+    digest: str
+    """SHA-256 over weights, labels and settings: the same model has the same digest."""
+    facts: dict[str, Any]
+    """Where it came from: data hash, recipe, seeds, epochs."""
+
+    @property
+    def front_end(self) -> FrontEndConfig:
+        """The first member's front end; its rate is what `waveform` inputs are at."""
+        return self.members[0].front_end
+
+    @staticmethod
+    def load(folder: Path) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            UserError: there is none in the folder.
+            DamagedError: a file's hash differs from the description's.
+        """
+        description = read_json(folder / DESCRIPTION, "Bundle's description")
+        members = []
+        for entry in description["members"]:
+            path = folder / entry["file"]
+            require(path.parent == folder, f"{folder / DESCRIPTION} names a file outside its folder: {entry['file']}.")
+            found = sha256_of(path) if path.is_file() else "no file"
+            if found != entry["sha256"]:
+                raise DamagedError(f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again.")
+            members.append(_member(entry, load_file(path), len(description["labels"])))
+        labels, single = tuple(description["labels"]), description["single_label"]
+        return Bundle(labels, single, tuple(members), description["digest"], description["facts"])
+
+
+def write_bundle(
+    folder: Path,
+    members: Sequence[tuple[str, dict[str, torch.Tensor], dict[str, Any]]],
+    single_label: bool,
+    facts: dict[str, Any],
+) -> str:
+    """Commit a bundle, its description last.
+
+    Args:
+        folder: of the bundle.
+        members: name, weights and identity (from a checkpoint's state) of each.
+        single_label: whether a clip has exactly one label.
+        facts: where it came from.
+
+    Returns:
+        Its digest.
+
+    Raises:
+        UserError: members differ in their labels.
+    """
+    labels = members[0][2]["labels"]
+    for name, _, identity in members:
+        require(identity["labels"] == labels, f"Member {name} was trained on other labels than {members[0][0]}.")
+    entries = []
+    for number, (name, weights, identity) in enumerate(members):
+        path = folder / f"member-{number}.safetensors"
+        with committed(path) as beside:
+            save_file({key: value.contiguous() for key, value in weights.items()}, beside)
+        settings = {key: identity[key] for key in ("model", "front_end", "mean", "std", "loss")}
+        entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
+    content = {"labels": labels, "single_label": single_label, "members": entries}
+    value = digest(content)
+    write_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
+    return value
+
+
+def _member(entry: dict[str, Any], weights: dict[str, torch.Tensor], classes: int) -> Member:
+    front_end = from_dict(FrontEndConfig, entry["front_end"])
+    model = AST(from_dict(ModelConfig, entry["model"]), front_end.num_mel_bins, front_end.target_frames, classes)
+    model.load_state_dict(weights)
+    return Member(entry["name"], model.eval(), front_end, entry["mean"], entry["std"], entry["loss"])

@@ -1,0 +1,116 @@
+"""Checkpoints: folders of safetensors and JSON whose marker, with every file's hash, is committed last."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ast_core.errors import DamagedError
+from ast_core.files import committed, read_json, sha256_of, write_json
+
+MARKER = "COMMITTED.json"
+Tensors = Mapping[str, torch.Tensor]
+
+
+def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    """Commit a checkpoint: each table of tensors as NAME.safetensors, then state and hashes in the marker.
+
+    Args:
+        folder: of this checkpoint; an unfinished one there is replaced.
+        tensors: tables by name, such as `model` and `optimizer`.
+        state: JSON values, such as the step and the config.
+    """
+    (folder / MARKER).unlink(missing_ok=True)
+    hashes = {}
+    for name, table in tensors.items():
+        path = folder / f"{name}.safetensors"
+        with committed(path) as beside:
+            save_file({key: value.detach().cpu().contiguous() for key, value in table.items()}, beside)
+        hashes[path.name] = sha256_of(path)
+    write_json(folder / MARKER, {"sha256": hashes, "state": state})
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's JSON state, after checking its files' hashes.
+
+    Raises:
+        DamagedError: a file is missing or its bytes differ; names both hashes.
+    """
+    marker = read_json(folder / MARKER, "Checkpoint's marker")
+    for name, expected in marker["sha256"].items():
+        path = folder / name
+        found = sha256_of(path) if path.is_file() else "no file"
+        if found != expected:
+            raise DamagedError(f"Checkpoint {path} is damaged: sha256 {found}, not {expected}.")
+    state: dict[str, Any] = marker["state"]
+    return state
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """One table of a checkpoint, on the CPU.
+
+    Raises:
+        DamagedError: the file is missing or not safetensors.
+    """
+    path = folder / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}.") from error
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest verified checkpoint under `folder`, and a sentence for each newer one that was passed over."""
+    passed_over = []
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        if not (candidate / MARKER).is_file():
+            continue  # never committed: a kill inside a save
+        try:
+            read_state(candidate)
+        except DamagedError as error:
+            passed_over.append(str(error))
+        else:
+            return candidate, passed_over
+    return None, passed_over
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the newest `count` committed checkpoints, and stumps older than them."""
+    done = sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
+    if len(done) > count:
+        for path in folder.glob("step-*"):
+            if path.name < done[-count].name:
+                (path / MARKER).unlink(missing_ok=True)  # first: what is half removed must not look whole
+                shutil.rmtree(path)
+
+
+def epochs_of(folder: Path) -> dict[int, Path]:
+    """Committed epoch folders by epoch."""
+    found = {}
+    for path in sorted(folder.glob("epoch-*")):
+        match = re.fullmatch(r"epoch-(\d+)", path.name)
+        if match and (path / MARKER).is_file():
+            found[int(match[1])] = path
+    return found
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's state as a flat table: `PARAMETER.KEY`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put a flat table back into an optimizer over the same parameters."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

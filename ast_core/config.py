@@ -1,0 +1,228 @@
+"""Every setting of the science, as frozen dataclasses with units in names. The defaults are the paper's AudioSet full set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ast_core.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+Layout = Literal["auto", "audioset", "esc50", "speech_commands", "folders", "manifest"]
+Window = Literal["hanning", "hamming"]
+Loss = Literal["bce", "cross_entropy"]
+Sampler = Literal["shuffle", "balanced"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Weights = Literal["averaged", "last", "best"]
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UserError(sentence)` unless `condition` holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """Waveform to log-mel filterbank (Kaldi's), and its normalisation."""
+
+    sample_rate_hz: int = 16_000
+    """Rate that every recording is resampled to."""
+    num_mel_bins: int = 128
+    """Mel channels of the filterbank."""
+    frame_length_ms: float = 25.0
+    """Analysis window."""
+    frame_shift_ms: float = 10.0
+    """Hop between frames."""
+    window: Window = "hanning"
+    """`hanning` as in the published checkpoints; the paper's text says `hamming`."""
+    target_frames: int = 1024
+    """Frames a clip is padded or cut to: AudioSet 1024, ESC-50 512, Speech Commands 128."""
+
+    def __post_init__(self) -> None:
+        """Check what has no meaning otherwise."""
+        require(self.sample_rate_hz >= 1000, f"front-end.sample-rate-hz is {self.sample_rate_hz}; give 1000 or more.")
+        require(self.num_mel_bins >= 4, f"front-end.num-mel-bins is {self.num_mel_bins}; give 4 or more.")
+        require(self.target_frames >= 16, f"front-end.target-frames is {self.target_frames}; give 16 or more.")
+        require(
+            0 < self.frame_shift_ms <= self.frame_length_ms,
+            f"front-end.frame-shift-ms is {self.frame_shift_ms}; give more than 0, at most frame-length-ms.",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and which of its splits train, choose and test."""
+
+    source: str = ""
+    """Folder of the data set, or a CSV, JSON or Parquet manifest."""
+    layout: Layout = "auto"
+    """How the source is laid out; `auto` recognises it."""
+    train_splits: tuple[str, ...] = ("train",)
+    """Splits to train on, joined in this order."""
+    validation_split: str = ""
+    """Split that chooses the best epoch; empty for none."""
+    test_split: str = "test"
+    """Split that is reported."""
+    mean: float | None = None
+    """Log-mel mean to normalise with; none for the training splits' own."""
+    std: float | None = None
+    """Log-mel standard deviation to normalise with, `(x - mean) / (2 std)`; none for the training splits' own."""
+
+    def __post_init__(self) -> None:
+        """Check that statistics come in a pair."""
+        require((self.mean is None) == (self.std is None), "data.mean and data.std go together: give both or neither.")
+        require(self.std is None or self.std > 0, f"data.std is {self.std}; give more than 0.")
+        require(bool(self.train_splits), "data.train-splits is empty; name at least one split.")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How the shards are written."""
+
+    clips_per_part: int = 512
+    """Listed clips a Parquet part is made from."""
+    max_reject_share: float = 0.01
+    """Share of clips with audio that may be rejected before the stage fails."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.clips_per_part >= 1, f"prepare.clips-per-part is {self.clips_per_part}; give 1 or more.")
+        require(0 <= self.max_reject_share <= 1, f"prepare.max-reject-share is {self.max_reject_share}; give 0 to 1.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer."""
+
+    backbone: str = "deit_base_distilled_patch16_384"
+    """timm's name, or `ast_micro` / `ast_mini`: sizes of our own for a CPU, without ImageNet weights."""
+    patch_freq: int = 16
+    """Patch height in mel bins."""
+    patch_time: int = 16
+    """Patch width in frames."""
+    freq_stride: int = 10
+    """Stride over mel bins; 10 is the paper's overlap of 6."""
+    time_stride: int = 10
+    """Stride over frames."""
+    init: str = "imagenet"
+    """`scratch`, `imagenet` (timm's hub), or a file: ImageNet weights, or an AST checkpoint (.pth or .safetensors)."""
+
+    def __post_init__(self) -> None:
+        """Check that strides and patches are positive."""
+        sizes = (self.patch_freq, self.patch_time, self.freq_stride, self.time_stride)
+        require(min(sizes) >= 1, f"model patch sizes and strides are {sizes}; give 1 or more each.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training batches; every number from the AudioSet recipe."""
+
+    mixup_rate: float = 0.5
+    """Share of training clips that are mixed with a uniformly drawn partner."""
+    mixup_alpha: float = 10.0
+    """Lambda is drawn from Beta(alpha, alpha)."""
+    freq_mask_bins: int = 48
+    """Widest frequency mask; 0 for none."""
+    time_mask_frames: int = 192
+    """Widest time mask; 0 for none."""
+    noise: bool = False
+    """Add `rand * U(0, 1) / 10` after normalisation and roll in time by [-10, 10) frames (Speech Commands)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(0 <= self.mixup_rate <= 1, f"augment.mixup-rate is {self.mixup_rate}; give 0 to 1.")
+        require(self.mixup_alpha > 0, f"augment.mixup-alpha is {self.mixup_alpha}; give more than 0.")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation, the sampler, and which weights stand for a run."""
+
+    epochs: int = 5
+    """Passes; with the balanced sampler a pass is as many draws as there are clips."""
+    batch_size: int = 12
+    """Clips a step over all workers."""
+    learning_rate: float = 1e-5
+    """Adam's, after warm-up."""
+    warmup_steps: int = 1000
+    """Linear warm-up."""
+    decay_first_epoch: int = 2
+    """After this epoch the rate is multiplied for the first time; 0 for never."""
+    decay_every_epochs: int = 1
+    """Then again after every so many epochs."""
+    decay_factor: float = 0.5
+    """Multiplier."""
+    weight_decay: float = 5e-7
+    """Adam's L2 term."""
+    loss: Loss = "bce"
+    """Binary cross-entropy (many labels a clip) or cross-entropy (one)."""
+    sampler: Sampler = "balanced"
+    """`shuffle`, or `balanced`: class-balanced draws with replacement."""
+    precision: Precision = "fp32"
+    """Autocast type of the forward pass; fp16 scales its loss."""
+    weights: Weights = "averaged"
+    """What stands for a run: the mean of epochs, its last epoch, or the best on the validation split."""
+    average_first_epoch: int = 1
+    """First epoch of the mean."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints inside an epoch; each epoch's end is one as well."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.epochs >= 1, f"optim.epochs is {self.epochs}; give 1 or more.")
+        require(self.batch_size >= 1, f"optim.batch-size is {self.batch_size}; give 1 or more.")
+        require(self.learning_rate > 0, f"optim.learning-rate is {self.learning_rate}; give more than 0.")
+        require(self.decay_every_epochs >= 1, "optim.decay-every-epochs must be 1 or more.")
+        require(self.checkpoint_every_steps >= 1, "optim.checkpoint-every-steps must be 1 or more.")
+        require(
+            1 <= self.average_first_epoch <= self.epochs,
+            f"optim.average-first-epoch is {self.average_first_epoch}; give 1 to optim.epochs ({self.epochs}).",
+        )
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """The members of an ensemble: one training run a seed."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the members; three are the paper's Ensemble-S."""
+
+    def __post_init__(self) -> None:
+        """Check that members differ."""
+        require(bool(self.seeds), "ensemble.seeds is empty; give at least one seed.")
+        require(len(set(self.seeds)) == len(self.seeds), f"ensemble.seeds {self.seeds} has a seed twice.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a result: what a TOML recipe holds, section by section."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values; tuples become lists."""
+    return {
+        key: list(value) if isinstance(value, tuple) else to_dict(value) if dataclasses.is_dataclass(value) else value
+        for key, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    }
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """The flat config dataclass that `to_dict` wrote.
+
+    Raises:
+        UserError: a key is unknown to this version.
+    """
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    require(set(values) <= known, f"{kind.__name__} does not know {sorted(set(values) - known)}: made by another version?")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,26 @@
+"""An ensemble's prediction: the mean of its members' probabilities (of sigmoids, as published)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ast_core.bundle import Member
+from ast_core.loss import probabilities
+
+
+def member_probabilities(member: Member, fbank_BTM: torch.Tensor) -> np.ndarray:
+    """One member's probabilities, float32 [B, C], of raw log-mel float32 [B, T, M] on the model's device."""
+    with torch.inference_mode():
+        logits_BC = member.model((fbank_BTM - member.mean) / (2 * member.std))
+        return probabilities(member.loss, logits_BC).cpu().numpy()  # type: ignore[arg-type]
+
+
+def mean_probabilities(member_scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over members, summed in float64; float32 [B, C]."""
+    total_BC = np.zeros(member_scores[0].shape, np.float64)
+    for scores_BC in member_scores:
+        total_BC += scores_BC
+    return (total_BC / len(member_scores)).astype(np.float32)

@@ -1,0 +1,29 @@
+"""Errors by who must act. A `UserError` or `ClipError` is shown as one sentence; any other exception is a bug of ours."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """The user must act: a missing folder, a wrong setting, a mismatch of artefacts. The text says what to do."""
+
+
+class ClipError(Exception):
+    """One clip cannot be used. It goes to the rejects table; the stage goes on.
+
+    Attributes:
+        stage: `read`, `decode`, `resample` or `fbank`.
+        reason: one sentence without the path, fit for a table.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
+        """Both arguments survive the trip between Ray's processes."""
+        return (ClipError, (self.stage, self.reason))
+
+
+class DamagedError(UserError):
+    """A file's bytes are not what was committed: a hash or a size differs, or a marker is missing."""

@@ -1,0 +1,123 @@
+"""Waveforms to Kaldi's log-mel filterbank, batched, on CPU and GPU; equal to torchaudio's to rounding, several times faster.
+
+Shape suffixes: B clips, N samples, T frames, W samples a window, F frequencies, M mel bins.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torchaudio.compliance import kaldi
+
+from ast_core.config import FrontEndConfig, require
+from ast_core.errors import ClipError
+
+PREEMPHASIS = 0.97
+"""Kaldi's default."""
+LOW_HZ = 20.0
+"""Kaldi's default lower edge of the mel bank; the upper one is half the sampling rate."""
+FLOOR = 1.1920929e-07
+"""float32's epsilon, Kaldi's floor under the logarithm."""
+_CHUNK_FRAMES = 400  # about 0.8 MB of float32 at 512 samples: stays in the second-level cache
+_BAND_MELS = 32  # mel bins multiplied together; a group touches only the frequencies between its edges
+
+
+class Fbank:
+    """The reference call, `kaldi.fbank(x - x.mean(), htk_compat=True, use_energy=False, dither=0.0, ...)`, for a batch."""
+
+    def __init__(self, config: FrontEndConfig, device: torch.device | str = "cpu") -> None:
+        """Build window and mel bank.
+
+        Raises:
+            UserError: the window is shorter than two samples at this rate, or the hop than one.
+        """
+        self.config = config
+        self.device = torch.device(device)
+        # torchaudio's own expressions, so that rounding down agrees at every rate.
+        self.window_samples = int(config.sample_rate_hz * config.frame_length_ms * 0.001)
+        self.hop_samples = int(config.sample_rate_hz * config.frame_shift_ms * 0.001)
+        require(
+            self.window_samples >= 2 and self.hop_samples >= 1,
+            f"front-end: {config.frame_length_ms} ms and {config.frame_shift_ms} ms are less than samples "
+            f"at {config.sample_rate_hz} Hz; give longer ones.",
+        )
+        self._n_fft = 1 << (self.window_samples - 1).bit_length()
+        make = torch.hann_window if config.window == "hanning" else torch.hamming_window
+        self._window_W = make(self.window_samples, periodic=False).to(self.device)
+        self._bands = _mel_bands(config, self._n_fft, self.device)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a clip: windows that fit whole (Kaldi's snip edges); 0 where it is shorter than one."""
+        return max(0, 1 + (num_samples - self.window_samples) // self.hop_samples)
+
+    @torch.no_grad()
+    def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Log-mel of a waveform or a batch of equally long ones.
+
+        Args:
+            waveform: float32 [N] or [B, N], in [-1, 1]. Each clip's mean is removed first.
+
+        Returns:
+            float32 [T, M] or [B, T, M] on this object's device.
+
+        Raises:
+            ClipError: stage `fbank`; the clip is shorter than one window.
+        """
+        wave_BN = torch.atleast_2d(waveform.to(self.device, torch.float32))
+        num_frames = self.num_frames(wave_BN.shape[1])
+        if not num_frames:
+            raise ClipError("fbank", f"{wave_BN.shape[1]} samples are less than one window of {self.window_samples}")
+        wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True)
+        raw_BTW = wave_BN.unfold(1, self.window_samples, self.hop_samples)
+        emphasised_BTW = F.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0)).unfold(1, self.window_samples, self.hop_samples)
+        out_BTM = wave_BN.new_empty(len(wave_BN), num_frames, self.config.num_mel_bins)
+        chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // len(wave_BN))
+        buffer_BTW = wave_BN.new_zeros(len(wave_BN), min(chunk, num_frames), self._n_fft)
+        for start in range(0, num_frames, chunk):
+            rows = slice(start, min(start + chunk, num_frames))
+            padded_BTW = buffer_BTW[:, : rows.stop - start]
+            self._window(raw_BTW[:, rows], emphasised_BTW[:, rows], padded_BTW)
+            self._log_mel(padded_BTW, out_BTM[:, rows])
+        return out_BTM if waveform.dim() == 2 else out_BTM[0]
+
+    def _window(self, raw_BTW: torch.Tensor, emphasised_BTW: torch.Tensor, padded_BTW: torch.Tensor) -> None:
+        """Write DC-free, pre-emphasised, windowed frames into the front of `padded_BTW`.
+
+        Kaldi takes each frame's mean m off before pre-emphasis, and its first sample has itself as predecessor. Both are linear:
+        (x[i] - m) - c (x[i-1] - m) = (x[i] - c x[i-1]) - (1 - c) m, so pre-emphasis is done once for the clip, not per frame.
+        """
+        mean_BT1 = raw_BTW.mean(dim=2, keepdim=True)
+        frames_BTW = padded_BTW[..., : self.window_samples]
+        torch.sub(emphasised_BTW, mean_BT1, alpha=1 - PREEMPHASIS, out=frames_BTW)
+        torch.sub(raw_BTW[..., :1], mean_BT1, out=frames_BTW[..., :1])
+        frames_BTW[..., 0] *= 1 - PREEMPHASIS
+        frames_BTW *= self._window_W
+
+    def _log_mel(self, padded_BTW: torch.Tensor, out_BTM: torch.Tensor) -> None:
+        """Power spectrum, mel bank, logarithm, into `out_BTM`."""
+        parts = torch.view_as_real(torch.fft.rfft(padded_BTW))
+        power_BTF = parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])
+        for mels, frequencies, bank_FM in self._bands:
+            out_BTM[..., mels] = power_BTF[..., frequencies] @ bank_FM
+        out_BTM.clamp_min_(FLOOR).log_()
+
+
+def fit_length(fbank_TM: torch.Tensor, target_frames: int) -> torch.Tensor:
+    """[T, M] -> [target_frames, M]: cut at the end, or padded there with 0 in raw log-mel, as published."""
+    return F.pad(fbank_TM[:target_frames], (0, 0, 0, max(0, target_frames - len(fbank_TM))))
+
+
+def _mel_bands(config: FrontEndConfig, n_fft: int, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:
+    """Groups of neighbouring mel bins: which bins, which frequencies they touch, weights [F, M].
+
+    torchaudio's bank has n_fft / 2 columns; the Nyquist frequency has no weight in any bin, so it is in no group.
+    """
+    bank_MF = kaldi.get_mel_banks(config.num_mel_bins, n_fft, float(config.sample_rate_hz), LOW_HZ, 0.0, 100.0, -500.0, 1.0)[0]
+    bands = []
+    for start in range(0, config.num_mel_bins, _BAND_MELS):
+        rows_MF = bank_MF[start : start + _BAND_MELS]
+        used = rows_MF.any(dim=0).nonzero().flatten().tolist() or [0]
+        frequencies = slice(used[0], used[-1] + 1)
+        weights_FM = rows_MF[:, frequencies].T.contiguous().to(device)
+        bands.append((slice(start, start + len(rows_MF)), frequencies, weights_FM))
+    return bands

@@ -1,0 +1,177 @@
+"""What every layout is read with: the clip and manifest types, a list of problems, lines with numbers, files inside a root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ast_core.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".mp4", ".webm")
+"""File types taken for audio, most wanted first; the last three cannot be decoded and are listed so that they are rejected."""
+SHOWN = 20
+"""Problems shown in full before the rest is only counted."""
+_FILE, _LINK, _FOLDER = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One listed recording.
+
+    Attributes:
+        clip_id: unique in its manifest.
+        path: absolute path of its file, "" when the clip is listed but has no file.
+        labels: indices into `Manifest.labels`, ascending.
+        split: name of its split, fit for a folder name.
+    """
+
+    clip_id: str
+    path: str
+    labels: tuple[int, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All clips of a data set, its label names in index order, whether every clip has one label, and its layout."""
+
+    clips: tuple[Clip, ...]
+    labels: tuple[str, ...]
+    single_label: bool
+    layout: str
+
+
+class Problems:
+    """Collects what is wrong with a data set's lists, to say all of it at once."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._count = 0
+
+    def add(self, file: Path | str, row: int | None, reason: str) -> None:
+        """Note one problem; `row` counts a file's lines from 1, None for the file as a whole."""
+        self._count += 1
+        if len(self._shown) < SHOWN:
+            self._shown.append(f"  {file}" + (f", row {row}" if row is not None else "") + f": {reason}")
+
+    def check(self) -> None:
+        """Raise `UserError` with the first problems and their number, if there are any."""
+        if self._count:
+            more = f"\n  ... and {self._count - len(self._shown)} more" if self._count > len(self._shown) else ""
+            raise UserError(f"{self._count} problem(s) in the data set; mend them and run again:\n" + "\n".join(self._shown) + more)
+
+
+def shorten(text: str, width: int = 80) -> str:
+    """The text as an ASCII literal of at most about `width` characters, safe to print."""
+    return ascii(text if len(text) <= width else text[:width] + "...")
+
+
+def lines_of(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+    """Number and text (no line end, no byte-order mark) of each line of a UTF-8 file; a bad line is noted and comes as "".
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    with file:
+        for number, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                problems.add(path, number, f"not UTF-8 (byte {error.start}); save the file as UTF-8")
+                text = ""
+            yield number, text.rstrip("\r\n")
+
+
+class Tree:
+    """Files below a root. Each folder is listed once, so that a million clips do not cost a million `stat` calls."""
+
+    def __init__(self, root: Path) -> None:
+        """Root is an existing folder."""
+        self.root = os.path.realpath(root)
+        self._real_prefix = self.root.rstrip("/") + "/"
+        self._prefixes = (self._real_prefix, os.path.abspath(root).rstrip("/") + "/")
+        self._folders: dict[str, dict[str, int]] = {}
+
+    def find(self, given: str) -> str:
+        """Absolute path of a file given relative to the root (or absolute, below it); "" where there is none.
+
+        Raises:
+            ValueError: the path is malformed or leaves the root, by itself or by a link. The text says why.
+        """
+        if not given or "\0" in given:
+            raise ValueError("the path is empty or has a NUL character")
+        if ".." in given.split("/"):
+            raise ValueError(f"the path {shorten(given)} has '..' in it; give paths inside {self.root}")
+        path = os.path.normpath(os.path.join(self.root, given))
+        if not path.startswith(self._prefixes):
+            raise ValueError(f"the path {shorten(given)} is outside {self.root}")
+        folder, name = os.path.split(path)
+        kind = self.entries(folder).get(name)
+        if kind == _LINK:
+            self._require_inside(path)
+        return "" if kind is None else path
+
+    def entries(self, folder: str) -> dict[str, int]:
+        """Names in a folder and their kinds; empty where there is no such folder. ValueError as for `find`."""
+        known = self._folders.get(folder)
+        if known is None:
+            if folder != self.root:
+                self._require_inside(folder)
+            try:
+                with os.scandir(folder) as found:
+                    known = {entry.name: _kind(entry) for entry in found}
+            except (FileNotFoundError, NotADirectoryError):
+                known = {}
+            except OSError as error:
+                raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
+            self._folders[folder] = known
+        return known
+
+    def folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders in a folder, without hidden ones and those that begin with `_`."""
+        names = self.entries(folder).items()
+        return sorted(n for n, kind in names if n[0] not in "._" and _is_folder(os.path.join(folder, n), kind))
+
+    def audio(self, folder: str, problems: Problems) -> Iterator[str]:
+        """Absolute paths of all audio files below a folder, in a fixed order; folders that cannot be listed are noted."""
+        waiting, seen = [folder], set()
+        while waiting:
+            current = waiting.pop()
+            real = os.path.realpath(current)
+            if real in seen:
+                continue
+            seen.add(real)
+            try:
+                found = self.entries(current)
+            except ValueError as error:
+                problems.add(current, None, str(error))
+                continue
+            for name in sorted(found, reverse=True):
+                path = os.path.join(current, name)
+                if name[0] != "." and _is_folder(path, found[name]):
+                    waiting.append(path)
+            yield from (os.path.join(current, name) for name in sorted(found) if is_audio(name, found[name]))
+
+    def _require_inside(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if real != self.root and not real.startswith(self._real_prefix):
+            raise ValueError(f"{shorten(path)} is a link out of {self.root}; put the file itself there")
+
+
+def is_audio(name: str, kind: int = _FILE) -> bool:
+    """Whether a file's name looks like audio: by its suffix, and not hidden."""
+    return kind != _FOLDER and name[0] != "." and name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    return _LINK if entry.is_symlink() else _FOLDER if entry.is_dir(follow_symlinks=False) else _FILE
+
+
+def _is_folder(path: str, kind: int) -> bool:
+    return kind == _FOLDER or (kind == _LINK and os.path.isdir(path))

@@ -1,0 +1,66 @@
+"""The only `ray.init`: join a cluster if one is named, else start one on this machine and stop it at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+import torch
+
+from ast_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def connected(address: str, workers: int = 0) -> Iterator[None]:
+    """A connection to Ray for one stage; one that is there already (a job's, a test's, `run`'s) is used and left open.
+
+    Args:
+        address: what `--address` gave; RAY_ADDRESS if empty; a local cluster if neither is set.
+        workers: processes that must fit at once; a local cluster offers at least so many CPU slots.
+
+    Raises:
+        UserError: the named cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS", "")
+    # Worker processes import these packages from wherever the driver did.
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    try:
+        if target:
+            ray.init(address=target, logging_level=logging.WARNING)
+        else:
+            cores = max(os.cpu_count() or 1, workers)
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment},
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_count(asked: int) -> int:
+    """Workers of a stage: what was asked for, else one a GPU of the cluster, else one a CPU."""
+    if asked > 0:
+        return asked
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 1)))
+
+
+def uses_gpu() -> bool:
+    """Whether the cluster has a GPU that this build of torch could use."""
+    return ray.cluster_resources().get("GPU", 0) > 0 and torch.version.cuda is not None

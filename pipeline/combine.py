@@ -1,0 +1,103 @@
+"""Combine trained members: average each one's epochs (or take its last or best), and put the ensemble together.
+
+python pipeline/combine.py --recipe esc50 --run-dir work/esc50
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ast_core import checkpoint
+from ast_core.average import average_weights
+from ast_core.bundle import write_bundle
+from ast_core.config import OptimConfig, require
+from ast_core.shards import ShardIndex
+from pipeline.settings import CombineSettings, parse, run_stage
+
+Part = tuple[str, dict[str, torch.Tensor], dict[str, Any]]
+
+
+def combine(settings: CombineSettings) -> list[Path]:
+    """Write a bundle for each member (and for its last epoch, to compare with), and one for all of them.
+
+    Returns:
+        The bundles' folders; the ensemble's is last.
+
+    Raises:
+        UserError: a member is missing, unfinished, or of another model than it should be.
+    """
+    index = ShardIndex.load(settings.shards)
+    facts = {"recipe": settings.experiment, "data_hash": index.data_hash}
+    written, parts = [], []
+    table = Table(title="combine")
+    for column in ("bundle", "made of", "digest"):
+        table.add_column(column)
+
+    def write(name: str, members: list[Part], made_of: str, seeds: Sequence[int]) -> None:
+        folder = settings.run_dir / "bundles" / name
+        digest = write_bundle(folder, members, index.single_label, {**facts, "seeds": list(seeds), "made_of": made_of})
+        table.add_row(name, made_of, digest[:12])
+        written.append(folder)
+
+    for seed in settings.ensemble.seeds:
+        name = f"seed-{seed}"
+        epochs = _finished_epochs(settings.run_dir / "members" / name, settings.optim.epochs)
+        part, made_of = _standing(name, epochs, settings.optim, index.single_label)
+        parts.append(part)
+        write(name, [part], made_of, [seed])
+        if settings.optim.weights != "last":
+            last = epochs[settings.optim.epochs]
+            write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed])
+    if len(parts) > 1:
+        write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds)
+    Console().print(table)
+    return written
+
+
+def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:
+    found = checkpoint.epochs_of(member / "epochs")
+    missing = [epoch for epoch in range(1, epochs + 1) if epoch not in found]
+    require(not missing, f"{member} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first.")
+    return found
+
+
+def _standing(name: str, epochs: dict[int, Path], optim: OptimConfig, single_label: bool) -> tuple[Part, str]:
+    """The weights that stand for a member, as the recipe says."""
+    if optim.weights == "averaged":
+        chosen = [epochs[epoch] for epoch in range(optim.average_first_epoch, optim.epochs + 1)]
+        part = (name, average_weights(chosen), checkpoint.read_state(chosen[0])["identity"])
+        return part, f"mean of epochs {optim.average_first_epoch} to {optim.epochs}"
+    if optim.weights == "last":
+        return _part(name, epochs[optim.epochs]), f"epoch {optim.epochs}"
+    key = "validation_accuracy" if single_label else "validation_mAP"
+    rows = {epoch: checkpoint.read_state(path)["row"] for epoch, path in epochs.items() if epoch <= optim.epochs}
+    require(
+        all(key in row for row in rows.values()),
+        "optim.weights is best, which needs data.validation-split: the test split must not choose.",
+    )
+    best = max(rows, key=lambda epoch: (rows[epoch][key], -epoch))
+    return _part(name, epochs[best]), f"epoch {best}, best on validation"
+
+
+def _part(name: str, folder: Path) -> Part:
+    identity = checkpoint.read_state(folder)["identity"]
+    return name, checkpoint.read_tensors(folder, "model"), identity
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: combine(parse(CombineSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.combine import main
+
+    main()

@@ -1,0 +1,120 @@
+"""Tag recordings of any length, rate and format with a registered ensemble or a bundle folder.
+
+python pipeline/predict.py RECORDING_OR_FOLDER ... --model models:/ast-demo@champion
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import soundfile
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ast_core.audio import load_waveform
+from ast_core.bundle import Bundle
+from ast_core.config import require
+from ast_core.errors import ClipError
+from ast_core.files import committed, write_json
+from ast_core.predictor import Predictor
+from pipeline import tracking
+from pipeline.settings import PredictSettings, parse, run_stage
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
+
+
+def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
+    """Predict every file; a broken one is reported and the others go on.
+
+    Returns:
+        Probabilities, float32 [C], by path.
+
+    Raises:
+        UserError: no such input or model, or no file could be used.
+    """
+    if settings.output:
+        require(
+            settings.output.suffix in {".csv", ".json", ".parquet"},
+            f"--output {settings.output} must end in .csv, .json or .parquet.",
+        )
+    files = list(_files(settings.inputs))
+    require(bool(files), "There is no audio file in what was given.")
+    bundle = Bundle.load(_bundle_folder(settings))
+    predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
+    scores: dict[str, np.ndarray] = {}
+    faults: dict[str, str] = {}
+    for path in track(files, "predict", console=Console(stderr=True)):
+        try:
+            scores[str(path)] = predictor.probabilities(load_waveform(path, bundle.front_end.sample_rate_hz))
+        except ClipError as error:
+            faults[str(path)] = str(error)
+    Console().print(_table(bundle, scores, faults, settings.top_k))
+    Console().print(f"{len(files)} files = {len(scores)} predicted + {len(faults)} refused")
+    if settings.output:
+        _write(settings.output, bundle, scores, faults)
+    require(bool(scores), "None of the files could be used; the table says why.")
+    return scores
+
+
+def _bundle_folder(settings: PredictSettings) -> Path:
+    if settings.model.startswith(("models:/", "runs:/")):
+        tracking.open_store(settings.tracking)
+        return tracking.fetch_bundle(settings.model)
+    return Path(settings.model).absolute()
+
+
+def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+    """Named files as they are; in folders, whatever has an audio file's ending."""
+    for path in inputs:
+        require(path.exists(), f"There is no file or folder {path}.")
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        else:
+            yield path
+
+
+def _table(bundle: Bundle, scores: dict[str, np.ndarray], faults: dict[str, str], top_k: int) -> Table:
+    table = Table(title="predictions")
+    table.add_column("file", overflow="fold")
+    table.add_column("labels")
+    for path, scores_C in scores.items():
+        top = np.argsort(-scores_C, kind="stable")[:top_k]
+        table.add_row(Path(path).name, ", ".join(f"{bundle.labels[c]} {scores_C[c]:.3f}" for c in top))
+    for path, reason in faults.items():
+        table.add_row(Path(path).name, f"refused: {reason}".replace("[", "\\["), style="red")
+    return table
+
+
+def _write(path: Path, bundle: Bundle, scores: dict[str, np.ndarray], faults: dict[str, str]) -> None:
+    """A row a file: path, error, and each label's probability."""
+    rows = [{"path": p, "error": "", **dict(zip(bundle.labels, s.tolist(), strict=True))} for p, s in scores.items()]
+    rows += [{"path": p, "error": reason, **dict.fromkeys(bundle.labels)} for p, reason in faults.items()]
+    if path.suffix == ".json":
+        write_json(path, rows)
+        return
+    table = pa.Table.from_pylist(rows)
+    with committed(path) as beside:
+        if path.suffix == ".csv":
+            pyarrow.csv.write_csv(table, beside)
+        else:
+            pyarrow.parquet.write_table(table, beside)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: predict(parse(PredictSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.predict import main
+
+    main()

@@ -1,0 +1,1 @@
+"""The packaged TOML recipes: each a complete set of settings for one data set."""

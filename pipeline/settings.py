@@ -1,0 +1,232 @@
+"""TOML recipe and flags to settings: the only import of tyro.
+
+A recipe is rewritten as flags put before the user's, so that one parser checks both and the user's come last and win.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from ast_core.config import (
+    AugmentConfig,
+    DataConfig,
+    EnsembleConfig,
+    FrontEndConfig,
+    ModelConfig,
+    OptimConfig,
+    PrepareConfig,
+    Recipe,
+)
+from ast_core.errors import ClipError, UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+SettingsT = TypeVar("SettingsT")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stage takes."""
+
+    recipe: str = "audioset_full"
+    """Recipe: a name of pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
+    run_dir: Path = Path()
+    """Folder of this run's results; work/RECIPE by default. The same folder again resumes."""
+    shards: Path = Path()
+    """Folder of the Parquet shards; RUN_DIR/shards by default."""
+    workers: int = 0
+    """Worker processes; 0 for one a GPU, or one a core where there is no GPU."""
+    address: str = ""
+    """Ray cluster to join, as `auto` or `ray://host:port`; RAY_ADDRESS if empty; else a local one is started."""
+    tracking: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI if empty; else sqlite in work/mlflow.db."""
+    experiment: str = ""
+    """MLflow experiment; the recipe's name by default."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings(Common):
+    """Settings of `prepare`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+
+
+@dataclass(frozen=True)
+class TrainSettings(Common):
+    """Settings of `train`."""
+
+    seed: int = 0
+    """Seed of this member: order, augmentation, initial weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class CombineSettings(Common):
+    """Settings of `combine`."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Common):
+    """Settings of `evaluate`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class RegisterSettings(Common):
+    """Settings of `register`."""
+
+    model_name: str = ""
+    """Name in the registry; ast-RECIPE by default. Members are NAME-seed-0 and so on."""
+
+
+@dataclass(frozen=True)
+class RunSettings(Common, Recipe):
+    """Settings of `run`: the whole recipe."""
+
+    model_name: str = ""
+    """Name in the registry; ast-RECIPE by default."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Settings of `predict`."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Audio files, or folders that are searched for them."""
+    model: str = "models:/ast-demo@champion"
+    """A registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
+    top_k: int = 5
+    """Labels shown a file."""
+    output: Path | None = None
+    """Also write all probabilities to this .csv, .json or .parquet file."""
+    tracking: str = ""
+    """MLflow tracking URI of the registry; MLFLOW_TRACKING_URI if empty; else sqlite in work/mlflow.db."""
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A packaged recipe by name, or a TOML file, checked by the flags' own parser.
+
+    Raises:
+        UserError: no such recipe, not TOML. A wrong key or type exits with tyro's suggestion.
+    """
+    return tyro.cli(Recipe, args=_as_flags(_recipe_values(name_or_path)), description=f"Recipe {name_or_path}.")
+
+
+def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
+    """Settings from a stage's command line; its recipe, if it takes one, gives the defaults.
+
+    Returns:
+        Settings with every path absolute, and empty names filled in.
+
+    Raises:
+        UserError: the recipe is missing or not TOML.
+    """
+    flags = list(sys.argv[1:] if argv is None else argv)
+    if issubclass(kind, Common):
+        recipe = _recipe_flag(flags)
+        load_recipe(recipe)  # a wrong key is told about even where this stage does not take its section
+        taken = {f.name for f in dataclasses.fields(kind)}
+        flags = _as_flags({key: value for key, value in _recipe_values(recipe).items() if key in taken}) + flags
+    settings = tyro.cli(kind, args=flags, description=description)
+    return _resolved(settings)
+
+
+def run_stage(stage: Callable[[], Any]) -> None:
+    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1."""
+    try:
+        stage()
+    except (UserError, ClipError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. The same command again goes on from here.")
+        sys.exit(130)
+
+
+def section_values(settings: Common, kind: type[SettingsT]) -> SettingsT:
+    """The fields that another stage's settings share with `settings`; the rest keep their defaults."""
+    shared = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    return kind(**{name: getattr(settings, name) for name in shared})
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _recipe_flag(flags: Sequence[str]) -> str:
+    """The value of the last --recipe, before the full parse that needs it."""
+    found = Common.recipe
+    for position, flag in enumerate(flags):
+        if flag == "--recipe" and position + 1 < len(flags):
+            found = flags[position + 1]
+        elif flag.startswith("--recipe="):
+            found = flag.partition("=")[2]
+    return found
+
+
+def _recipe_values(name_or_path: str) -> dict[str, Any]:
+    packaged = RECIPES / f"{name_or_path}.toml"
+    path = packaged if packaged.is_file() else Path(name_or_path)
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise UserError(f"No recipe {name_or_path!r}. Give a TOML file, or one of: {names}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"Recipe {path} is not TOML: {error}.") from None
+
+
+def _as_flags(values: dict[str, Any], prefix: str = "--") -> list[str]:
+    flags: list[str] = []
+    for key, value in values.items():
+        name = prefix + key.replace("_", "-")
+        if isinstance(value, dict):
+            flags += _as_flags(value, name + ".")
+        elif isinstance(value, bool):
+            head, _, last = name.rpartition(".")
+            flags.append(name if value else f"{head}.no-{last}")
+        elif isinstance(value, list):
+            flags += [name, *(str(item) for item in value)]
+        else:
+            flags += [name, str(value)]
+    return flags
+
+
+def _resolved(settings: Any) -> Any:
+    """Absolute paths and names in place of empty ones: Ray changes its workers' folder."""
+    changes: dict[str, Any] = {}
+    if isinstance(settings, Common):
+        recipe = Path(settings.recipe).stem
+        run_dir = settings.run_dir if settings.run_dir != Path() else Path("work") / recipe
+        changes["run_dir"] = run_dir.absolute()
+        changes["shards"] = (settings.shards if settings.shards != Path() else run_dir / "shards").absolute()
+        changes["experiment"] = settings.experiment or recipe
+    if hasattr(settings, "model_name"):
+        changes["model_name"] = settings.model_name or f"ast-{Path(settings.recipe).stem.replace('_', '-')}"
+    data = getattr(settings, "data", None)
+    if data is not None and data.source and data.source != "synthetic":
+        changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
+    if isinstance(settings, PredictSettings):
+        changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
+    store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
+    changes["tracking"] = store or f"sqlite:///{Path('work/mlflow.db').absolute()}"
+    return dataclasses.replace(settings, **changes)

@@ -1,0 +1,164 @@
+"""Train one member on the shards, on as many workers as there are GPUs or cores; the same command again resumes.
+
+python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import ray.train
+import torch
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from rich.console import Console
+
+from ast_core.config import to_dict
+from ast_core.errors import UserError
+from ast_core.files import write_json
+from ast_core.shards import ShardIndex
+from ast_core.trainer import Job, fit
+from pipeline import cluster, tracking
+from pipeline.progress import EpochBar, metrics_table
+from pipeline.settings import TrainSettings, parse, run_stage
+
+RESTARTS = 3
+"""Times that lost workers are started again; each resumes from the newest verified checkpoint."""
+
+
+def train(settings: TrainSettings) -> Path:
+    """Train the member `seed-N` of a run.
+
+    Returns:
+        The member's folder, with `epochs/`, `checkpoints/` and `metrics.jsonl`.
+
+    Raises:
+        UserError: the shards are missing or of other settings, another launch holds the run, or the loss is not finite.
+    """
+    index = ShardIndex.load(settings.shards)
+    job = job_of(settings)
+    run = {"settings": to_dict(settings) | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}}
+    name = f"{settings.experiment}-{job.folder.name}"
+    tags = {"stage": "train", "seed": str(settings.seed), "data_hash": index.data_hash, "run_dir": str(settings.run_dir)}
+    with _alone(job.folder), cluster.connected(settings.address, settings.workers):
+        tracking.open_store(settings.tracking)
+        write_json(job.folder / "run.json", run)
+        history = job.folder / "metrics.jsonl"
+        with (
+            tracking.start_run(settings.experiment, name, run["settings"], tags) as run_id,
+            tracking.MetricsFollower(run_id, history),
+            EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
+        ):
+            _supervise(job, cluster.worker_count(settings.workers))
+        tracking.log_artifacts(run_id, job.folder / "run.json")
+    Console().print(metrics_table(f"{job.folder.name}: training", history))
+    return job.folder
+
+
+def job_of(settings: TrainSettings) -> Job:
+    """What `ast_core` needs of a stage's settings."""
+    return Job(
+        folder=settings.run_dir / "members" / f"seed-{settings.seed}",
+        shards=settings.shards,
+        seed=settings.seed,
+        data=settings.data,
+        front_end=settings.front_end,
+        model=settings.model,
+        augment=settings.augment,
+        optim=settings.optim,
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the member's folder; the operating system lets go of it if this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise UserError(f"{folder} is being trained by {who}. Wait for it, or choose another --run-dir.") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _supervise(job: Job, workers: int) -> None:
+    """Run the workers to the end; start them again if they die of anything but an error that the user must mend.
+
+    Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a write;
+    ours do, so each start is a fresh run to Ray.
+    """
+    scratch = job.folder / ".ray"
+    try:
+        for attempt in range(RESTARTS + 1):
+            try:
+                _fit_once(job, workers, scratch)
+            except TrainingFailedError as error:
+                _raise_user_error(error)
+                if attempt == RESTARTS:
+                    raise UserError(
+                        f"Workers of {job.folder.name} died {RESTARTS + 1} times; the last time: {error}. The newest "
+                        "checkpoint is kept: run the same command again once the cause is mended."
+                    ) from error
+                Console(stderr=True).print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
+            else:
+                return
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fit_once(job: Job, workers: int, scratch: Path) -> None:
+    gpu = cluster.uses_gpu()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One rank's training, inside Ray Train's process group."""
+    context = ray.train.get_context()
+    world = context.get_world_size()
+    if not torch.cuda.is_available():
+        # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    fit(config["job"], context.get_world_rank(), world, device, ray.train.report)
+
+
+def _raise_user_error(error: BaseException) -> None:
+    """Raise the first `UserError` among a training failure's causes, as it was written."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error]:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, UserError):
+                raise UserError(str(seen)) from None
+            seen = getattr(seen, "_base_exc", None) or seen.__cause__
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: train(parse(TrainSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.train import main  # workers import this module by its name, not as __main__
+
+    main()
