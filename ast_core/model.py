@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -69,7 +70,7 @@ class AST(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, size.embed_dim))
         tokens = self.grid[0] * self.grid[1] + self.prefix_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, size.embed_dim))
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
             Block(size.embed_dim, size.heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(size.depth)
         )
@@ -87,8 +88,8 @@ class AST(nn.Module):
         """Normalised log-mel [B, T, M] to logits [B, C]."""
         image_B1MT = fbank_BTM.transpose(1, 2).unsqueeze(1)
         tokens_BPE = self.patch_proj(image_B1MT).flatten(2).transpose(1, 2)  # frequency-major
-        prefix = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        prefix = [token.expand(len(fbank_BTM), -1, -1) for token in prefix]
+        own = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
+        prefix = [token.expand(len(fbank_BTM), -1, -1) for token in own]
         tokens_BPE = torch.cat([*prefix, tokens_BPE], dim=1) + self.pos_embed
         for block in self.blocks:
             tokens_BPE = block(tokens_BPE)

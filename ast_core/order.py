@@ -19,7 +19,8 @@ def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
         float64 [clips].
     """
     class_weight_C = 1000.0 / (labels_NC.sum(axis=0, dtype=np.float64) + 0.01)
-    return (labels_NC > 0).astype(np.float64) @ class_weight_C
+    weight_N: np.ndarray = (labels_NC > 0).astype(np.float64) @ class_weight_C
+    return weight_N
 
 
 def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -35,7 +36,8 @@ def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) 
     weights = clip_weights(labels_NC)
     cumulative = np.cumsum(weights)
     draws = np.searchsorted(cumulative, rng.random(clips) * cumulative[-1], side="right")
-    return np.minimum(draws, clips - 1)
+    order_N: np.ndarray = np.minimum(draws, clips - 1)
+    return order_N
 
 
 def steps_per_epoch(clips: int, batch_size: int) -> int:

@@ -146,8 +146,8 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
         load_recipe(recipe)  # a wrong key is told about even where this stage does not take its section
         taken = {f.name for f in dataclasses.fields(kind)}
         flags = _as_flags({key: value for key, value in _recipe_values(recipe).items() if key in taken}) + flags
-    settings = tyro.cli(kind, args=flags, description=description)
-    return _resolved(settings)
+    settings: SettingsT = _resolved(tyro.cli(kind, args=flags, description=description))
+    return settings
 
 
 def run_stage(stage: Callable[[], Any]) -> None:

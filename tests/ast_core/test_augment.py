@@ -1,0 +1,58 @@
+"""Augmentation against its definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ast_core.augment import apply, draw, mask, mix_labels, mix_power
+from ast_core.config import AugmentConfig
+
+CONFIG = AugmentConfig(mixup_rate=0.5, freq_mask_bins=48, time_mask_frames=192, noise=True)
+
+
+def test_draws_depend_on_seed_epoch_and_position_only():
+    both = draw(CONFIG, 7, 2, np.array([3, 11]), 100, 1024, 128)
+    one = draw(CONFIG, 7, 2, np.array([11]), 100, 1024, 128)
+    assert both.lambda_B[1] == one.lambda_B[0]
+    assert (both.freq_mask_B2[1] == one.freq_mask_B2[0]).all()
+    assert draw(CONFIG, 8, 2, np.array([11]), 100, 1024, 128).noise_seed_B[0] != one.noise_seed_B[0]
+
+
+def test_statistics_of_draws():
+    draws = draw(CONFIG, 0, 1, np.arange(4000), 50, 1024, 128)
+    mixed = draws.lambda_B < 1
+    assert abs(mixed.mean() - 0.5) < 0.04
+    assert abs(draws.lambda_B[mixed].mean() - 0.5) < 0.01
+    assert abs(draws.lambda_B[mixed].std() - np.sqrt(1 / (4 * 21))) < 0.005  # Beta(10, 10)
+    assert set(draws.partner_B) == set(range(50))
+    assert draws.freq_mask_B2[:, 1].max() == 47
+    assert abs(draws.time_mask_B2[:, 1].mean() - 95.5) < 4
+    assert (draws.time_mask_B2.sum(axis=1) <= 1024).all()
+    assert set(draws.roll_B) == set(range(-10, 10))
+
+
+def test_mixing_is_in_the_power_domain_and_lambda_one_changes_no_bit():
+    a, b = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    mixed = mix_power(a, b, torch.tensor([0.3, 1.0], dtype=torch.float64))
+    expected = torch.log(0.3**2 * a[0].exp() + 0.7**2 * b[0].exp())
+    torch.testing.assert_close(mixed[0], expected)
+    assert torch.equal(mixed[1], a[1])
+    labels = mix_labels(torch.eye(2), torch.eye(2).flip(0), torch.tensor([0.25, 1.0]))
+    torch.testing.assert_close(labels, torch.tensor([[0.25, 0.75], [0.0, 1.0]]))
+
+
+def test_mask_writes_raw_zero():
+    out = mask(torch.full((1, 6, 5), -4.0), np.array([[1, 2]]), np.array([[3, 1]]))
+    assert (out[0, :, 1:3] == 0).all()
+    assert (out[0, 3] == 0).all()
+    assert (out[0, 0, [0, 3, 4]] == -4).all()
+
+
+def test_noise_is_bounded_and_keyed():
+    config = AugmentConfig(mixup_rate=0, freq_mask_bins=0, time_mask_frames=0, noise=True)
+    zeros = torch.zeros(3, 40, 8)
+    draws = draw(config, 0, 1, np.arange(3), 3, 40, 8)
+    out = apply(draws, config, zeros, zeros, 0.0, 0.5)
+    assert 0 <= out.min() <= out.max() <= 0.1
+    assert torch.equal(out, apply(draws, config, zeros, zeros, 0.0, 0.5))

@@ -1,0 +1,85 @@
+"""Metrics against scikit-learn, on random scores with and without ties."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ast_core.metrics import accuracy, average_precision_C, d_prime, evaluate_scores, roc_auc_C
+
+
+def random_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of at most `steps` values (0 for any value) and labels, some classes without a positive."""
+    rng = np.random.default_rng(seed)
+    scores_NC = rng.random((clips, classes), dtype=np.float32)
+    if steps:
+        scores_NC = np.floor(scores_NC * steps) / np.float32(steps)
+    return scores_NC, (rng.random((clips, classes)) < rng.random(classes)).astype(np.float32)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5), st.sampled_from([0, 1, 2, 5]))
+@settings(max_examples=200, deadline=None)
+def test_equals_scikit_learn(seed: int, clips: int, classes: int, steps: int) -> None:
+    scores_NC, labels_NC = random_case(seed, clips, classes, steps)
+    precision_C, auc_C = average_precision_C(scores_NC, labels_NC), roc_auc_C(scores_NC, labels_NC)
+    for c in range(classes):
+        positives = labels_NC[:, c].sum()
+        if not positives:
+            assert math.isnan(precision_C[c])
+            assert math.isnan(auc_C[c])
+            continue
+        assert precision_C[c] == pytest.approx(average_precision_score(labels_NC[:, c], scores_NC[:, c]), abs=1e-12)
+        if positives == clips:
+            assert math.isnan(auc_C[c])
+        else:
+            assert auc_C[c] == pytest.approx(roc_auc_score(labels_NC[:, c], scores_NC[:, c]), abs=1e-12)
+
+
+def test_many_clips_equal_scikit_learn_and_are_faster() -> None:
+    scores_NC, labels_NC = random_case(0, 5000, 40, 0)
+    started = time.process_time()
+    ours = average_precision_C(scores_NC, labels_NC)
+    own_seconds = time.process_time() - started
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = average_precision_score(labels_NC, scores_NC, average=None)
+    assert np.abs(ours - theirs).max() < 1e-12
+    assert own_seconds < time.process_time() - started
+
+
+def test_d_prime_of_known_areas() -> None:
+    assert d_prime(0.5) == pytest.approx(0, abs=1e-12)
+    assert d_prime(0.9) == pytest.approx(math.sqrt(2) * 1.2815515655446004, abs=1e-12)
+    assert (d_prime(1.0), d_prime(0.0)) == (math.inf, -math.inf)
+    assert math.isnan(d_prime(math.nan))
+
+
+def test_single_label_scores_have_accuracy_beside_chance() -> None:
+    labels_NC = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
+    result = evaluate_scores(labels_NC[[0, 2, 2, 3]], labels_NC, single_label=True)
+    assert (result["accuracy"], result["chance_accuracy"]) == (0.75, 0.5)
+    assert result["chance_mAP"] == pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    assert "accuracy" not in evaluate_scores(labels_NC, labels_NC, single_label=False)
+    assert accuracy(labels_NC, labels_NC) == 1.0
+
+
+def test_scores_that_are_not_finite_or_not_of_one_shape_are_refused() -> None:
+    labels_NC = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match="finite"):
+        average_precision_C(np.full((2, 3), np.nan), labels_NC)
+    with pytest.raises(ValueError, match="shape"):
+        roc_auc_C(np.zeros((3, 2)), labels_NC)
+
+
+def test_nothing_to_evaluate_is_nan_not_an_error() -> None:
+    result = evaluate_scores(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), single_label=True)
+    assert math.isnan(result["mAP"])
+    assert math.isnan(result["accuracy"])
