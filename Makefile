@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all that a fresh machine needs; each makes the virtual environment by itself.
+PYTHON ?= python3
+DATA ?=
+ARGS ?=
+BIN := .venv/bin
+export DO_NOT_TRACK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test lint bench lock clean
+.DEFAULT_GOAL := test
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv==0.13.9
+	$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+demo: .venv/.installed  ## The main job: on audio that it makes itself, or on DATA=FOLDER
+	$(BIN)/python pipeline/run.py --recipe $(if $(DATA),own --data.source "$(DATA)",demo) $(ARGS)
+
+test: lint  ## All checks and tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed  ## Style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed  ## Every headline figure against its peer
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+lock: .venv/.installed  ## Resolve requirements.lock again
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --group dev pyproject.toml --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+
+clean:  ## Remove the virtual environment and caches; runs in work/ stay
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

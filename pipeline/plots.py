@@ -1,0 +1,80 @@
+"""Pictures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ast_core.files import committed
+
+MOST_BARS = 60
+"""With more classes than this only the best and the worst are drawn."""
+BAR_INCHES = 0.22
+
+
+def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chance: float) -> None:
+    """Draw each class's average precision as a bar, best first.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        precision: average precision by label; NaN where there was no positive, which is left out.
+        chance: mean share of positives, drawn as a line.
+    """
+    known = sorted(((value, label) for label, value in precision.items() if not math.isnan(value)), reverse=True)
+    shown = known
+    if len(known) > MOST_BARS:
+        half = MOST_BARS // 2
+        shown = known[:half] + known[-half:]
+        title += f"\nthe best and the worst {half} of {len(known)} classes"
+    figure = Figure(figsize=(8, 1.5 + BAR_INCHES * max(4, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(shown))
+    axes.barh(places, [value for value, _ in shown], color="#3b6ea5", height=0.75)
+    # A dollar sign in a label would start a formula.
+    axes.set_yticks(places, [label[:40].replace("$", r"\$") for _, label in shown], fontsize=8)
+    axes.axvline(chance, color="#c44e52", linestyle="--", label=f"chance {chance:.3f}")
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision", title=title)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw each member's training loss and held-out score over epochs.
+
+    Args:
+        path: PNG to write.
+        histories: rows of `metrics.jsonl` by member.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    loss_axes, score_axes = figure.subplots(1, 2)
+    rows = [row for history in histories.values() for row in history]
+    key = _score_key(rows)
+    for member, history in histories.items():
+        epochs = [row["epoch"] for row in history]
+        loss_axes.plot(epochs, [row["train_loss"] for row in history], marker=".", label=member)
+        score_axes.plot(epochs, [row.get(key, math.nan) for row in history], marker=".", label=member)
+    loss_axes.set(xlabel="epoch", ylabel="training loss", title="training loss")
+    score_axes.set(xlabel="epoch", ylabel=key.replace("_", " "), title=key.replace("_", " "))
+    for axes in (loss_axes, score_axes):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if histories:
+            axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The headline metric: accuracy where there is one, else mAP."""
+    keys = sorted({key for row in rows for key in row})
+    return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with committed(path) as beside:
+        FigureCanvasAgg(figure).print_png(str(beside))

@@ -1,0 +1,389 @@
+"""The only mlflow import: store, runs, metrics that follow a training, artifacts, the registry.
+
+Training never waits for the tracker or dies with it: what a run logs is tried, and a failure is one line on stderr.
+The registry is another matter: what it cannot do raises `UserError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import filelock
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 waits minutes for a tracker that is gone
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}.items():
+    os.environ.setdefault(_name, _value)  # mlflow reads them when it is imported
+
+import mlflow
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+
+from ast_core.config import require
+from ast_core.errors import UserError
+
+ResultT = TypeVar("ResultT")
+SQLITE = "sqlite:///"
+PARAM_CHARACTERS = 500
+"""Longer values are cut; the whole settings are in the run folder."""
+BATCH = 100
+"""Parameters or tags that one request may hold."""
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio")
+"""What a registered model needs, at the versions it was registered with."""
+
+
+def open_store(uri: str) -> None:
+    """Use a tracking store; a sqlite file is made, with all its tables, by one process at a time.
+
+    Args:
+        uri: `sqlite:////folder/mlflow.db`, or a server's `http://host:port`.
+
+    Raises:
+        UserError: the store is of another MLflow version, damaged, or cannot be written.
+    """
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    database = _database(uri)
+    if database is None:
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that race to make the tables leave a store that none can open.
+        with filelock.FileLock(f"{database}.lock"):
+            client = MlflowClient()
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    except Exception as error:
+        raise UserError(
+            f"The MLflow store {uri} cannot be opened: {_first_line(error)}. If another MLflow version made it, run "
+            f"`mlflow db upgrade {uri}`; else mend it or give another --tracking."
+        ) from error
+
+
+@contextlib.contextmanager
+def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
+    """The MLflow run that has exactly these tags, gone on with, or a new one; system metrics are sampled meanwhile.
+
+    Args:
+        experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.
+        name: of the run.
+        params: settings, nested; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`.
+        tags: what the run is; the same again is the same run.
+
+    Yields:
+        The run's id, or "" if the tracker cannot be reached: whatever takes a run's id then does nothing.
+    """
+    run_id = _tried("the run could not be started", lambda: _begin(experiment, name, params, tags), "")
+    status = RunStatus.FAILED
+    try:
+        yield run_id
+        status = RunStatus.FINISHED
+    except KeyboardInterrupt:
+        status = RunStatus.KILLED
+        raise
+    finally:
+        if run_id:
+            _tried("the run could not be ended", lambda: mlflow.end_run(RunStatus.to_string(status)), None)
+
+
+def folder_id(folder: Path) -> str:
+    """A random name that a folder keeps (`.folder-id`): as a tag, it tells a resumed run from one started anew."""
+    path = folder / ".folder-id"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.is_file() or not path.read_text(encoding="utf-8"):
+            path.write_text(uuid.uuid4().hex, encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
+    """Log final numbers, those that the run does not have already. Never raises."""
+
+    def log() -> None:
+        known = MlflowClient().get_run(run_id).data.metrics
+        now = int(time.time() * 1000)
+        new = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value) and known.get(key) != value]
+        if new:
+            MlflowClient().log_batch(run_id, metrics=new)
+
+    if run_id:
+        _tried("metrics were not logged", log, None)
+
+
+def log_artifacts(run_id: str, path: Path, under: str | None = None) -> None:
+    """Copy a file, or a folder's content, to the run's artifacts. Never raises.
+
+    Args:
+        run_id: of the run.
+        path: file or folder.
+        under: folder among the artifacts; their root by default.
+    """
+
+    def log() -> None:
+        if path.is_dir():
+            MlflowClient().log_artifacts(run_id, str(path), under)
+        else:
+            MlflowClient().log_artifact(run_id, str(path), under)
+
+    if run_id:
+        _tried(f"{path} was not logged", log, None)
+
+
+class MetricsFollower:
+    """Logs a training's `metrics.jsonl` while it grows: each epoch once, at step = epoch, over all resumes.
+
+    An epoch goes to the tracker as one batch with `epoch` in it; what the tracker then has says where to go on, so
+    nothing is lost or doubled if it was away.
+
+    Args:
+        run_id: of the run; with "" nothing is done.
+        history: the JSON lines; may not be there yet.
+        every_s: seconds between looks.
+    """
+
+    def __init__(self, run_id: str, history: Path, every_s: float = 1.0) -> None:
+        self._run_id = run_id
+        self._history = history
+        self._every_s = every_s
+        self._logged: int | None = None  # last epoch that the tracker has; None when it must be asked
+        self._first_ms = 0
+        self._warned = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="metrics-follower", daemon=True)
+
+    def __enter__(self) -> MetricsFollower:
+        """Start to follow."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Log what is left and stop."""
+        self._stop.set()
+        self._thread.join()
+        self._catch_up()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if not self._run_id:
+            return
+        try:
+            rows = _rows(self._history)
+            if self._logged is None:
+                self._ask()
+            clock_ms = float(self._first_ms)
+            for row in rows:
+                # Made of the run's start and the rows' own seconds: a batch sent twice is the same to a database.
+                clock_ms += 1000 * row.get("seconds", 0.0)
+                if row["epoch"] > (self._logged or 0):
+                    self._send(row, int(clock_ms))
+        except Exception as error:
+            self._logged = None
+            if not self._warned:
+                _warn(f"epochs are not logged for now ({_first_line(error)}); they are kept in {self._history}")
+            self._warned = True
+
+    def _ask(self) -> None:
+        run = MlflowClient().get_run(self._run_id)
+        self._first_ms = run.info.start_time
+        self._logged = int(run.data.metrics.get("epoch", 0))
+
+    def _send(self, row: dict[str, Any], clock_ms: int) -> None:
+        epoch = int(row["epoch"])
+        metrics = [Metric(key, float(value), clock_ms, epoch) for key, value in row.items() if isinstance(value, int | float)]
+        MlflowClient().log_batch(self._run_id, metrics=metrics)
+        self._logged = epoch
+
+
+def find_version(name: str, digest: str) -> int | None:
+    """The registered version of a model that holds the bundle with this digest; the newest if there are several."""
+    with _registry(f"{name} could not be looked up"):
+        found = MlflowClient().search_model_versions(f"name = '{name}' and tags.bundle_digest = '{digest}'")
+        return max((int(version.version) for version in found), default=None)
+
+
+def add_version(
+    name: str, bundle: Path, run_id: str, example: pd.DataFrame, answer: pd.DataFrame, metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> int:  # fmt: skip
+    """Upload a bundle as a pyfunc model, then register it. No pickle: weights stay the bundle's own files.
+
+    Args:
+        name: in the registry; made if it is not there.
+        bundle: folder.
+        run_id: active run that the model belongs to.
+        example: input to show.
+        answer: what the model says to it; with the example it gives the signature.
+        metrics: shown beside the model.
+        tags: of the version.
+
+    Returns:
+        The version. Nothing shows in the registry before the upload is whole.
+
+    Raises:
+        UserError: the registry cannot be reached or written.
+    """
+    packages = [Path(__file__).resolve().parents[1] / package for package in ("ast_core", "pipeline")]
+    with _registry(f"{name} could not be registered"):
+        model = mlflow.pyfunc.log_model(
+            name=name,
+            loader_module="pipeline.serving",
+            data_path=str(bundle),
+            code_paths=[str(package) for package in packages],
+            signature=_signature(example, answer),
+            input_example=example,
+            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            metadata=dict(tags),
+        )
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        mlflow.log_metrics(finite, run_id=run_id, model_id=model.model_id)
+        version: ModelVersion = mlflow.register_model(model.model_uri, name, tags=dict(tags))
+        return int(version.version)
+
+
+def describe_version(name: str, version: int, description: str) -> None:
+    """Show a text beside a version and its model. UserError if the registry does not take it."""
+    with _registry(f"{name} could not be described"):
+        MlflowClient().update_model_version(name, str(version), description)
+        MlflowClient().update_registered_model(name, description)
+
+
+def set_alias(name: str, alias: str, version: int) -> None:
+    """Point an alias at a version. UserError if the registry does not take it."""
+    with _registry(f"the alias {alias} could not be set"):
+        MlflowClient().set_registered_model_alias(name, alias, str(version))
+
+
+def fetch_bundle(uri: str) -> Path:
+    """The folder of a registered model's bundle, downloaded unless the store is on this machine.
+
+    Args:
+        uri: `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`.
+
+    Raises:
+        UserError: no such model, or it holds no bundle.
+    """
+    with _registry(f"{uri} could not be fetched"):
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    found = sorted(folder.glob("**/bundle.json"))
+    require(len(found) == 1, f"{uri} is not a model of this pipeline: {len(found)} bundles in {folder}.")
+    return found[0].parent
+
+
+def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    experiment_id = _experiment(experiment)
+    known = _run_with(experiment_id, name, tags)
+    if importlib.util.find_spec("psutil"):
+        mlflow.enable_system_metrics_logging()
+    run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=name, tags=dict(tags))
+    _log_params(run.info.run_id, _flat(params), run.data.params)
+    return str(run.info.run_id)
+
+
+def _experiment(name: str) -> str:
+    """Id of the experiment. Two processes may make it at once: the second finds the first's."""
+    database = _database(mlflow.get_tracking_uri())
+    where = None if database is None else (database.parent / f"{database.stem}-artifacts" / name).absolute().as_uri()
+    found = MlflowClient().get_experiment_by_name(name)
+    if found is None:
+        with contextlib.suppress(MlflowException):
+            return str(MlflowClient().create_experiment(name, artifact_location=where))
+        found = MlflowClient().get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise UserError(f"the MLflow experiment {name} was deleted; restore it or give another --experiment")
+    return str(found.experiment_id)
+
+
+def _run_with(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+    wanted = {"mlflow.runName": name, **tags}
+    quoted = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if "'" not in value]
+    runs = MlflowClient().search_runs([experiment_id], " and ".join(quoted), max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _log_params(run_id: str, params: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Parameters cannot change in MLflow: what a resume was given otherwise becomes a tag."""
+    client = MlflowClient()
+    new = [Param(key, value) for key, value in params.items() if key not in known]
+    changed = [RunTag(f"changed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
+    for first in range(0, len(new), BATCH):
+        client.log_batch(run_id, params=new[first : first + BATCH])
+    for first in range(0, len(changed), BATCH):
+        client.log_batch(run_id, tags=changed[first : first + BATCH])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:PARAM_CHARACTERS]
+    return flat
+
+
+def _signature(example: pd.DataFrame, answer: pd.DataFrame) -> ModelSignature:
+    signature: ModelSignature = mlflow.models.infer_signature(example, answer)
+    return signature
+
+
+def _rows(history: Path) -> list[dict[str, Any]]:
+    """The whole lines of the history; a last one without its end is left for later."""
+    if not history.is_file():
+        return []
+    text = history.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+@contextlib.contextmanager
+def _registry(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (MlflowException, OSError) as error:
+        raise UserError(f"MLflow at {mlflow.get_tracking_uri()}: {what}: {_first_line(error)}.") from error
+
+
+def _tried(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
+    try:
+        return action()
+    except Exception as error:
+        _warn(f"{what} ({_first_line(error)})")
+        return otherwise
+
+
+def _warn(sentence: str) -> None:
+    print(f"MLflow: {sentence}.", file=sys.stderr)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

@@ -1,0 +1,98 @@
+"""One parser checks recipe and flags; mistakes are one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ast_core.errors import UserError
+from pipeline.settings import PrepareSettings, RunSettings, TrainSettings, load_recipe, parse, run_stage, section_values
+
+GOOD = """
+[data]
+train_splits = ["a", "b"]
+[augment]
+noise = true
+[optim]
+epochs = 3
+learning_rate = 2.5e-4
+[ensemble]
+seeds = [4, 5]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_recipe_then_flags(recipe):
+    settings = parse(TrainSettings, "", ["--recipe", str(recipe), "--optim.epochs", "7", "--seed", "2"])
+    assert settings.optim.epochs == 7
+    assert settings.optim.learning_rate == 2.5e-4
+    assert settings.augment.noise is True
+    assert settings.data.train_splits == ("a", "b")
+    assert settings.seed == 2
+
+
+def test_paths_are_absolute_and_names_filled_in(recipe, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = parse(RunSettings, "", [f"--recipe={recipe}", "--data.source", "clips"])
+    assert settings.run_dir == tmp_path / "work" / "mine"
+    assert settings.shards == settings.run_dir / "shards"
+    assert settings.model_name == "ast-mine"
+    assert settings.data.source == str(tmp_path / "clips")
+    assert settings.tracking == f"sqlite:///{tmp_path}/work/mlflow.db"
+    assert settings.ensemble.seeds == (4, 5)
+
+
+def test_sections_pass_from_run_to_a_stage(recipe):
+    settings = parse(RunSettings, "", ["--recipe", str(recipe)])
+    assert section_values(settings, PrepareSettings).data == settings.data
+
+
+@pytest.mark.parametrize("text", ["[optim]\nepoch = 3\n", "[optim]\nepochs = 'three'\n", "[optimiser]\nepochs = 3\n"])
+def test_a_wrong_key_or_type_exits_with_a_message(tmp_path, capsys, text):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as exit_info:
+        parse(PrepareSettings, "", ["--recipe", str(path)])
+    assert exit_info.value.code == 2
+    shown = capsys.readouterr()
+    assert "epoch" in shown.err + shown.out
+
+
+def test_values_out_of_range_and_missing_recipes_are_user_errors(tmp_path):
+    path = tmp_path / "range.toml"
+    path.write_text("[optim]\nbatch_size = 0\n")
+    with pytest.raises((UserError, SystemExit)):
+        load_recipe(str(path))
+    with pytest.raises(UserError, match="No recipe 'esc51'"):
+        load_recipe("esc51")
+    path.write_text("[optim\n")
+    with pytest.raises(UserError, match="is not TOML"):
+        load_recipe(str(path))
+
+
+def test_a_user_error_is_one_sentence_and_exit_code_one(capsys):
+    def stage():
+        raise UserError("No clips in [here]. Do that.")
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_stage(stage)
+    assert exit_info.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown == "Error: No clips in [here]. Do that.\n"
+    assert "Traceback" not in shown
+
+
+def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
+    stages = Path(__file__).resolve().parents[2] / "pipeline"
+    for name in ("prepare", "train", "combine", "evaluate", "register", "predict", "run"):
+        text = (stages / f"{name}.py").read_text()
+        assert f"from pipeline.{name} import main" in text
+        assert "def main(argv: Sequence[str] | None = None) -> None:" in text

@@ -1,0 +1,129 @@
+"""The tracking store on a fresh sqlite file: racing processes, resumed runs, metrics exactly once, a dead tracker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from ast_core.errors import UserError
+from pipeline import tracking
+
+PROCESS = """
+import sys
+from pipeline import tracking
+tracking.open_store(sys.argv[1])
+with tracking.start_run("race", sys.argv[2], {"a": {"b": 1}}, {"who": sys.argv[2]}) as run_id:
+    tracking.log_metrics(run_id, {"value": 1.0})
+    assert run_id
+"""
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "train_loss": 1 / epoch, "test_mAP": 0.1 * epoch, "seconds": 2.0}
+
+
+def write_rows(path: Path, epochs: int) -> None:
+    path.write_text("".join(json.dumps(row(epoch)) + "\n" for epoch in range(1, epochs + 1)), encoding="utf-8")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    tracking.open_store(uri)
+    return uri
+
+
+@pytest.mark.timeout(180)
+def test_processes_on_a_fresh_store_all_succeed(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
+    root = Path(tracking.__file__).parents[1]
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, uri, str(n)], cwd=root, stderr=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
+    for process in started:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    tracking.open_store(uri)
+    experiment = MlflowClient().get_experiment_by_name("race")
+    assert experiment is not None
+    runs = MlflowClient().search_runs([experiment.experiment_id])
+    assert [run.data.metrics["value"] for run in runs] == [1.0] * 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert experiment.artifact_location.startswith((tmp_path / "fresh").as_uri())
+
+
+def test_the_same_tags_continue_the_same_run(store: str) -> None:
+    params = {"optim": {"epochs": 3}, "long": "x" * 900}
+    with tracking.start_run("e", "train", params, {"folder": "a"}) as first:
+        pass
+    with tracking.start_run("e", "train", {"optim": {"epochs": 5}}, {"folder": "a"}) as again:
+        pass
+    with tracking.start_run("e", "train", params, {"folder": "b"}) as other:
+        pass
+    assert first == again != other
+    data = mlflow.get_run(first).data
+    assert (data.params["optim.epochs"], data.tags["changed.optim.epochs"]) == ("3", "5")
+    assert len(data.params["long"]) == 500
+
+
+def test_a_failure_is_the_runs_status(store: str) -> None:
+    with pytest.raises(KeyError), tracking.start_run("e", "fails", {}, {}) as run_id:
+        raise KeyError
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+
+
+def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> None:
+    history = tmp_path / "metrics.jsonl"
+    for epochs in (2, 2, 5):
+        with tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id, tracking.MetricsFollower(run_id, history, 0.05):
+            write_rows(history, epochs)
+    values = MlflowClient().get_metric_history(run_id, "train_loss")
+    assert [(m.step, m.value) for m in values] == [(epoch, 1 / epoch) for epoch in range(1, 6)]
+    assert values[1].timestamp - values[0].timestamp == 2000
+
+
+def test_epochs_written_while_the_tracker_is_away_are_replayed(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = tmp_path / "metrics.jsonl"
+    database = Path(store.removeprefix("sqlite:///"))
+    with tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id:
+        follower = tracking.MetricsFollower(run_id, history, 0.05)
+        write_rows(history, 1)
+        follower._catch_up()
+        mlflow.set_tracking_uri("http://127.0.0.1:9")
+        write_rows(history, 3)
+        follower._catch_up()
+        follower._catch_up()
+        assert capsys.readouterr().err.count("epochs are not logged for now") == 1
+        mlflow.set_tracking_uri(store)
+        follower._catch_up()
+    assert database.is_file()
+    assert [m.step for m in MlflowClient().get_metric_history(run_id, "test_mAP")] == [1, 2, 3]
+
+
+def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracking.open_store("http://127.0.0.1:9")
+    write_rows(tmp_path / "metrics.jsonl", 2)
+    with tracking.start_run("e", "train", {}, {}) as run_id, tracking.MetricsFollower(run_id, tmp_path / "metrics.jsonl"):
+        tracking.log_metrics(run_id, {"a": 1.0})
+        tracking.log_artifacts(run_id, tmp_path / "metrics.jsonl")
+    assert run_id == ""
+    assert "could not be started" in capsys.readouterr().err
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
+    with pytest.raises(UserError, match="cannot be opened"):
+        tracking.open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
+    assert tracking.folder_id(tmp_path / "a") == tracking.folder_id(tmp_path / "a") != tracking.folder_id(tmp_path / "b")
