@@ -110,12 +110,12 @@ def _known(path: Path, identity: dict[str, str]) -> dict[str, Any]:
 
 def _scored(bundle: Path, settings: EvaluateSettings, reader: ShardReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices and scores, chunk by chunk in any order; every clip once, or an error."""
-    processors = int(ray.cluster_resources().get("CPU", 1))
+    processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     workers = max(1, min(cluster.worker_count(settings.workers), processors, math.ceil(len(reader) / CHUNK)))
     actor = ray.remote(Scorer).options(
         num_cpus=1, num_gpus=1 if cluster.uses_gpu() else 0, max_restarts=2, max_task_retries=2
     )
-    scorers = [actor.remote(bundle, settings.shards, settings.data.test_split) for _ in range(workers)]
+    scorers: list[Any] = [actor.remote(bundle, settings.shards, settings.data.test_split) for _ in range(workers)]
     waiting = []
     for rank, scorer in enumerate(scorers):
         share = order.evaluation_share(len(reader), rank, workers)
@@ -133,15 +133,16 @@ def _scored(bundle: Path, settings: EvaluateSettings, reader: ShardReader) -> It
     finally:
         for scorer in scorers:
             ray.kill(scorer)
-    require(bool((seen_N == 1).all()), f"{int((seen_N != 1).sum())} clips were not scored exactly once. Run evaluate again.")
+    wrong = int((seen_N != 1).sum())
+    require(not wrong, f"{wrong} clips were not scored exactly once by {bundle}. Run evaluate again.")
 
 
 def _check_scores(bundle: Path, scores: np.ndarray, reader: ShardReader, indices: np.ndarray) -> None:
     classes = reader.labels_NC.shape[1]
-    require(scores.shape[1] == classes, f"{bundle} has {scores.shape[1]} labels, the shards {classes}: they do not belong together.")
+    require(scores.shape[1] == classes, f"{bundle} has {scores.shape[1]} labels, the shards in use have {classes}.")
     finite = np.isfinite(scores).all(axis=1)
     names = ", ".join(reader.clip_ids[index] for index in indices[~finite][:5])
-    require(bool(finite.all()), f"{bundle} gives scores that are not finite for {names}: the model is broken, train it again.")
+    require(bool(finite.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
 
 
 def _write(output: Path, name: str, identity: dict[str, str], scores_NC: np.ndarray, reader: ShardReader) -> dict[str, Any]:

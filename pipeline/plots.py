@@ -77,4 +77,4 @@ def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     with committed(path) as beside:
-        FigureCanvasAgg(figure).print_png(str(beside))
+        FigureCanvasAgg(figure).print_png(str(beside))  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import math
 import os
 import sys
@@ -50,7 +51,7 @@ PARAM_CHARACTERS = 500
 """Longer values are cut; the whole settings are in the run folder."""
 BATCH = 100
 """Parameters or tags that one request may hold."""
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio")
+REQUIREMENTS = tuple("mlflow numpy pandas pyarrow safetensors soundfile soxr timm torch torchaudio".split())
 """What a registered model needs, at the versions it was registered with."""
 
 
@@ -63,6 +64,8 @@ def open_store(uri: str) -> None:
     Raises:
         UserError: the store is of another MLflow version, damaged, or cannot be written.
     """
+    for source in ("mlflow", "alembic"):
+        logging.getLogger(source).setLevel(logging.ERROR)  # their notes would drown the stage's own lines
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     database = _database(uri)
@@ -84,7 +87,7 @@ def open_store(uri: str) -> None:
 
 @contextlib.contextmanager
 def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-    """The MLflow run that has exactly these tags, gone on with, or a new one; system metrics are sampled meanwhile.
+    """The newest MLflow run with this name and these tags, gone on with, or a new one; system metrics are sampled meanwhile.
 
     Args:
         experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.
@@ -124,9 +127,9 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
     def log() -> None:
         known = MlflowClient().get_run(run_id).data.metrics
         now = int(time.time() * 1000)
-        new = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value) and known.get(key) != value]
+        new = {key: value for key, value in metrics.items() if math.isfinite(value) and known.get(key) != value}
         if new:
-            MlflowClient().log_batch(run_id, metrics=new)
+            MlflowClient().log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in new.items()])
 
     if run_id:
         _tried("metrics were not logged", log, None)
@@ -178,7 +181,9 @@ class MetricsFollower:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Log what is left and stop."""
         self._stop.set()
         self._thread.join()
@@ -214,8 +219,9 @@ class MetricsFollower:
 
     def _send(self, row: dict[str, Any], clock_ms: int) -> None:
         epoch = int(row["epoch"])
-        metrics = [Metric(key, float(value), clock_ms, epoch) for key, value in row.items() if isinstance(value, int | float)]
-        MlflowClient().log_batch(self._run_id, metrics=metrics)
+        numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
+        batch = [Metric(key, value, clock_ms, epoch) for key, value in numbers.items()]
+        MlflowClient().log_batch(self._run_id, metrics=batch)
         self._logged = epoch
 
 
@@ -298,7 +304,7 @@ def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[
     experiment_id = _experiment(experiment)
     known = _run_with(experiment_id, name, tags)
     if importlib.util.find_spec("psutil"):
-        mlflow.enable_system_metrics_logging()
+        mlflow.enable_system_metrics_logging()  # type: ignore[no-untyped-call]
     run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=name, tags=dict(tags))
     _log_params(run.info.run_id, _flat(params), run.data.params)
     return str(run.info.run_id)
@@ -320,7 +326,9 @@ def _experiment(name: str) -> str:
 
 def _run_with(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
     wanted = {"mlflow.runName": name, **tags}
-    quoted = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if "'" not in value]
+    if any("'" in value and '"' in value for value in wanted.values()):
+        return None  # MLflow's filters cannot quote it: a new run then
+    quoted = [f"tags.`{key}` = " + (f'"{value}"' if "'" in value else f"'{value}'") for key, value in wanted.items()]
     runs = MlflowClient().search_runs([experiment_id], " and ".join(quoted), max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
