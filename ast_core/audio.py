@@ -1,4 +1,7 @@
-"""Audio file to mono float32 waveform, or `ClipError`. Decoders read a cut file as a clean shorter clip, so lengths are checked here."""
+"""Audio file to mono float32 waveform, or `ClipError`.
+
+Decoders read a cut file as a clean shorter clip, so lengths are checked here.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
+import soundfile  # type: ignore[import-untyped]
+import soxr  # type: ignore[import-untyped]
 
 from ast_core.errors import ClipError
 
@@ -23,11 +26,12 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Sampling rates outside these are a damaged header, not audio."""
 MAX_AMPLITUDE = 1e6
 """Full scale is 1; int16 scaled floats reach 32768. Beyond this a power spectrum may overflow."""
-CANCELLED = 1e-4
-"""A mono mix below this share of the channels' peak (-80 dB) is channels in opposite phase."""
+CANCELLED = 1e-3
+"""A mono mix below this share of the channels' peak (-60 dB) means opposite phase; rounding leaves some."""
 _BLOCK_FRAMES = 1 << 19
 _RESAMPLER_REACH_S = 0.1
-_CLIP_FAULTS = {errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.EISDIR}
+_NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
+_CLIP_FAULTS = _NO_FILE | {errno.EACCES, errno.EPERM}
 
 
 def load_waveform(path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
@@ -101,7 +105,7 @@ def _read_mono(file: soundfile.SoundFile, frames: int) -> Waveform:
         left -= len(block)
     if file.channels > 1 and peak > 0 and mono_peak <= CANCELLED * peak:
         raise ClipError("decode", f"its {file.channels} channels cancel out: their mean is silence though they are not")
-    return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 @contextlib.contextmanager
@@ -127,13 +131,19 @@ def _opened(path: Path | str) -> Iterator[int]:
 
 
 def _check_whole(descriptor: int) -> None:
-    """ClipError("decode", "truncated: ...") where a WAV, AIFF, OGG or MP3 file ends before its own header says."""
+    """ClipError("decode", "truncated: ...") where a file ends before its own header says."""
     size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, 12, 0)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+    head = os.pread(descriptor, 28, 0)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         promised = _wav_end(descriptor, size)
     elif head[:4] == b"FORM":
         promised = 8 + int.from_bytes(head[4:8], "big")
+    elif head[:4] == b".snd" and head[8:12] != b"\xff\xff\xff\xff":
+        promised = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
+    elif head[:4] == b"RF64":
+        promised = 8 + int.from_bytes(head[20:28], "little")
+    elif head[:4] == b"riff":  # Sony Wave64
+        promised = int.from_bytes(head[16:24], "little")
     elif head[:4] == b"OggS":
         _check_ogg_end(descriptor, size)
         return
@@ -156,7 +166,7 @@ def _wav_end(descriptor: int, size: int) -> int:
 
 
 def _check_ogg_end(descriptor: int, size: int) -> None:
-    """The last page starts within the last 64 KiB (a page's largest size), is whole, and ends its stream (RFC 3533, bit 4)."""
+    """The last page, which is at most 64 KiB long, is whole and ends its stream (RFC 3533, flag 4)."""
     tail = os.pread(descriptor, 65_536, max(0, size - 65_536))
     page = tail[tail.rfind(b"OggS") :]
     whole = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -1,4 +1,4 @@
-"""Waveforms to Kaldi's log-mel filterbank, batched, on CPU and GPU; equal to torchaudio's to rounding, several times faster.
+"""Waveforms to Kaldi's log-mel filterbank, batched, on CPU and GPU; equal to torchaudio's to rounding, and faster.
 
 Shape suffixes: B clips, N samples, T frames, W samples a window, F frequencies, M mel bins.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torchaudio.compliance import kaldi
+from torchaudio.compliance import kaldi  # type: ignore[import-untyped]
 
 from ast_core.config import FrontEndConfig, require
 from ast_core.errors import ClipError
@@ -18,12 +18,12 @@ LOW_HZ = 20.0
 """Kaldi's default lower edge of the mel bank; the upper one is half the sampling rate."""
 FLOOR = 1.1920929e-07
 """float32's epsilon, Kaldi's floor under the logarithm."""
-_CHUNK_FRAMES = 400  # about 0.8 MB of float32 at 512 samples: stays in the second-level cache
-_BAND_MELS = 32  # mel bins multiplied together; a group touches only the frequencies between its edges
+_CHUNK_FRAMES = 500  # about 1 MB of float32 at 512 samples; measured best, as fewer calls and cache misses balance
+_BAND_MELS = 16  # mel bins multiplied together; a group touches only the frequencies between its edges
 
 
 class Fbank:
-    """The reference call, `kaldi.fbank(x - x.mean(), htk_compat=True, use_energy=False, dither=0.0, ...)`, for a batch."""
+    """The call `kaldi.fbank(x - x.mean(), htk_compat=True, use_energy=False, dither=0.0, ...)` for a batch."""
 
     def __init__(self, config: FrontEndConfig, device: torch.device | str = "cpu") -> None:
         """Build window and mel bank.
@@ -63,15 +63,17 @@ class Fbank:
         Raises:
             ClipError: stage `fbank`; the clip is shorter than one window.
         """
-        wave_BN = torch.atleast_2d(waveform.to(self.device, torch.float32))
+        wave = waveform.to(self.device, torch.float32)
+        wave_BN = wave if wave.dim() == 2 else wave[None]
         num_frames = self.num_frames(wave_BN.shape[1])
         if not num_frames:
             raise ClipError("fbank", f"{wave_BN.shape[1]} samples are less than one window of {self.window_samples}")
         wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True)
         raw_BTW = wave_BN.unfold(1, self.window_samples, self.hop_samples)
-        emphasised_BTW = F.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0)).unfold(1, self.window_samples, self.hop_samples)
+        emphasised_BN = F.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0))
+        emphasised_BTW = emphasised_BN.unfold(1, self.window_samples, self.hop_samples)
         out_BTM = wave_BN.new_empty(len(wave_BN), num_frames, self.config.num_mel_bins)
-        chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // len(wave_BN))
+        chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // max(1, len(wave_BN)))
         buffer_BTW = wave_BN.new_zeros(len(wave_BN), min(chunk, num_frames), self._n_fft)
         for start in range(0, num_frames, chunk):
             rows = slice(start, min(start + chunk, num_frames))
@@ -83,8 +85,8 @@ class Fbank:
     def _window(self, raw_BTW: torch.Tensor, emphasised_BTW: torch.Tensor, padded_BTW: torch.Tensor) -> None:
         """Write DC-free, pre-emphasised, windowed frames into the front of `padded_BTW`.
 
-        Kaldi takes each frame's mean m off before pre-emphasis, and its first sample has itself as predecessor. Both are linear:
-        (x[i] - m) - c (x[i-1] - m) = (x[i] - c x[i-1]) - (1 - c) m, so pre-emphasis is done once for the clip, not per frame.
+        Kaldi takes each frame's mean m off before pre-emphasis, and its first sample has itself as predecessor. Since
+        (x[i] - m) - c (x[i-1] - m) = (x[i] - c x[i-1]) - (1 - c) m, pre-emphasis is done once a clip, not once a frame.
         """
         mean_BT1 = raw_BTW.mean(dim=2, keepdim=True)
         frames_BTW = padded_BTW[..., : self.window_samples]
@@ -95,8 +97,9 @@ class Fbank:
 
     def _log_mel(self, padded_BTW: torch.Tensor, out_BTM: torch.Tensor) -> None:
         """Power spectrum, mel bank, logarithm, into `out_BTM`."""
-        parts = torch.view_as_real(torch.fft.rfft(padded_BTW))
-        power_BTF = parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])
+        # Squaring the contiguous pairs is faster than squaring each strided part.
+        squares = torch.view_as_real(torch.fft.rfft(padded_BTW)).square_()
+        power_BTF = squares[..., 0] + squares[..., 1]
         for mels, frequencies, bank_FM in self._bands:
             out_BTM[..., mels] = power_BTF[..., frequencies] @ bank_FM
         out_BTM.clamp_min_(FLOOR).log_()
@@ -112,7 +115,8 @@ def _mel_bands(config: FrontEndConfig, n_fft: int, device: torch.device) -> list
 
     torchaudio's bank has n_fft / 2 columns; the Nyquist frequency has no weight in any bin, so it is in no group.
     """
-    bank_MF = kaldi.get_mel_banks(config.num_mel_bins, n_fft, float(config.sample_rate_hz), LOW_HZ, 0.0, 100.0, -500.0, 1.0)[0]
+    rate, no_warp = float(config.sample_rate_hz), (100.0, -500.0, 1.0)
+    bank_MF = kaldi.get_mel_banks(config.num_mel_bins, n_fft, rate, LOW_HZ, 0.0, *no_warp)[0]
     bands = []
     for start in range(0, config.num_mel_bins, _BAND_MELS):
         rows_MF = bank_MF[start : start + _BAND_MELS]

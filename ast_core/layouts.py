@@ -1,4 +1,4 @@
-"""Readers of the data sets' own layouts. Each notes bad rows in `problems` and goes on, so that all are told at once."""
+"""Readers of the data sets' own layouts. Each notes bad rows in `problems` and goes on: all are told at once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ SPLIT_FOLDERS = {
     "eval": "test",
 }
 """Folder names taken for splits."""
-_SEGMENT = re.compile(r'([A-Za-z0-9_-]{1,64})\s*,\s*(\d{1,9}(?:\.\d{1,6})?)\s*,\s*(\d{1,9}(?:\.\d{1,6})?)\s*,\s*(?:"([^"]*)"|([^",]+))\s*')
+_SECONDS = r"(\d{1,9}(?:\.\d{1,6})?)"
+_SEGMENT = re.compile(rf'([A-Za-z0-9_-]{{1,64}})\s*,\s*{_SECONDS}\s*,\s*{_SECONDS}\s*,\s*(?:"([^"]*)"|([^",]+))')
 
 
 def hashed_split(key: str) -> str:
-    """`train`, `validation` or `test` (80, 10, 10 in a hundred) by the SHA-256 of a clip's name, so that it never moves."""
+    """`train`, `validation` or `test` (80, 10, 10 in a hundred) by the SHA-256 of a clip's name: it never moves."""
     place = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
     return "train" if place < 80 else "validation" if place < 90 else "test"
 
@@ -64,25 +65,28 @@ def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator
 def _require_columns(path: Path, header: list[str], columns: Iterable[str]) -> None:
     missing = [name for name in columns if name not in header]
     if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)} in its first row; its columns are {shorten(', '.join(header))}.")
+        found = shorten(", ".join(header))
+        raise UserError(f"{path} has no column {', '.join(missing)} in its first row; its columns are {found}.")
 
 
 def load_audioset(source: Path, problems: Problems) -> Manifest:
-    """AudioSet's segments CSVs. Labels: those of class_labels_indices.csv, in its order, that occur in any CSV present.
+    """AudioSet's segments CSVs. Labels: those of class_labels_indices.csv, in its order, that occur in a CSV present.
 
-    All 527 stay when all occur; a subset of AudioSet keeps only its own, since a class without a positive has no AP. The audio
-    is searched in `audio/` and in folders named as the splits, as ID, YID, ID_START, YID_START (START in s or ms) + suffix.
+    All 527 stay when all occur; a subset of AudioSet keeps only its own, since a class without a positive has no AP.
+    The audio is searched in `audio/` and in folders named as the splits, by the names ID, YID, ID_START and YID_START
+    (START in seconds or milliseconds) with any audio suffix.
     """
-    names = {row["mid"]: row["display_name"] for _, row in csv_rows(source / "class_labels_indices.csv", ("mid", "display_name"), problems)}
-    files = [(split, source / f"{split}_segments.csv") for split in AUDIOSET_SPLITS if (source / f"{split}_segments.csv").is_file()]
-    if not files:
-        raise UserError(f"{source} has none of {', '.join(f'{split}_segments.csv' for split in AUDIOSET_SPLITS)}.")
+    label_rows = csv_rows(source / "class_labels_indices.csv", ("mid", "display_name"), problems)
+    names = {row["mid"]: row["display_name"] for _, row in label_rows}
+    lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
+    if not any(path.is_file() for path in lists.values()):
+        raise UserError(f"{source} has none of {', '.join(path.name for path in lists.values())}.")
     tree = Tree(source)
     index = _audio_by_stem(tree, problems)
     mid_index = {mid: number for number, mid in enumerate(names)}
     clips, ids = [], set[str]()
-    for split, path in files:
-        for number, text in lines_of(path, problems):
+    for split, path in lists.items():
+        for number, text in lines_of(path, problems) if path.is_file() else ():
             if not text.strip() or text.lstrip().startswith("#"):
                 continue
             try:
@@ -142,7 +146,7 @@ def _with_used_labels(clips: list[Clip], names: list[str]) -> Manifest:
 
 
 def load_esc50(source: Path, problems: Problems) -> Manifest:
-    """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, ordered by target number."""
+    """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
     path = source / "meta" / "esc50.csv"
     tree = Tree(source)
     rows, categories, seen = [], dict[int, str](), set[str]()
@@ -153,7 +157,7 @@ def load_esc50(source: Path, problems: Problems) -> Manifest:
                 raise ValueError(f"fold {shorten(row['fold'])} or target {shorten(row['target'])} is not a number")
             target = int(row["target"])
             if categories.setdefault(target, row["category"]) != row["category"]:
-                raise ValueError(f"target {target} is both {shorten(categories[target])} and {shorten(row['category'])}")
+                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(row['category'])}")
             if name in seen or "/" in name:
                 raise ValueError(f"the file name {shorten(name)} is listed twice or has a '/'")
             rows.append((name, tree.find(f"audio/{name}"), target, f"fold{int(row['fold'])}"))
@@ -166,7 +170,7 @@ def load_esc50(source: Path, problems: Problems) -> Manifest:
 
 
 def load_speech_commands(source: Path, problems: Problems) -> Manifest:
-    """Speech Commands: WORD/file; its two lists name validation and test, the rest trains; `_background_noise_` is ignored."""
+    """Speech Commands: WORD/FILE; two lists name validation and test; `_background_noise_` is left out."""
     tree = Tree(source)
     listed: dict[str, str] = {}
     for split, path in (("validation", source / "validation_list.txt"), ("test", source / "testing_list.txt")):
@@ -182,20 +186,22 @@ def load_speech_commands(source: Path, problems: Problems) -> Manifest:
                 problems.add(path, number, str(error))
     found = dict(_class_files(tree, tree.root, problems))
     splits = {name: listed.get(name, "train") for name in sorted({*found, *listed})}
-    return _by_class([(name, name.split("/")[0], found.get(name, ""), split) for name, split in splits.items()], "speech_commands")
+    rows = [(name, name.split("/")[0], found.get(name, ""), split) for name, split in splits.items()]
+    return _by_class(rows, "speech_commands")
 
 
 def load_folders(source: Path, problems: Problems) -> Manifest:
-    """CLASS/file, split by `hashed_split`; or SPLIT/CLASS/file where folders named as splits hold folders but no audio."""
+    """CLASS/FILE, split by `hashed_split`; or SPLIT/CLASS/FILE where folders named as splits hold folders, no audio."""
     tree = Tree(source)
     top = tree.folders(tree.root)
     splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
     if not splits:
-        rows = [(key, key.split("/")[0], path, hashed_split(key)) for key, path in _class_files(tree, tree.root, problems)]
-        return _by_class(rows, "folders")
+        files = _class_files(tree, tree.root, problems)
+        return _by_class([(key, key.split("/")[0], path, hashed_split(key)) for key, path in files], "folders")
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
-            problems.add(os.path.join(tree.root, name), None, f"not a split, beside {', '.join(splits)}; move it into one or away")
+            reason = f"not a split, beside {', '.join(splits)}; move it into one or away"
+            problems.add(os.path.join(tree.root, name), None, reason)
     rows = [
         (f"{name}/{key}", key.split("/")[0], path, SPLIT_FOLDERS[name.lower()])
         for name in splits
@@ -223,4 +229,5 @@ def _by_class(rows: list[tuple[str, str, str, str]], layout: str) -> Manifest:
     """Manifest of (clip id, class, path, split) rows; labels sorted by name."""
     names = sorted({row[1] for row in rows})
     index = {name: (number,) for number, name in enumerate(names)}
-    return Manifest(tuple(Clip(key, path, index[name], split) for key, name, path, split in rows), tuple(names), True, layout)
+    clips = tuple(Clip(key, path, index[name], split) for key, name, path, split in rows)
+    return Manifest(clips, tuple(names), True, layout)

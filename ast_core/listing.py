@@ -1,4 +1,4 @@
-"""What every layout is read with: the clip and manifest types, a list of problems, lines with numbers, files inside a root."""
+"""What every layout is read with: clip and manifest types, collected problems, numbered lines, files inside a root."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ast_core.errors import UserError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".mp4", ".webm")
-"""File types taken for audio, most wanted first; the last three cannot be decoded and are listed so that they are rejected."""
+_DECODED = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
+AUDIO_SUFFIXES = (*_DECODED, ".m4a", ".mp4", ".webm")
+"""File types taken for audio, most wanted first; the last three cannot be decoded: they are listed to be rejected."""
 SHOWN = 20
 """Problems shown in full before the rest is only counted."""
 _FILE, _LINK, _FOLDER = 0, 1, 2
@@ -60,7 +61,8 @@ class Problems:
         """Raise `UserError` with the first problems and their number, if there are any."""
         if self._count:
             more = f"\n  ... and {self._count - len(self._shown)} more" if self._count > len(self._shown) else ""
-            raise UserError(f"{self._count} problem(s) in the data set; mend them and run again:\n" + "\n".join(self._shown) + more)
+            shown = "\n".join(self._shown) + more
+            raise UserError(f"{self._count} problem(s) in the data set; mend them and run again:\n{shown}")
 
 
 def shorten(text: str, width: int = 80) -> str:
@@ -69,7 +71,7 @@ def shorten(text: str, width: int = 80) -> str:
 
 
 def lines_of(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Number and text (no line end, no byte-order mark) of each line of a UTF-8 file; a bad line is noted and comes as "".
+    """Number and text (no line end, no byte-order mark) of a UTF-8 file's lines; a bad one is noted and comes as "".
 
     Raises:
         UserError: the file cannot be opened.
@@ -134,12 +136,12 @@ class Tree:
         return known
 
     def folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders in a folder, without hidden ones and those that begin with `_`."""
+        """Sorted names of the folders in a folder, without those that begin with `.` or `_`."""
         names = self.entries(folder).items()
         return sorted(n for n, kind in names if n[0] not in "._" and _is_folder(os.path.join(folder, n), kind))
 
     def audio(self, folder: str, problems: Problems) -> Iterator[str]:
-        """Absolute paths of all audio files below a folder, in a fixed order; folders that cannot be listed are noted."""
+        """Absolute paths of all audio files below a folder, in a fixed order; unreadable folders are noted."""
         waiting, seen = [folder], set()
         while waiting:
             current = waiting.pop()
@@ -156,7 +158,8 @@ class Tree:
                 path = os.path.join(current, name)
                 if name[0] != "." and _is_folder(path, found[name]):
                     waiting.append(path)
-            yield from (os.path.join(current, name) for name in sorted(found) if is_audio(name, found[name]))
+            names = sorted(name for name, kind in found.items() if is_audio(name, kind))
+            yield from (os.path.join(current, name) for name in names)
 
     def _require_inside(self, path: str) -> None:
         real = os.path.realpath(path)

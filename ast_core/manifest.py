@@ -1,4 +1,4 @@
-"""From a data set on disk to its clips: ids, paths, labels, splits. Every layout's problems are told at once, with row numbers."""
+"""From a data set on disk to its clips: ids, paths, labels, splits. All problems are told at once, with row numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ast_core.tables import MANIFEST_SUFFIXES, load_table
 __all__ = ["Clip", "Manifest", "detect_layout", "load_manifest"]
 
 ACCEPTED = """Accepted are
-  audioset         balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv (at least one), class_labels_indices.csv, audio/
+  audioset         class_labels_indices.csv, audio/ and at least one of
+                   balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv
   esc50            meta/esc50.csv, audio/
   speech_commands  WORD/*.wav, validation_list.txt, testing_list.txt
   folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
-  manifest         a .csv, .json, .jsonl or .parquet file with the columns path, labels and, if you like, clip_id, split"""
+  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels, and if you like clip_id, split"""
 
 _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
     "audioset": load_audioset,
@@ -37,7 +38,7 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
         layout: its layout; `auto` recognises it.
 
     Raises:
-        UserError: the source is missing, of no known layout, empty, or has bad rows (the first 20 are named, all are counted).
+        UserError: the source is missing, of no known layout, empty, or has bad rows (20 are named, all are counted).
     """
     if not source.exists():
         raise UserError(f"The data set {source} does not exist. Give data.source an existing folder or manifest file.")

@@ -69,8 +69,9 @@ def evaluate_scores(scores_NC: np.ndarray, labels_NC: np.ndarray, single_label: 
         single_label: whether a clip has exactly one label; only then there is an accuracy.
 
     Returns:
-        `mAP` and `mAUC`, means over the classes that have them; `d_prime` of mAUC; `chance_mAP`, the mean share of
-        positives over the classes of mAP; for single labels `accuracy` and `chance_accuracy`, the commonest class's share.
+        `mAP` and `mAUC`, means over the classes that have them; `d_prime` of mAUC; `chance_mAP`, the mean share
+        of positives over the classes of mAP; for single labels `accuracy` and `chance_accuracy`, the commonest
+        class's share.
 
     Raises:
         ValueError: shapes differ, or a score is not finite.

@@ -1,4 +1,4 @@
-"""Reader of the user's own manifest: a CSV, JSON, JSON-lines or Parquet table with path, labels and maybe clip_id, split."""
+"""Reader of the user's own manifest: a CSV, JSON, JSON-lines or Parquet table of path, labels, clip_id and split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 def load_table(source: Path, problems: Problems) -> Manifest:
-    """Clips of a table; paths are relative to its folder. Labels are sorted by name; a row without a split gets a hashed one.
+    """Clips of a table; paths are relative to its folder. Labels are sorted by name; a missing split is hashed.
 
     Raises:
         UserError: the file is not of its type, or a column is missing.

@@ -43,7 +43,8 @@ Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels
 
 - Recipe `{facts.get("recipe", "")}`, seeds {seeds}; weights: {facts.get("made_of", "")}.
 - Input: mono at {front.sample_rate_hz} Hz (other rates and channels are converted), {front.num_mel_bins} mel bins,
-  {front.frame_shift_ms:g} ms a frame. Longer recordings are cut into windows of {front.target_frames} frames; their mean counts.
+  {front.frame_shift_ms:g} ms a frame. Longer recordings are cut into windows of {front.target_frames} frames;
+  their mean counts.
 - Bundle `{bundle.digest}`, data `{facts.get("data_hash", "")}`.
 
 {members}
@@ -54,7 +55,8 @@ Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels
 python pipeline/predict.py RECORDING --model models:/{name}@champion
 ```
 
-As MLflow pyfunc model: a table with the column `audio` (the bytes of a recording; base64 in JSON) to a table with a column a label.
+As MLflow pyfunc model: a table with the column `audio` (the bytes of a recording; base64 in JSON) to a table with
+a column a label.
 
 ## Classes
 
@@ -78,4 +80,5 @@ def _shown(value: float | None) -> str:
 def _member_line(bundle: Bundle, number: int) -> str:
     member = bundle.members[number]
     millions = sum(parameter.numel() for parameter in member.model.parameters()) / 1e6
-    return f"- Member `{member.name}`: {millions:.2f} M parameters, normalised with mean {member.mean:.4f}, std {member.std:.4f}."
+    scale = f"mean {member.mean:.4f}, std {member.std:.4f}"
+    return f"- Member `{member.name}`: {millions:.2f} M parameters, normalised with {scale}."

@@ -145,7 +145,9 @@ def _check_scores(bundle: Path, scores: np.ndarray, reader: ShardReader, indices
     require(bool(finite.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
 
 
-def _write(output: Path, name: str, identity: dict[str, str], scores_NC: np.ndarray, reader: ShardReader) -> dict[str, Any]:
+def _write(
+    output: Path, name: str, identity: dict[str, str], scores_NC: np.ndarray, reader: ShardReader
+) -> dict[str, Any]:
     """Commit a bundle's scores, then its metrics, which vouch for them."""
     labels_NC = reader.labels_NC
     precision_C, auc_C = metrics.average_precision_C(scores_NC, labels_NC), metrics.roc_auc_C(scores_NC, labels_NC)

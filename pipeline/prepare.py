@@ -5,12 +5,15 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +29,7 @@ from rich.table import Table
 
 from ast_core.audio import load_waveform
 from ast_core.config import FrontEndConfig, from_dict, require, to_dict
-from ast_core.errors import ClipError, UserError
+from ast_core.errors import ClipError, DamagedError, UserError
 from ast_core.fbank import Fbank, fit_length
 from ast_core.files import committed, digest, read_json, sha256_of, write_json
 from ast_core.manifest import Clip, Manifest, load_manifest
@@ -37,6 +40,8 @@ from pipeline.synthesise import synthesise
 
 AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
 """Published mean and standard deviation, shown beside a data set's own."""
+FORMAT = 1
+"""Part of every shard's key: raise it when the same clips and settings would give other shards."""
 REJECTS = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
 
 
@@ -48,15 +53,33 @@ class Part:
     name: str
     split: str
     clips: tuple[Clip, ...]
+    source: str
+    """Root of the clips' paths in the key."""
     front_end: dict[str, Any]
     metadata: dict[str, Any]
-    key: str
-    """Hash of the clips, their files' sizes and times, the labels and the front end."""
+    """Front end and labels, as the Parquet file keeps them."""
 
     @property
     def marker(self) -> Path:
         """Committed after the Parquet file."""
         return Path(self.folder) / f"{self.name}.json"
+
+    def packed(self) -> str:
+        """As JSON, which Ray Data carries as it is."""
+        clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
+        return json.dumps({**vars(self), "clips": clips})
+
+    @staticmethod
+    def unpacked(text: str) -> Part:
+        """The part that `packed` wrote."""
+        values = json.loads(text)
+        clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
+        return Part(**{**values, "clips": clips})
+
+    def key(self) -> str:
+        """Hash of the clips, their files' sizes and times as they are now, the labels and the front end."""
+        clips = [_fingerprint(clip, self.source) for clip in self.clips]
+        return digest({"format": FORMAT, "clips": clips, "metadata": self.metadata})
 
 
 def prepare(settings: PrepareSettings) -> ShardIndex:
@@ -70,21 +93,24 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     """
     started = time.monotonic()
     manifest, source = _manifest(settings)
-    parts = _parts(settings, manifest, source)
-    wanted = {clip.split for clip in manifest.clips}
-    named = [*settings.data.train_splits, settings.data.validation_split, settings.data.test_split]
-    unknown = [split for split in named if split and split not in wanted]
-    require(not unknown, f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(wanted))}.")
-    pending = [part for part in parts if not _done(part)]
+    parts = plan(settings, manifest, source)
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(_done, parts))
+    pending = [part for part, finished in zip(parts, done, strict=True) if not finished]
     if pending:
+        (settings.shards / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
         with cluster.connected(settings.address, settings.workers):
-            _work(pending, cluster.worker_count(settings.workers))
+            _work(pending, settings.workers)
     else:
         Console().print("Every shard is there already: nothing to do.")
-    index = _finish(settings.shards, manifest, parts, settings.front_end)
-    seconds = time.monotonic() - started
-    _report(index, settings, sum(len(part.clips) for part in pending), seconds)
-    _check_rejects(settings, index)
+    splits, rejects = _books(parts)
+    with committed(settings.shards / "rejects.parquet") as beside:
+        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), beside)
+    _report(settings.shards, splits)
+    _check_rejects(settings, splits, rejects)
+    index = _write_index(settings, manifest, splits)
+    _remove_stale(settings.shards, parts)
+    _report_statistics(index, settings, sum(len(part.clips) for part in pending), time.monotonic() - started)
     return index
 
 
@@ -96,82 +122,103 @@ def _manifest(settings: PrepareSettings) -> tuple[Manifest, Path]:
     return load_manifest(Path(settings.data.source), settings.data.layout), Path(settings.data.source)
 
 
-def _parts(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Part]:
-    front_end = to_dict(settings.front_end)
-    metadata = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
+def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Part]:
+    """The parts that a manifest's clips are cut into, split by split, in the manifest's order.
+
+    Raises:
+        UserError: a split that the settings name is not there.
+    """
     by_split: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
         by_split.setdefault(clip.split, []).append(clip)
+    named = [*settings.data.train_splits, settings.data.validation_split, settings.data.test_split]
+    unknown = [split for split in named if split and split not in by_split]
+    require(not unknown, f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(by_split))}.")
+    front_end = to_dict(settings.front_end)
+    metadata = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
+    root, size = os.path.realpath(source), settings.prepare.clips_per_part
     parts = []
-    size = settings.prepare.clips_per_part
     for split, clips in by_split.items():
         for number in range(math.ceil(len(clips) / size)):
             chunk = tuple(clips[number * size : (number + 1) * size])
-            key = digest({"clips": [_fingerprint(clip, source) for clip in chunk], "metadata": metadata})
             folder = str(settings.shards / split)
-            parts.append(Part(folder, f"part-{number:05d}", split, chunk, front_end, metadata, key))
+            parts.append(Part(folder, f"part-{number:05d}", split, chunk, root, front_end, metadata))
     return parts
 
 
-def _fingerprint(clip: Clip, source: Path) -> list[Any]:
+def _fingerprint(clip: Clip, source: str) -> list[Any]:
     """A clip as far as it decides a shard: moved data sets keep their shards, changed files do not."""
     if not clip.path:
         return [clip.clip_id, list(clip.labels)]
     try:
         status = os.stat(clip.path)
-        seen = [status.st_size, status.st_mtime_ns]
+        seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
     except OSError as error:
-        seen = [str(error.strerror)]
+        seen = [error.errno or 0]
     return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
 
 
 def _done(part: Part) -> bool:
     """Whether the part is there, whole, and made of just these clips and settings."""
-    if not part.marker.is_file():
-        return False
-    marker = read_json(part.marker, "Marker of a shard")
     path = part.marker.with_suffix(".parquet")
-    return bool(marker.get("key") == part.key and path.is_file() and sha256_of(path) == marker["sha256"])
+    if not (part.marker.is_file() and path.is_file()):
+        return False
+    try:
+        marker = read_json(part.marker, "Marker of a shard")
+        return bool(marker["key"] == part.key() and marker["sha256"] == sha256_of(path))
+    except (DamagedError, KeyError, TypeError):
+        return False
 
 
 def _work(pending: Sequence[Part], workers: int) -> None:
-    """Spread the parts over Ray Data's workers, showing clips as they are done."""
+    """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts clips, Ray Data's blocks
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
-    items = [{"part": part} for part in pending]
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map(_write_row, num_cpus=1, concurrency=workers)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"part": part.packed(), "clips": len(part.clips)} for part in pending]
+    parts = ray.data.from_items(items, override_num_blocks=len(items))
+    done = parts.map(_write_row, num_cpus=1, concurrency=min(workers, len(items)) or None)
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
-        try:
-            for row in done.iter_rows():
-                progress.advance(task, row["clips"])
-        except Exception as error:
-            _raise_user_error(error)
-            raise
+        for row in done.iter_rows():
+            require(not row["error"], row["error"])
+            progress.advance(task, row["clips"])
 
 
 def _write_row(row: dict[str, Any]) -> dict[str, Any]:
-    write(row["part"])
-    return {"clips": len(row["part"].clips)}
+    """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
+    try:
+        write(Part.unpacked(row["part"]))
+    except UserError as error:
+        return {"clips": 0, "error": str(error)}
+    return {"clips": row["clips"], "error": ""}
 
 
 def write(part: Part) -> None:
     """Decode, filter and commit one part, its marker last. A broken clip is a row among its rejects.
 
+    The marker's key is that of the files before and after; where they changed meanwhile, of none: the next run redoes
+    the part, so nothing that a lost mount or a running download did to it stays.
+
     Raises:
-        UserError: the shard cannot be written.
+        UserError: a disk's fault: a file cannot be read or the shard cannot be written.
     """
     torch.set_num_threads(1)
-    part.marker.unlink(missing_ok=True)
     config = from_dict(FrontEndConfig, part.front_end)
     rejects: list[dict[str, str]] = []
-    rows = list(_rows(part, config, rejects))
     path = part.marker.with_suffix(".parquet")
-    written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
-    write_json(part.marker, {**written, "key": part.key, "rejects": rejects, "listed": len(part.clips)})
+    key = part.key()
+    try:
+        part.marker.unlink(missing_ok=True)
+        rows = _rows(part, config, rejects)
+        written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
+        key = key if key == part.key() else ""
+        write_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
+    except OSError as error:
+        raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
 
 
 def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
@@ -184,11 +231,18 @@ def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> 
                 raise ClipError("missing", "listed, but there is no file")
             fbank_TM = fbank(torch.from_numpy(load_waveform(clip.path, config.sample_rate_hz, seconds)))
         except ClipError as error:
-            entry = {"clip_id": clip.clip_id, "split": part.split, "path": clip.path}
+            entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
+        except OSError as error:
+            raise UserError(f"{clip.path} could not be read: {error}. Mend the disk or mount and run again.") from error
         else:
             fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
-            yield Row(clip.clip_id, clip.labels, len(fbank_TM), fitted_TM)
+            yield Row(_utf8(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
+
+
+def _utf8(name: str) -> str:
+    """A file's name as Parquet can hold it: bytes that are not UTF-8 become backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @cache
@@ -196,15 +250,19 @@ def _front_end(config: FrontEndConfig) -> Fbank:
     return Fbank(config)
 
 
-def _finish(shards: Path, manifest: Manifest, parts: Sequence[Part], front_end: FrontEndConfig) -> ShardIndex:
-    """Rejects table, removal of parts that no longer belong, index last."""
-    splits: dict[str, dict[str, Any]] = {}
+Splits = dict[str, dict[str, Any]]
+
+
+def _books(parts: Sequence[Part]) -> tuple[Splits, list[dict[str, str]]]:
+    """What the markers say, added up by split and checked, and all rejects."""
+    splits: Splits = {}
     rejects: list[dict[str, str]] = []
     for part in parts:
         marker = read_json(part.marker, "Marker of a shard")
-        books = splits.setdefault(part.split, {**dict.fromkeys(_COUNTS, 0), "sum": 0.0, "sum_sq": 0.0, "parts": []})
+        counts = dict.fromkeys(("listed", "kept", "rejected", "missing", "count"), 0)
+        books = splits.setdefault(part.split, {**counts, "sum": 0.0, "sum_sq": 0.0, "parts": []})
         missing = sum(reject["stage"] == "missing" for reject in marker["rejects"])
-        books["listed"] += marker["listed"]
+        books["listed"] += len(part.clips)
         books["kept"] += marker["rows"]
         books["missing"] += missing
         books["rejected"] += len(marker["rejects"]) - missing
@@ -214,66 +272,62 @@ def _finish(shards: Path, manifest: Manifest, parts: Sequence[Part], front_end: 
         books["parts"].append(entry)
         rejects += marker["rejects"]
     for split, books in splits.items():
-        whole = books["kept"] + books["rejected"] + books["missing"]
-        require(books["listed"] == whole, f"The books of {split} do not balance: {books['listed']} listed, {whole} seen.")
-    with committed(shards / "rejects.parquet") as beside:
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), beside)
+        listed, whole = books["listed"], books["kept"] + books["rejected"] + books["missing"]
+        require(listed == whole, f"The books of {split} do not balance: {listed} listed, {whole} seen. Run again.")
+    return splits, rejects
+
+
+def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) -> ShardIndex:
     hashes = [[split, *(entry["sha256"] for entry in books["parts"])] for split, books in splits.items()]
-    meaning = {"front_end": to_dict(front_end), "labels": list(manifest.labels), "single_label": manifest.single_label}
+    meaning: dict[str, Any] = {"front_end": to_dict(settings.front_end), "labels": list(manifest.labels)}
+    meaning["single_label"] = manifest.single_label
     values = {**meaning, "layout": manifest.layout, "splits": splits, "data_hash": digest([hashes, meaning])}
-    write_json(shards / INDEX, values)
-    _remove_stale(shards, parts)
-    return ShardIndex.load(shards)
-
-
-_COUNTS = ("listed", "kept", "rejected", "missing", "count")
+    write_json(settings.shards / INDEX, values)
+    return ShardIndex.load(settings.shards)
 
 
 def _remove_stale(shards: Path, parts: Sequence[Part]) -> None:
+    """Remove parts that the index does not name, and what a killed writer left."""
     keep = {part.marker.with_suffix("") for part in parts}
-    for path in shards.glob("*/part-*"):
+    for path in [*shards.glob("*/part-*"), *shards.glob("*/.part-*")]:
         if path.with_suffix("") not in keep:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
-def _report(index: ShardIndex, settings: PrepareSettings, clips: int, seconds: float) -> None:
-    table = Table(title=f"prepare: {settings.shards}")
+def _report(shards: Path, splits: Splits) -> None:
+    table = Table(title=f"prepare: {shards}")
     for column in ("split", "listed", "kept", "rejected", "missing", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, books in index.splits.items():
+    for split, books in splits.items():
         numbers = [books["listed"], books["kept"], books["rejected"], books["missing"], len(books["parts"])]
         table.add_row(split, *(str(number) for number in numbers))
+    Console(soft_wrap=True).print(table)
+
+
+def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int, seconds: float) -> None:
     console = Console(soft_wrap=True)
-    console.print(table)
     mean, std = index.statistics(settings.data.train_splits)
     console.print(
         f"log-mel of {', '.join(settings.data.train_splits)}: mean {mean:.4f}, standard deviation {std:.4f} "
         f"(AudioSet's published: {AUDIOSET_STATISTICS[0]:.4f}, {AUDIOSET_STATISTICS[1]:.4f})"
     )
-    console.print(f"{clips} clips in {seconds:.1f} s, {clips / seconds:.1f} clips/s; {len(index.labels)} labels")
+    if clips:
+        console.print(f"{clips} clips in {seconds:.1f} s, {clips / seconds:.1f} clips/s; {len(index.labels)} labels")
 
 
-def _check_rejects(settings: PrepareSettings, index: ShardIndex) -> None:
-    rejected = sum(books["rejected"] for books in index.splits.values())
-    present = rejected + sum(books["kept"] for books in index.splits.values())
-    table = settings.shards / "rejects.parquet"
-    reasons = Counter(f"{row['stage']}: {row['reason']}" for row in pq.read_table(table).to_pylist() if row["stage"] != "missing")
+def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[dict[str, str]]) -> None:
+    """Show the commonest reasons; UserError if more clips were rejected than the settings allow."""
+    rejected = sum(books["rejected"] for books in splits.values())
+    present = rejected + sum(books["kept"] for books in splits.values())
+    reasons = Counter(f"{row['stage']}: {row['reason']}" for row in rejects if row["stage"] != "missing")
     for reason, count in reasons.most_common(5):
         Console(soft_wrap=True, highlight=False).print(f"rejected {count}: {reason}", markup=False)
     require(
         rejected <= settings.prepare.max_reject_share * present,
         f"{rejected} of {present} clips were rejected, more than prepare.max-reject-share "
-        f"{settings.prepare.max_reject_share} allows. See {table}; mend the clips or raise the limit.",
+        f"{settings.prepare.max_reject_share} allows. See {settings.shards / 'rejects.parquet'}; "
+        "mend the clips or raise the limit.",
     )
-
-
-def _raise_user_error(error: BaseException) -> None:
-    """Raise the `UserError` among an error's causes, if there is one: Ray wraps what its workers raise."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            raise UserError(str(getattr(seen, "cause", seen))) from None
-        seen = getattr(seen, "cause", None) or seen.__cause__
 
 
 def main(argv: Sequence[str] | None = None) -> None:

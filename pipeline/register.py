@@ -55,7 +55,7 @@ def register(settings: RegisterSettings) -> dict[str, int]:
         filelock.FileLock(settings.run_dir / ".register.lock"),
         tracking.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id,
     ):
-        require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run register again.")
+        require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
         for name, folder in names.items():
             bundle = Bundle.load(folder)
             versions[name] = _version(name, folder, bundle, run_id, evaluations[folder])
@@ -79,13 +79,14 @@ def _names(settings: RegisterSettings) -> dict[str, Path]:
     require(bool(members), f"There is no bundle in {bundles}: run combine first.")
     ensemble = bundles / "ensemble"
     whole = (ensemble / "bundle.json").is_file()
-    require(whole or len(members) == 1, f"{ensemble} is missing though there are {len(members)} members: run combine again.")
+    require(whole or len(members) == 1, f"{ensemble} is missing for {len(members)} members: run combine again.")
     names = {f"{settings.model_name}-{folder.name}": folder for folder in members}
     return names | {settings.model_name: ensemble if whole else members[0]}
 
 
 def _evaluation(settings: RegisterSettings, folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = read_json(settings.run_dir / "evaluation" / f"{folder.name}.json", "Evaluation (run evaluate)")
+    path = settings.run_dir / "evaluation" / f"{folder.name}.json"
+    result: dict[str, Any] = read_json(path, "Evaluation (run evaluate)")
     own = read_json(folder / "bundle.json", "Bundle")["digest"]
     require(result["bundle_digest"] == own, f"{folder} changed after it was evaluated: run evaluate again.")
     return result

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ast_core.files import write_json
+from ast_core.config import require
+from ast_core.files import read_json, write_json
 
 RATE_HZ = 16_000
 SECONDS = 4
@@ -80,7 +81,8 @@ def _bell(rng: Rng) -> np.ndarray:
     t = _time(3.0)
     base = rng.uniform(250, 500)
     partials = ((0.5, 1.0, 1.2), (1.0, 0.8, 1.8), (1.19, 0.6, 2.2), (2.0, 0.5, 3.0), (2.74, 0.4, 4.0), (4.1, 0.3, 6.0))
-    return np.asarray(sum(gain * np.exp(-decay * t) * np.sin(2 * np.pi * base * ratio * t) for ratio, gain, decay in partials))
+    tones = (gain * np.exp(-decay * t) * np.sin(2 * np.pi * base * ratio * t) for ratio, gain, decay in partials)
+    return np.asarray(sum(tones))
 
 
 def _bark(rng: Rng) -> np.ndarray:
@@ -102,7 +104,8 @@ def _melody(rng: Rng) -> np.ndarray:
     for step in rng.choice(scale, 7):
         t = _time(rng.uniform(0.28, 0.4))
         pitch = root * 2 ** (step / 12)
-        notes.append(np.asarray(sum(np.sin(2 * np.pi * k * pitch * t) * np.exp(-(3 + 2 * k) * t) / k for k in range(1, 6))))
+        tones = (np.sin(2 * np.pi * k * pitch * t) * np.exp(-(3 + 2 * k) * t) / k for k in range(1, 6))
+        notes.append(np.asarray(sum(tones)))
     return np.concatenate(notes)
 
 
@@ -121,29 +124,41 @@ SOUNDS: dict[str, Callable[[Rng], np.ndarray]] = {
 
 
 def synthesise(folder: Path, seed: int = 0, train_clips: int = TRAIN_CLIPS, eval_clips: int = EVAL_CLIPS) -> Path:
-    """Make the data set, once: 4 s FLAC clips of one to three sounds each, a listed clip in a hundred without a file, one broken.
+    """Make the data set, once: 4 s FLAC clips of one to three sounds each.
+
+    One listed clip in a hundred has no file and one file is broken, as in every real download.
 
     Args:
-        folder: to fill, in AudioSet's layout; its marker file says that it is whole.
+        folder: to make, in AudioSet's layout; its marker file says of what.
         seed: of everything random.
         train_clips: listed in `balanced_train`.
         eval_clips: listed in `eval`.
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: the folder holds something else.
     """
     made = {"seed": seed, "train_clips": train_clips, "eval_clips": eval_clips}
     if (folder / MARKER).is_file():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
+        if read_json(folder / MARKER, "Marker of the demo's audio") == made:
+            return folder
+        shutil.rmtree(folder)
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(free, f"{folder} holds files that are not the demo's: give another --run-dir, or move them away.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for split, count in (("balanced_train", train_clips), ("eval", eval_clips)):
-        _write_split(folder, split, count, rng)
-    with (folder / "class_labels_indices.csv").open("w", newline="", encoding="utf-8") as file:
+        _write_split(partial, split, count, rng)
+    with (partial / "class_labels_indices.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "mid", "display_name"])
         writer.writerows([index, _mid(index), name] for index, name in enumerate(SOUNDS))
-    write_json(folder / MARKER, made)
+    write_json(partial / MARKER, made)
+    partial.replace(folder)
     return folder
 
 
@@ -169,7 +184,7 @@ def _write_split(folder: Path, split: str, count: int, rng: Rng) -> None:
 
 
 def _mix(rng: Rng) -> tuple[np.ndarray, list[int]]:
-    """One clip of one to three different sounds at random places and levels over faint noise; float32, and its classes."""
+    """One to three different sounds at random places and levels over faint noise: float32 [N], and its classes."""
     wave = rng.normal(0, 10 ** rng.uniform(-4, -2.5), RATE_HZ * SECONDS)
     classes = rng.choice(len(SOUNDS), size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False)
     for sound in (list(SOUNDS.values())[c] for c in classes):

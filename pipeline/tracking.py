@@ -51,7 +51,9 @@ PARAM_CHARACTERS = 500
 """Longer values are cut; the whole settings are in the run folder."""
 BATCH = 100
 """Parameters or tags that one request may hold."""
-REQUIREMENTS = tuple("mlflow numpy pandas pyarrow safetensors soundfile soxr timm torch torchaudio".split())
+REQUIREMENTS = (
+    "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
+)  # fmt: skip
 """What a registered model needs, at the versions it was registered with."""
 
 
@@ -87,7 +89,7 @@ def open_store(uri: str) -> None:
 
 @contextlib.contextmanager
 def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-    """The newest MLflow run with this name and these tags, gone on with, or a new one; system metrics are sampled meanwhile.
+    """The newest MLflow run with this name and these tags, gone on with, or a new one; samples system metrics.
 
     Args:
         experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.

@@ -82,7 +82,10 @@ def test_a_failure_is_the_runs_status(store: str) -> None:
 def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> None:
     history = tmp_path / "metrics.jsonl"
     for epochs in (2, 2, 5):
-        with tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id, tracking.MetricsFollower(run_id, history, 0.05):
+        with (
+            tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id,
+            tracking.MetricsFollower(run_id, history, 0.05),
+        ):
             write_rows(history, epochs)
     values = MlflowClient().get_metric_history(run_id, "train_loss")
     assert [(m.step, m.value) for m in values] == [(epoch, 1 / epoch) for epoch in range(1, 6)]
@@ -112,7 +115,8 @@ def test_epochs_written_while_the_tracker_is_away_are_replayed(
 def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracking.open_store("http://127.0.0.1:9")
     write_rows(tmp_path / "metrics.jsonl", 2)
-    with tracking.start_run("e", "train", {}, {}) as run_id, tracking.MetricsFollower(run_id, tmp_path / "metrics.jsonl"):
+    history = tmp_path / "metrics.jsonl"
+    with tracking.start_run("e", "train", {}, {}) as run_id, tracking.MetricsFollower(run_id, history):
         tracking.log_metrics(run_id, {"a": 1.0})
         tracking.log_artifacts(run_id, tmp_path / "metrics.jsonl")
     assert run_id == ""
@@ -126,4 +130,5 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
-    assert tracking.folder_id(tmp_path / "a") == tracking.folder_id(tmp_path / "a") != tracking.folder_id(tmp_path / "b")
+    first = tracking.folder_id(tmp_path / "a")
+    assert tracking.folder_id(tmp_path / "a") == first != tracking.folder_id(tmp_path / "b")

@@ -1,0 +1,36 @@
+"""Audio that the tests make for themselves, and one Ray for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import soundfile
+
+RATE_HZ = 16_000
+SaveTone = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray of two CPUs that every stage under test uses and leaves open."""
+    ray.init(num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def save_tone() -> SaveTone:
+    """Writes a file of one tone over faint noise; the same arguments give the same bytes."""
+
+    def save(path: Path, seconds: float = 0.4, pitch_hz: float = 440.0, seed: int = 0) -> Path:
+        times_N = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+        noise_N = np.random.default_rng(seed).normal(0, 0.01, len(times_N))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch_hz * times_N) + noise_N, RATE_HZ, subtype="PCM_16")
+        return path
+
+    return save

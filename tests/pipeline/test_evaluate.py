@@ -1,0 +1,87 @@
+"""Evaluation over Ray: each clip once, the same scores as in one process, nothing scored twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from ast_core.bundle import Bundle, write_bundle
+from ast_core.config import DataConfig, FrontEndConfig, ModelConfig, to_dict
+from ast_core.errors import UserError
+from ast_core.files import write_json
+from ast_core.metrics import evaluate_scores
+from ast_core.model import AST
+from ast_core.predictor import Predictor
+from ast_core.shards import Row, ShardReader, write_part
+from pipeline.evaluate import evaluate
+from pipeline.settings import EvaluateSettings
+
+CLIPS, FRAMES, BINS, LABELS = 77, 32, 16, ["a", "b", "c"]
+
+
+def write_shards(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        Row(f"clip-{n}", (n % 3,), FRAMES, rng.normal(size=(FRAMES, BINS)).astype(np.float16)) for n in range(CLIPS)
+    ]
+    books = write_part(folder / "test" / "part-00000.parquet", rows, {}, FRAMES, BINS)
+    parts = [{"name": "part-00000.parquet", **books}]
+    split = {"listed": CLIPS + 2, "kept": CLIPS, "rejected": 1, "missing": 1, "parts": parts}
+    front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
+    index = {"front_end": front_end, "labels": LABELS, "single_label": True, "layout": "folders", "data_hash": "d"}
+    write_json(folder / "index.json", {**index, "splits": {"test": split}})
+
+
+def write_member(folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")
+    front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
+    identity = {"model": to_dict(config), "front_end": front_end, "labels": LABELS, "mean": 0.0, "std": 0.5}
+    weights = AST(config, BINS, FRAMES, len(LABELS)).state_dict()
+    write_bundle(folder, [(folder.name, weights, {**identity, "loss": "cross_entropy"})], True, {})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvaluateSettings:
+    write_shards(tmp_path / "shards")
+    write_member(tmp_path / "bundles" / "seed-0", 0)
+    history = tmp_path / "members" / "seed-0" / "metrics.jsonl"
+    history.parent.mkdir(parents=True)
+    history.write_text("".join(json.dumps({"epoch": e, "train_loss": 1 / e, "test_mAP": 0.1}) + "\n" for e in (1, 2)))
+    return EvaluateSettings(
+        run_dir=tmp_path, shards=tmp_path / "shards", workers=2, tracking=f"sqlite:///{tmp_path}/mlflow.db",
+        experiment="test", data=DataConfig(),
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> None:
+    summary = evaluate(settings)
+    reader = ShardReader(settings.shards, ["test"])
+    bundle = Bundle.load(settings.run_dir / "bundles" / "seed-0")
+    own_NC = Predictor(bundle).from_fbank(reader.read(np.arange(CLIPS)))
+    output = settings.run_dir / "evaluation"
+    table = pyarrow.parquet.read_table(output / "seed-0-scores.parquet")
+    assert table["clip_id"].to_pylist() == reader.clip_ids
+    assert np.abs(np.array(table["scores"].to_pylist()) - own_NC).max() < 1e-6
+    assert table["labels"].to_pylist() == [[n % 3] for n in range(CLIPS)]
+    assert summary["seed-0"] == pytest.approx(evaluate_scores(own_NC, reader.labels_NC, True), abs=1e-6)
+    result = json.loads((output / "seed-0.json").read_text())
+    assert (result["clips_listed"], result["clips_evaluated"], result["per_class"]["a"]["positives"]) == (79, 77, 26)
+    for name in ("per_class_ap.png", "learning_curves.png"):
+        assert (output / name).read_bytes()[:4] == b"\x89PNG"
+    before = (output / "seed-0-scores.parquet").stat().st_mtime_ns
+    assert evaluate(settings) == summary
+    assert (output / "seed-0-scores.parquet").stat().st_mtime_ns == before
+
+
+def test_a_run_without_bundles_is_refused(settings: EvaluateSettings) -> None:
+    for path in (settings.run_dir / "bundles" / "seed-0").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="run combine first"):
+        evaluate(settings)
