@@ -1,4 +1,4 @@
-"""Augmentation of a training batch, on its device. Every random number is keyed by (seed, epoch, position in the epoch).
+"""Augmentation of a training batch, on its device. Random numbers are keyed by (seed, epoch, position in the epoch).
 
 Shapes: B clips, T frames, M mel bins, C classes.
 """
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ast_core.config import AugmentConfig
-
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,9 @@ class Draws:
     """Seed of each clip's noise. int64."""
 
 
-def draw(config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, clips: int, frames: int, bins: int) -> Draws:
+def draw(
+    config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, clips: int, frames: int, bins: int
+) -> Draws:
     """Draw a batch's augmentation; the same arguments give the same numbers on any rank, in any order.
 
     Args:
@@ -46,7 +47,9 @@ def draw(config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, 
         frames: T.
         bins: M.
     """
-    rows = [_draw_one(config, np.random.default_rng([1, seed, epoch, int(p)]), clips, frames, bins) for p in positions_B]
+    rows = [
+        _draw_one(config, np.random.default_rng([1, seed, epoch, int(p)]), clips, frames, bins) for p in positions_B
+    ]
     lambdas, partners, freq, time, scales, rolls, seeds = zip(*rows, strict=True)
     return Draws(
         np.array(lambdas), np.array(partners), np.array(freq), np.array(time),
@@ -103,8 +106,12 @@ def mask(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.nda
     return fbank_BTM.masked_fill(hidden_BT[:, :, None] | hidden_BM[:, None, :], 0.0)
 
 
-def _draw_one(config: AugmentConfig, rng: np.random.Generator, clips: int, frames: int, bins: int) -> tuple[object, ...]:
-    uniform = rng.random(8)  # always the same count, so that switching one augmentation leaves the others' numbers alone
+def _draw_one(
+    config: AugmentConfig, rng: np.random.Generator, clips: int, frames: int, bins: int
+) -> tuple[object, ...]:
+    uniform = rng.random(
+        8
+    )  # always the same count, so that switching one augmentation leaves the others' numbers alone
     share = rng.beta(config.mixup_alpha, config.mixup_alpha)
     return (
         share if uniform[0] < config.mixup_rate else 1.0,
@@ -118,7 +125,7 @@ def _draw_one(config: AugmentConfig, rng: np.random.Generator, clips: int, frame
 
 
 def _place_mask(widest: int, size: int, width_uniform: float, start_uniform: float) -> tuple[int, int]:
-    """torchaudio's FrequencyMasking and TimeMasking: width U(0, widest), start U(0, size - width), both cut to whole."""
+    """Torchaudio's FrequencyMasking and TimeMasking: width U(0, widest), start U(0, size - width), cut to whole."""
     width = width_uniform * min(widest, size)
     return int(start_uniform * (size - width)), int(width)
 
@@ -131,7 +138,9 @@ def _span(mask_B2: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
 
 def _noise_and_roll(normal_BTM: torch.Tensor, draws: Draws) -> torch.Tensor:
     rows = []
-    for fbank_TM, scale, roll, seed in zip(normal_BTM, draws.noise_scale_B, draws.roll_B, draws.noise_seed_B, strict=True):
+    for fbank_TM, scale, roll, seed in zip(
+        normal_BTM, draws.noise_scale_B, draws.roll_B, draws.noise_seed_B, strict=True
+    ):
         generator = torch.Generator(fbank_TM.device).manual_seed(int(seed))
         noise_TM = torch.rand(fbank_TM.shape, generator=generator, device=fbank_TM.device)
         rows.append(torch.roll(fbank_TM + noise_TM * float(scale), int(roll), 0))

@@ -1,4 +1,4 @@
-"""A bundle: the folder that is registered and predicts. Members' weights, front end, labels, hashes; no code, no pickle."""
+"""A bundle: the folder that is registered and predicts. Weights, front end, labels, hashes; no code, no pickle."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Bundle:
             require(path.parent == folder, f"{folder / DESCRIPTION} names a file outside its folder: {entry['file']}.")
             found = sha256_of(path) if path.is_file() else "no file"
             if found != entry["sha256"]:
-                raise DamagedError(f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again.")
+                raise DamagedError(
+                    f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again."
+                )
             members.append(_member(entry, load_file(path), len(description["labels"])))
         labels, single = tuple(description["labels"]), description["single_label"]
         return Bundle(labels, single, tuple(members), description["digest"], description["facts"])

@@ -1,4 +1,4 @@
-"""Every setting of the science, as frozen dataclasses with units in names. The defaults are the paper's AudioSet full set."""
+"""Every setting of the science, as frozen dataclasses with units in names. Defaults are the paper's for AudioSet."""
 
 from __future__ import annotations
 
@@ -224,5 +224,7 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         UserError: a key is unknown to this version.
     """
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    require(set(values) <= known, f"{kind.__name__} does not know {sorted(set(values) - known)}: made by another version?")
+    require(
+        set(values) <= known, f"{kind.__name__} does not know {sorted(set(values) - known)}: made by another version?"
+    )
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,4 +1,4 @@
-"""Errors by who must act. A `UserError` or `ClipError` is shown as one sentence; any other exception is a bug of ours."""
+"""Errors by who must act. A `UserError` or `ClipError` is shown as one sentence; any other is a bug of ours."""
 
 from __future__ import annotations
 

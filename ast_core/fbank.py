@@ -6,8 +6,8 @@ Shape suffixes: B clips, N samples, T frames, W samples a window, F frequencies,
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torchaudio.compliance import kaldi  # type: ignore[import-untyped]
+from torch.nn import functional
+from torchaudio.compliance import kaldi
 
 from ast_core.config import FrontEndConfig, require
 from ast_core.errors import ClipError
@@ -70,7 +70,7 @@ class Fbank:
             raise ClipError("fbank", f"{wave_BN.shape[1]} samples are less than one window of {self.window_samples}")
         wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True)
         raw_BTW = wave_BN.unfold(1, self.window_samples, self.hop_samples)
-        emphasised_BN = F.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0))
+        emphasised_BN = functional.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0))
         emphasised_BTW = emphasised_BN.unfold(1, self.window_samples, self.hop_samples)
         out_BTM = wave_BN.new_empty(len(wave_BN), num_frames, self.config.num_mel_bins)
         chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // max(1, len(wave_BN)))
@@ -107,7 +107,7 @@ class Fbank:
 
 def fit_length(fbank_TM: torch.Tensor, target_frames: int) -> torch.Tensor:
     """[T, M] -> [target_frames, M]: cut at the end, or padded there with 0 in raw log-mel, as published."""
-    return F.pad(fbank_TM[:target_frames], (0, 0, 0, max(0, target_frames - len(fbank_TM))))
+    return functional.pad(fbank_TM[:target_frames], (0, 0, 0, max(0, target_frames - len(fbank_TM))))
 
 
 def _mel_bands(config: FrontEndConfig, n_fft: int, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:

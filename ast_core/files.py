@@ -43,7 +43,9 @@ def committed(path: Path) -> Iterator[Path]:
         beside.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}. Free space or mend it, run again.") from error
+        raise UserError(
+            f"{path} could not be written: {error.strerror or error}. Free space or mend it, run again."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 

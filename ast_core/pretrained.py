@@ -108,7 +108,9 @@ def _load_own(model: AST, weights: Weights, name: str) -> None:
 
 def _nearest_grid(model: AST, patches: int, name: str) -> tuple[int, int]:
     freq = next((f for f in (8, 9, 10, 11, model.grid[0]) if patches % f == 0), 0)
-    require(freq > 0, f"{name}: {patches} positions are no grid of 8 to 12 frequency rows; its patches cannot be placed.")
+    require(
+        freq > 0, f"{name}: {patches} positions are no grid of 8 to 12 frequency rows; its patches cannot be placed."
+    )
     return freq, patches // freq
 
 
@@ -142,7 +144,11 @@ def _from_hub(backbone: str) -> Weights:
 def _read(path: Path) -> Weights:
     require(path.is_file(), f"model.init: {path} is no file. Give scratch, imagenet, or a .safetensors or .pth file.")
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        weights = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # a hostile or damaged file can raise anything; none of it may pass
         raise UserError(f"model.init: {path} was refused: {type(error).__name__}: {str(error)[:200]}") from error
     weights = weights.get("model", weights)

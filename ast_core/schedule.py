@@ -8,7 +8,7 @@ from ast_core.config import OptimConfig
 def learning_rate(config: OptimConfig, epoch: int, step: int) -> float:
     """Rate of one step.
 
-    Linear warm-up over `warmup_steps`; then multiplied by `decay_factor` after epoch `decay_first_epoch` and after every
+    Linear warm-up over `warmup_steps`; then times `decay_factor` after epoch `decay_first_epoch` and after every
     `decay_every_epochs` more. (The published code sets the warm-up every 50 steps and so trains its first 50 at
     rate 0: a fault that is not repeated here.)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ast_core.errors import UserError
 from ast_core.layouts import csv_rows, hashed_split
@@ -107,12 +107,12 @@ def _json_lines(source: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
 
 def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
     try:
-        with pyarrow.parquet.ParquetFile(source) as file:
+        with pq.ParquetFile(source) as file:
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(f"{source} has no column {', '.join(missing)}.")
             wanted = [name for name in (*_COLUMNS, "clip_id", "split") if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source} is not a readable Parquet file: {error}") from error

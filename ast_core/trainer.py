@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import augment, checkpoint, metrics, order
@@ -68,7 +69,7 @@ class State:
     replica: nn.Module
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
     progress: Progress
     device: torch.device
 
@@ -185,8 +186,10 @@ def _fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> St
     optimizer = torch.optim.Adam(
         model.parameters(), lr=optim.learning_rate, betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
     )
-    replica = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
-    scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
+    replica = (
+        DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
+    )
+    scaler = GradScaler(device.type, enabled=optim.precision == "fp16")
     return State(model, replica, optimizer, scaler, Progress(history=[]), device)
 
 
@@ -209,8 +212,8 @@ def _resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: 
     ]  # fmt: skip
     require(
         not changed,
-        f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). Choose another --run-dir, "
-        "or remove that folder to start again.",
+        f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
+        "Choose another --run-dir, or remove that folder to start again.",
     )
     state.model.load_state_dict(checkpoint.read_tensors(chosen[0], "model"))
     checkpoint.restore_optimizer(state.optimizer, checkpoint.read_tensors(chosen[0], "optimizer"))
@@ -270,9 +273,9 @@ def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, 
     if not finite:
         clips = ", ".join(train.clip_ids[index] for index in batch.clip_indices)
         raise UserError(
-            f"Step {state.progress.step + 1} of {job.folder.name} is not finite (loss {float(loss.detach()):.4g}, gradient "
-            f"norm {float(norm):.4g}) on the rank with the clips {clips}. Nothing was updated; the newest checkpoint is "
-            "good. Look at these clips, or lower optim.learning-rate."
+            f"Step {state.progress.step + 1} of {job.folder.name} is not finite (loss {float(loss.detach()):.4g}, "
+            f"gradient norm {float(norm):.4g}) on the rank with the clips {clips}. Nothing was updated; the newest "
+            "checkpoint is good. Look at these clips, or lower optim.learning-rate."
         )
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -281,7 +284,15 @@ def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, 
 
 
 def _epoch_row(
-    state: State, job: Job, held_out: ShardReader, epoch: int, steps: int, mean: float, std: float, rank: int, world: int
+    state: State,
+    job: Job,
+    held_out: ShardReader,
+    epoch: int,
+    steps: int,
+    mean: float,
+    std: float,
+    rank: int,
+    world: int,
 ) -> dict[str, float]:
     """The epoch's metrics: losses and rate, and scores on the held-out split, each of its clips seen once."""
     share = order.evaluation_share(len(held_out), rank, world)
@@ -304,7 +315,9 @@ def _epoch_row(
     return row | {f"{name}_{key}": value for key, value in result.items() if not key.startswith("chance")}
 
 
-def _finish_epoch(state: State, job: Job, identity: dict[str, Any], row: dict[str, float], epoch: int, rank: int) -> None:
+def _finish_epoch(
+    state: State, job: Job, identity: dict[str, Any], row: dict[str, float], epoch: int, rank: int
+) -> None:
     """Commit the epoch's weights for averaging, then a checkpoint to resume from, then the curve."""
     state.progress.loss_sum = 0.0
     state.progress.history = [*(state.progress.history or []), row]

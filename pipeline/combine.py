@@ -64,7 +64,9 @@ def combine(settings: CombineSettings) -> list[Path]:
 def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:
     found = checkpoint.epochs_of(member / "epochs")
     missing = [epoch for epoch in range(1, epochs + 1) if epoch not in found]
-    require(not missing, f"{member} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first.")
+    require(
+        not missing, f"{member} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first."
+    )
     return found
 
 

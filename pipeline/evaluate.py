@@ -110,7 +110,7 @@ def _known(path: Path, identity: dict[str, str]) -> dict[str, Any]:
 
 def _scored(bundle: Path, settings: EvaluateSettings, reader: ShardReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices and scores, chunk by chunk in any order; every clip once, or an error."""
-    processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    processors = int(ray.cluster_resources().get("CPU", 1))
     workers = max(1, min(cluster.worker_count(settings.workers), processors, math.ceil(len(reader) / CHUNK)))
     actor = ray.remote(Scorer).options(
         num_cpus=1, num_gpus=1 if cluster.uses_gpu() else 0, max_restarts=2, max_task_retries=2

@@ -151,7 +151,7 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
     if not clip.path:
         return [clip.clip_id, list(clip.labels)]
     try:
-        status = os.stat(clip.path)
+        status = Path(clip.path).stat()
         seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
     except OSError as error:
         seen = [error.errno or 0]

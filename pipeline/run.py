@@ -84,7 +84,9 @@ def _test_recordings(settings: RunSettings) -> tuple[Path, ...]:
     return tuple(found[:SHOWN_RECORDINGS])
 
 
-def _report(settings: RunSettings, seconds: dict[str, float], summary: dict[str, dict[str, float]], bundle: Path) -> None:
+def _report(
+    settings: RunSettings, seconds: dict[str, float], summary: dict[str, dict[str, float]], bundle: Path
+) -> None:
     table = Table(title="time")
     table.add_column("stage")
     table.add_column("seconds", justify="right")

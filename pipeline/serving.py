@@ -30,7 +30,11 @@ class Tagger:
     def __init__(self, folder: Path) -> None:
         self._predictor = Predictor(Bundle.load(folder))
 
-    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002, MLflow calls with both
+    ) -> pd.DataFrame:
         """Probabilities of recordings.
 
         Args:

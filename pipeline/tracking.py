@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import filelock
 
@@ -178,7 +178,7 @@ class MetricsFollower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="metrics-follower", daemon=True)
 
-    def __enter__(self) -> MetricsFollower:
+    def __enter__(self) -> Self:
         """Start to follow."""
         self._thread.start()
         return self
@@ -306,7 +306,7 @@ def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[
     experiment_id = _experiment(experiment)
     known = _run_with(experiment_id, name, tags)
     if importlib.util.find_spec("psutil"):
-        mlflow.enable_system_metrics_logging()  # type: ignore[no-untyped-call]
+        mlflow.enable_system_metrics_logging()
     run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=name, tags=dict(tags))
     _log_params(run.info.run_id, _flat(params), run.data.params)
     return str(run.info.run_id)

@@ -47,7 +47,12 @@ def train(settings: TrainSettings) -> Path:
     job = job_of(settings)
     run = {"settings": to_dict(settings) | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}}
     name = f"{settings.experiment}-{job.folder.name}"
-    tags = {"stage": "train", "seed": str(settings.seed), "data_hash": index.data_hash, "run_dir": str(settings.run_dir)}
+    tags = {
+        "stage": "train",
+        "seed": str(settings.seed),
+        "data_hash": index.data_hash,
+        "run_dir": str(settings.run_dir),
+    }
     with _alone(job.folder), cluster.connected(settings.address, settings.workers):
         tracking.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
@@ -97,8 +102,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _supervise(job: Job, workers: int) -> None:
     """Run the workers to the end; start them again if they die of anything but an error that the user must mend.
 
-    Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a write;
-    ours do, so each start is a fresh run to Ray.
+    Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
+    write; ours do, so each start is a fresh run to Ray.
     """
     scratch = job.folder / ".ray"
     try:
@@ -112,7 +117,9 @@ def _supervise(job: Job, workers: int) -> None:
                         f"Workers of {job.folder.name} died {RESTARTS + 1} times; the last time: {error}. The newest "
                         "checkpoint is kept: run the same command again once the cause is mended."
                     ) from error
-                Console(stderr=True).print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
+                Console(stderr=True).print(
+                    f"Workers were lost ({type(error).__name__}); starting again from the checkpoint."
+                )
             else:
                 return
     finally:

@@ -6,8 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ast_core.config import Layout
@@ -180,7 +180,7 @@ def tables(root: Path) -> list[Path]:
     write(root, "m.csv", "path,labels,split\n" + "".join(f"{r['path']},{r['labels']},{r['split']}\n" for r in joined))
     write(root, "m.json", json.dumps(rows))
     write(root, "m.jsonl", "\n".join(json.dumps(row) for row in joined))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "m.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), root / "m.parquet")
     return [root / f"m.{kind}" for kind in ("csv", "json", "jsonl", "parquet")]
 
 

@@ -61,7 +61,10 @@ def published(model):
     table = {"module.v.head.weight": torch.zeros(1000, 192), "module.v.head_dist.weight": torch.zeros(1000, 192)}
     for key, value in model.state_dict().items():
         first, _, rest = key.partition(".")
-        table["module." + (f"{names[first]}.{rest}" if first in names else f"v.{key.replace('patch_proj', 'patch_embed.proj')}")] = value
+        table[
+            "module."
+            + (f"{names[first]}.{rest}" if first in names else f"v.{key.replace('patch_proj', 'patch_embed.proj')}")
+        ] = value
     return table
 
 
@@ -83,12 +86,12 @@ def test_unfit_and_hostile_weights_are_refused_with_the_reason(tmp_path):
     model = AST(TINY, 128, 128, 5)
     small = AST(replace(TINY, backbone="ast_micro"), 128, 128, 5)
     save_file(small.state_dict(), tmp_path / "small.safetensors")
-    with pytest.raises(UserError, match="does not fit the model. other shapes"):
+    with pytest.raises(UserError, match=r"does not fit the model. other shapes"):
         initialise(model, str(tmp_path / "small.safetensors"), TINY.backbone)
     weights = model.state_dict()
     weights["norm.weight"] = weights["norm.weight"] * float("nan")
     save_file(weights, tmp_path / "nan.safetensors")
-    with pytest.raises(UserError, match="not finite: norm.weight"):
+    with pytest.raises(UserError, match=r"not finite: norm\.weight"):
         initialise(model, str(tmp_path / "nan.safetensors"), TINY.backbone)
     torch.save({"weight": print}, tmp_path / "code.pth")
     with pytest.raises(UserError, match="was refused"):

@@ -210,7 +210,7 @@ def test_what_a_lost_mount_did_is_done_again(settings: PrepareSettings, tmp_path
 def test_names_that_are_not_utf8_are_told_as_escapes(settings: PrepareSettings, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path / "folders")
     for split in (b"train", b"test"):
-        os.makedirs(folder + b"/" + split + b"/dog")
+        Path(os.fsdecode(folder + b"/" + split + b"/dog")).mkdir(parents=True)
         shutil.copy(data(settings) / "train-1.wav", os.fsdecode(folder + b"/" + split + b"/dog/\xff.wav"))
     os.link(data(settings) / "list.csv", os.fsdecode(folder + b"/train/dog/\xfe.wav"))
     source = DataConfig(source=str(tmp_path / "folders"), layout="folders")

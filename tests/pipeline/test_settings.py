@@ -79,7 +79,7 @@ def test_values_out_of_range_and_missing_recipes_are_user_errors(tmp_path):
 
 
 def test_a_user_error_is_one_sentence_and_exit_code_one(capsys):
-    def stage():
+    def stage() -> None:
         raise UserError("No clips in [here]. Do that.")
 
     with pytest.raises(SystemExit) as exit_info:
