@@ -11,24 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
+from ast_core.ensemble import Member
 from ast_core.errors import DamagedError
 from ast_core.files import committed, digest, read_json, sha256_of, write_json
 from ast_core.model import AST
 
 DESCRIPTION = "bundle.json"
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model of an ensemble with the front end it was trained on."""
-
-    name: str
-    model: AST
-    front_end: FrontEndConfig
-    mean: float
-    std: float
-    loss: str
-    """The loss that its logits were trained with: it says what turns them into probabilities."""
 
 
 @dataclass(frozen=True)

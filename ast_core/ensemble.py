@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ast_core.bundle import Member
+from ast_core.config import FrontEndConfig
 from ast_core.loss import probabilities
+from ast_core.model import AST
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble with the front end it was trained on."""
+
+    name: str
+    model: AST
+    front_end: FrontEndConfig
+    mean: float
+    std: float
+    loss: str
+    """The loss that its logits were trained with: it says what turns them into probabilities."""
 
 
 def member_probabilities(member: Member, fbank_BTM: torch.Tensor) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from ast_core.bundle import Bundle, Member
+from ast_core.bundle import Bundle
 from ast_core.ensemble import mean_probabilities, member_probabilities
 from ast_core.fbank import Fbank, fit_length
 
@@ -39,9 +41,14 @@ class Predictor:
         Raises:
             ClipError: shorter than one analysis window.
         """
-        windows = {front_end: _windows(fbank, waveform_N) for front_end, fbank in self._front_ends.items()}
-        scores = [self._windowed(member, windows[member.front_end]) for member in self.bundle.members]
-        return mean_probabilities(scores)
+        scores: list[list[np.ndarray]] = [[] for _ in self.bundle.members]
+        for front_end, fbank in self._front_ends.items():
+            for fbank_WTM in _windows(fbank, waveform_N):
+                window_WTM = fbank_WTM.to(self.device)
+                for number, member in enumerate(self.bundle.members):
+                    if member.front_end == front_end:
+                        scores[number].append(member_probabilities(member, window_WTM))
+        return mean_probabilities([np.concatenate(rows).mean(axis=0) for rows in scores])
 
     def from_fbank(self, fbank_BTM: np.ndarray) -> np.ndarray:
         """Probabilities of stored filterbanks: float16 or float32 [B, T, M] to float32 [B, C].
@@ -51,17 +58,18 @@ class Predictor:
         tensor_BTM = torch.from_numpy(fbank_BTM).to(self.device).float()
         return mean_probabilities([member_probabilities(member, tensor_BTM) for member in self.bundle.members])
 
-    def _windowed(self, member: Member, fbank_WTM: torch.Tensor) -> np.ndarray:
-        chunks = fbank_WTM.to(self.device).split(WINDOWS_AT_ONCE)
-        scores_WC = np.concatenate([member_probabilities(member, chunk) for chunk in chunks])
-        mean_C: np.ndarray = scores_WC.mean(axis=0)
-        return mean_C
 
+def _windows(fbank: Fbank, waveform_N: np.ndarray) -> Iterator[torch.Tensor]:
+    """Windows of the training length, rounded to float16 as shards are, a few at a time: float32 [W, T, M].
 
-def _windows(fbank: Fbank, waveform_N: np.ndarray) -> torch.Tensor:
-    """Windows of the training length, rounded to float16 as shards are: float32 [W, T, M]."""
-    frames = fbank.config.target_frames
-    fbank_TM = fbank(torch.from_numpy(waveform_N))
+    Each is filtered by itself: a day's recording needs no more memory than its waveform.
+    """
+    frames, hop, num_frames = fbank.config.target_frames, fbank.hop_samples, fbank.num_frames(len(waveform_N))
     # A rest shorter than half a window says little: it counts only when it is all there is.
-    firsts = [first for first in range(0, len(fbank_TM), frames) if first == 0 or len(fbank_TM) - first >= frames // 2]
-    return torch.stack([fit_length(fbank_TM[first : first + frames], frames) for first in firsts]).half().float()
+    firsts = [0, *(first for first in range(frames, num_frames, frames) if num_frames - first >= frames // 2)]
+    for start in range(0, len(firsts), WINDOWS_AT_ONCE):
+        windows = []
+        for first in firsts[start : start + WINDOWS_AT_ONCE]:
+            window_N = waveform_N[first * hop : (first + frames - 1) * hop + fbank.window_samples]
+            windows.append(fit_length(fbank(torch.from_numpy(window_N)), frames))
+        yield torch.stack(windows).half().float()

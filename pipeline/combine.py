@@ -5,6 +5,7 @@ python pipeline/combine.py --recipe esc50 --run-dir work/esc50
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from ast_core import checkpoint
 from ast_core.average import average_weights
-from ast_core.bundle import write_bundle
+from ast_core.bundle import DESCRIPTION, write_bundle
 from ast_core.config import OptimConfig, require
 from ast_core.shards import ShardIndex
 from pipeline.settings import CombineSettings, parse, run_stage
@@ -28,7 +29,7 @@ def combine(settings: CombineSettings) -> list[Path]:
     """Write a bundle for each member (and for its last epoch, to compare with), and one for all of them.
 
     Returns:
-        The bundles' folders; the ensemble's is last.
+        The bundles' folders; the last is what predicts: the ensemble's, or the only member's.
 
     Raises:
         UserError: a member is missing, unfinished, or of another model than it should be.
@@ -51,14 +52,22 @@ def combine(settings: CombineSettings) -> list[Path]:
         epochs = _finished_epochs(settings.run_dir / "members" / name, settings.optim.epochs)
         part, made_of = _standing(name, epochs, settings.optim, index.single_label)
         parts.append(part)
-        write(name, [part], made_of, [seed])
         if settings.optim.weights != "last":
             last = epochs[settings.optim.epochs]
             write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed])
+        write(name, [part], made_of, [seed])
     if len(parts) > 1:
         write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds)
+    _remove_stale(settings.run_dir / "bundles", written)
     Console().print(table)
     return written
+
+
+def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
+    """Remove bundles of seeds that the recipe no longer names; they can be made again from their epochs."""
+    for description in bundles.glob(f"*/{DESCRIPTION}"):
+        if description.parent not in written:
+            shutil.rmtree(description.parent)
 
 
 def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:

@@ -5,9 +5,11 @@ python pipeline/evaluate.py --recipe esc50 --run-dir work/esc50
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import ray
+import ray.util
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ast_core import metrics, order
+from ast_core import metrics
 from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
+from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
 from ast_core.files import committed, digest, read_json, write_json
 from ast_core.predictor import Predictor
@@ -36,68 +40,102 @@ CHUNK = 32
 """Clips a worker scores between two reports."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a member's weights are."""
+
+    bundle: Path
+    number: int
+    sha256: str
+
+
 class Scorer:
-    """One worker: a bundle and the test split, both opened once.
+    """One worker: the test split, and the member that it scored last.
 
     Args:
-        bundle: folder.
         shards: folder.
         split: to score.
     """
 
-    def __init__(self, bundle: Path, shards: Path, split: str) -> None:
+    def __init__(self, shards: Path, split: str) -> None:
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, [split])
-        self._predictor = Predictor(Bundle.load(bundle), "cuda" if torch.cuda.is_available() else "cpu")
+        self._loaded: tuple[Place, Predictor] | None = None
 
-    def score(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The indices and their clips' probabilities, float32 [len(indices), C]."""
-        return indices, self._predictor.from_fbank(self._reader.read(indices))
+    def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
+        """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""
+        if self._loaded is None or self._loaded[0] != place:
+            bundle = Bundle.load(place.bundle)
+            single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
+            self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))
+        return place, indices, self._loaded[1].from_fbank(self._reader.read(indices))
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
     """Score the bundles, write scores, metrics and pictures to `evaluation/`, log them.
 
-    A bundle that was scored on this data already is not scored again.
+    A member is scored once, in however many bundles it is; a bundle that was scored on this data already, not again.
 
     Returns:
         The metrics of `ast_core.metrics.evaluate_scores` by bundle.
 
     Raises:
-        UserError: no bundle, no such split or no clip in it, or a bundle of other labels.
+        UserError: no bundle, no such split or no clip in it, or a bundle of other labels or another front end.
     """
-    bundles = _bundles(settings.run_dir / "bundles")
     split = settings.data.test_split
     reader = ShardReader(settings.shards, [split])
     require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
+    descriptions = _descriptions(settings.run_dir / "bundles", reader)
     output = settings.run_dir / "evaluation"
-    digests = {folder.name: str(read_json(folder / DESCRIPTION, "Bundle")["digest"]) for folder in bundles}
-    results: dict[str, dict[str, Any]] = {}
-    with cluster.connected(settings.address, settings.workers), Progress(console=Console(stderr=True)) as progress:
-        for folder in bundles:
-            identity = {"bundle_digest": digests[folder.name], "data_hash": reader.index.data_hash, "split": split}
-            task = progress.add_task(f"evaluate {folder.name}", total=len(reader))
-            results[folder.name] = _known(output / f"{folder.name}.json", identity)
-            if not results[folder.name]:
-                scores_NC = np.full(reader.labels_NC.shape, np.nan, np.float32)
-                for indices, scores in _scored(folder, settings, reader):
-                    scores_NC[indices] = scores
-                    progress.advance(task, len(indices))
-                results[folder.name] = _write(output, folder.name, identity, scores_NC, reader)
-            progress.update(task, completed=len(reader))
+    facts = {"data_hash": reader.index.data_hash, "split": split}
+    identities = {name: {"bundle_digest": value["digest"], **facts} for name, value in descriptions.items()}
+    results = {name: _known(output / f"{name}.json", identity) for name, identity in identities.items()}
+    pending = {name: value for name, value in descriptions.items() if not results[name]}
+    if pending:
+        with cluster.connected(settings.address, settings.workers):
+            scores = _scored(_places(settings.run_dir / "bundles", pending), settings, reader)
+        for name, description in pending.items():
+            scores_NC = mean_probabilities([scores[entry["sha256"]] for entry in description["members"]])
+            results[name] = _write(output, name, identities[name], scores_NC, reader)
     summary = {name: _numbers(result["metrics"]) for name, result in results.items()}
     write_json(output / "summary.json", {name: result["metrics"] for name, result in results.items()})
     _draw(settings, output, results)
-    _log(settings, output, summary, {"data_hash": reader.index.data_hash, "bundles": digest(digests)})
+    _log(settings, output, summary, {"data_hash": reader.index.data_hash, "bundles": digest(identities)})
     Console().print(_table(summary, results))
     return summary
 
 
-def _bundles(folder: Path) -> list[Path]:
-    """Members first, the ensemble last."""
-    found = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION}"))
-    require(bool(found), f"There is no bundle in {folder}: run combine first.")
-    return sorted(found, key=lambda path: path.name == "ensemble")
+def _descriptions(bundles: Path, reader: ShardReader) -> dict[str, dict[str, Any]]:
+    """Each bundle's description, members first, the ensemble last; UserError where it does not fit the shards."""
+    found = sorted(path.parent for path in bundles.glob(f"*/{DESCRIPTION}"))
+    require(bool(found), f"There is no bundle in {bundles}: run combine first.")
+    descriptions = {}
+    for folder in sorted(found, key=lambda path: path.name == "ensemble"):
+        description = read_json(folder / DESCRIPTION, "Bundle")
+        labels, wanted = description["labels"], list(reader.index.labels)
+        require(
+            labels == wanted,
+            f"{folder} was trained on {len(labels)} labels that are not the {len(wanted)} of the shards in use"
+            f"{_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
+        )
+        fits = all(entry["front_end"] == reader.index.front_end for entry in description["members"])
+        require(fits, f"{folder} was trained with another front end than the shards in use. Prepare with its own.")
+        descriptions[folder.name] = description
+    return descriptions
+
+
+def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
+    pairs = enumerate(zip(labels, wanted, strict=False))
+    return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
+
+
+def _places(bundles: Path, descriptions: dict[str, dict[str, Any]]) -> list[Place]:
+    """Each different member once: an ensemble's are its members' own bundles' too."""
+    places: dict[str, Place] = {}
+    for name, description in descriptions.items():
+        for number, entry in enumerate(description["members"]):
+            places.setdefault(entry["sha256"], Place(bundles / name, number, entry["sha256"]))
+    return list(places.values())
 
 
 def _known(path: Path, identity: dict[str, str]) -> dict[str, Any]:
@@ -108,41 +146,42 @@ def _known(path: Path, identity: dict[str, str]) -> dict[str, Any]:
     return result if all(result.get(key) == value for key, value in identity.items()) else {}
 
 
-def _scored(bundle: Path, settings: EvaluateSettings, reader: ShardReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices and scores, chunk by chunk in any order; every clip once, or an error."""
-    processors = int(ray.cluster_resources().get("CPU", 1))
-    workers = max(1, min(cluster.worker_count(settings.workers), processors, math.ceil(len(reader) / CHUNK)))
-    actor = ray.remote(Scorer).options(
-        num_cpus=1, num_gpus=1 if cluster.uses_gpu() else 0, max_restarts=2, max_task_retries=2
-    )
-    scorers: list[Any] = [actor.remote(bundle, settings.shards, settings.data.test_split) for _ in range(workers)]
-    waiting = []
-    for rank, scorer in enumerate(scorers):
-        share = order.evaluation_share(len(reader), rank, workers)
-        waiting += [scorer.score.remote(share[first : first + CHUNK]) for first in range(0, len(share), CHUNK)]
-    seen_N = np.zeros(len(reader), np.int64)
+def _scored(places: Sequence[Place], settings: EvaluateSettings, reader: ShardReader) -> dict[str, np.ndarray]:
+    """Each member's probabilities, float32 [N, C], by its weights' hash; every clip once, or an error."""
+    chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
+    scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
+    scorers = _scorers(settings, len(chunks))
+    tasks = [(place, indices) for place in places for indices in chunks]
     try:
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            indices, scores = ray.get(ready[0])
-            _check_scores(bundle, scores, reader, indices)
-            seen_N[indices] += 1
-            yield indices, scores
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"evaluate {len(places)} members", total=len(places) * len(reader))
+            answers = ray.util.ActorPool(scorers).map_unordered(lambda actor, task: actor.score.remote(*task), tasks)
+            for place, indices, scores_BC in answers:
+                scores[place][indices] = scores_BC
+                progress.advance(bar, len(indices))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError) else error) from None
     finally:
         for scorer in scorers:
             ray.kill(scorer)
-    wrong = int((seen_N != 1).sum())
-    require(not wrong, f"{wrong} clips were not scored exactly once by {bundle}. Run evaluate again.")
+    for place in places:
+        _check_scores(place.bundle, scores[place], reader)
+    return {place.sha256: scores_NC for place, scores_NC in scores.items()}
 
 
-def _check_scores(bundle: Path, scores: np.ndarray, reader: ShardReader, indices: np.ndarray) -> None:
-    classes = reader.labels_NC.shape[1]
-    require(scores.shape[1] == classes, f"{bundle} has {scores.shape[1]} labels, the shards in use have {classes}.")
-    finite = np.isfinite(scores).all(axis=1)
-    names = ", ".join(reader.clip_ids[index] for index in indices[~finite][:5])
-    require(bool(finite.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
+def _scorers(settings: EvaluateSettings, most: int) -> list[Any]:
+    """As many workers as were asked for and as the cluster can hold at once, but no more than `most`."""
+    resources, gpu = ray.cluster_resources(), cluster.uses_gpu()
+    room = int(resources.get("GPU" if gpu else "CPU", 1))
+    workers = max(1, min(cluster.worker_count(settings.workers), room, most))
+    actor = ray.remote(Scorer).options(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=2, max_task_retries=2)
+    return [actor.remote(settings.shards, settings.data.test_split) for _ in range(workers)]
+
+
+def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:
+    finite_N = np.isfinite(scores_NC).all(axis=1)
+    names = ", ".join(reader.clip_ids[index] for index in np.flatnonzero(~finite_N)[:5])
+    require(bool(finite_N.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
 
 
 def _write(
