@@ -67,7 +67,7 @@ def register(settings: RegisterSettings) -> dict[str, int]:
             tracking.set_alias(name, ALIAS, version)
     Console().print(_table(versions, digests))
     uri = shlex.quote(settings.tracking)
-    Console(soft_wrap=True).print(f"Registry page: mlflow ui --backend-store-uri {uri}")
+    Console(soft_wrap=True).print(f"Registry's page: mlflow ui --backend-store-uri {uri}", markup=False)
     return versions
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
 from ast_core.files import write_json
@@ -96,16 +95,22 @@ def _report(
     Console().print(table)
     score = summary[bundle.name]
     key = "accuracy" if "accuracy" in score else "mAP"
-    lines = [
-        f"{settings.model_name}@champion: test {key} [bold]{score[key]:.3f}[/] (chance {score[f'chance_{key}']:.3f}).",
-        f"Everything of this run: {settings.run_dir}",
-        "",
-        "See runs, curves and the registry (then open http://127.0.0.1:5000/#/models):",
-        f"  .venv/bin/mlflow server --host 127.0.0.1 --backend-store-uri {shlex.quote(settings.tracking)}",
-        "Tag a recording of your own:",
-        f"  .venv/bin/python pipeline/predict.py FILE --model models:/{settings.model_name}@champion",
-    ]
-    Console(soft_wrap=True).print(Panel("\n".join(lines), title="done"))
+    console = Console(soft_wrap=True, highlight=False)  # whole lines: a person copies the commands
+    console.rule("done")
+    model = f"models:/{settings.model_name}@champion"
+    console.print(f"Made: {model}, {bundle.name} of {len(settings.ensemble.seeds)} members")
+    console.print(f"Test {key}: [bold]{score[key]:.3f}[/] (chance {score[f'chance_{key}']:.3f})")
+    console.print(f"Everything of this run is in {settings.run_dir}", markup=False)
+    console.print("Runs, curves and the registry's page, at http://127.0.0.1:5000/#/models, with this command:")
+    console.print(f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(settings.tracking)}", markup=False)
+    console.print("Tag a recording of your own:")
+    console.print(f"  {_program('ast-predict')} FILE --model {model}", markup=False)
+
+
+def _program(name: str) -> str:
+    """A program of this virtual environment as one types it here."""
+    path = Path(sys.executable).parent / name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

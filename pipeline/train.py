@@ -52,6 +52,7 @@ def train(settings: TrainSettings) -> Path:
         "seed": str(settings.seed),
         "data_hash": index.data_hash,
         "run_dir": str(settings.run_dir),
+        "folder_id": tracking.folder_id(job.folder),
     }
     with _alone(job.folder), cluster.connected(settings.address, settings.workers):
         tracking.open_store(settings.tracking)

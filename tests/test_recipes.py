@@ -1,0 +1,104 @@
+"""Every recipe parses, and the paper's have the published numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from ast_core.config import FrontEndConfig, ModelConfig, OptimConfig, Recipe
+from ast_core.schedule import learning_rate
+from pipeline.settings import RECIPES, load_recipe
+
+EVERY = sorted(path.stem for path in RECIPES.glob("*.toml"))
+PAPER = ("audioset_full", "audioset_balanced", "esc50", "speech_commands")
+
+
+def test_the_recipes_that_users_are_promised_are_there() -> None:
+    assert set(EVERY) >= {"demo", "own", *PAPER, "esc50_small", "speech_commands_small", "audioset_small"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_parses_and_every_number_in_it_holds(name: str) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe, Recipe)
+    assert recipe.data.train_splits
+    assert recipe.data.test_split not in recipe.data.train_splits
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_model_and_front_end(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.model == ModelConfig(backbone="deit_base_distilled_patch16_384", init="imagenet")
+    assert (recipe.model.patch_freq, recipe.model.patch_time) == (16, 16)
+    assert (recipe.model.freq_stride, recipe.model.time_stride) == (10, 10)
+    front = asdict(recipe.front_end) | {"target_frames": 0}
+    assert front == asdict(FrontEndConfig()) | {"target_frames": 0}
+    assert (recipe.front_end.sample_rate_hz, recipe.front_end.num_mel_bins) == (16_000, 128)
+    assert (recipe.front_end.frame_length_ms, recipe.front_end.frame_shift_ms) == (25.0, 10.0)
+
+
+# Gong, Chung, Glass 2021 and the recipes published with it: frames, mean, std; mixup, masks in bins and frames, noise;
+# loss, sampler, rate, warm-up steps, epochs, batch; what stands for a member and from which epoch it is averaged.
+PUBLISHED = {
+    "audioset_balanced": (
+        (1024, -4.2677393, 4.5689974),
+        (0.5, 48, 192, False),
+        ("bce", "shuffle", 5e-5, 1000, 25, 12),
+        ("averaged", 6),
+    ),
+    "audioset_full": (
+        (1024, -4.2677393, 4.5689974),
+        (0.5, 48, 192, False),
+        ("bce", "balanced", 1e-5, 1000, 5, 12),
+        ("averaged", 1),
+    ),
+    "esc50": (
+        (512, -6.6268077, 5.358466),
+        (0.0, 24, 96, False),
+        ("cross_entropy", "shuffle", 1e-4, 0, 25, 48),
+        ("last", None),
+    ),
+    "speech_commands": (
+        (128, -6.845978, 5.5654526),
+        (0.6, 48, 48, True),
+        ("bce", "shuffle", 2.5e-4, 0, 30, 128),
+        ("best", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_published_numbers(name: str) -> None:
+    recipe = load_recipe(name)
+    data, augment, optim = recipe.data, recipe.augment, recipe.optim
+    front_end, augmentation, optimiser, (weights, first_epoch) = PUBLISHED[name]
+    assert (recipe.front_end.target_frames, data.mean, data.std) == front_end
+    assert augmentation == (augment.mixup_rate, augment.freq_mask_bins, augment.time_mask_frames, augment.noise)
+    assert augment.mixup_alpha == 10.0
+    assert optimiser == (
+        optim.loss, optim.sampler, optim.learning_rate, optim.warmup_steps, optim.epochs, optim.batch_size
+    )  # fmt: skip
+    assert optim.weight_decay == 5e-7
+    assert optim.weights == weights
+    if first_epoch is not None:
+        assert optim.average_first_epoch == first_epoch
+
+
+DECAYS = {
+    "audioset_balanced": (0.5, [10, 15, 20]),
+    "audioset_full": (0.5, [2, 3, 4]),
+    "esc50": (0.85, list(range(5, 25))),
+    "speech_commands": (0.85, list(range(5, 30))),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_rate_falls_after_the_published_epochs(name: str) -> None:
+    optim: OptimConfig = load_recipe(name).optim
+    factor, after = DECAYS[name]
+    rates = [learning_rate(optim, epoch, 10_000) for epoch in range(1, optim.epochs + 1)]
+    fallen = [epoch for epoch in range(1, optim.epochs) if rates[epoch] < rates[epoch - 1]]
+    assert fallen == after
+    assert rates[0] == optim.learning_rate
+    assert rates[-1] == pytest.approx(optim.learning_rate * factor ** len(after))
