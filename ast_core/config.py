@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ast_core.errors import UserError
@@ -194,6 +195,20 @@ class EnsembleConfig:
         """Check that members differ."""
         require(bool(self.seeds), "ensemble.seeds is empty; give at least one seed.")
         require(len(set(self.seeds)) == len(self.seeds), f"ensemble.seeds {self.seeds} has a seed twice.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One member's training: all that decides its weights, and where they go."""
+
+    folder: Path
+    shards: Path
+    seed: int
+    data: DataConfig
+    front_end: FrontEndConfig
+    model: ModelConfig
+    augment: AugmentConfig
+    optim: OptimConfig
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
-"""The Audio Spectrogram Transformer on timm's transformer blocks.
+"""The Audio Spectrogram Transformer.
 
-Shapes: B clips, T frames, M mel bins, E embedding, P patches, C classes.
+Shapes: B clips, T frames, M mel bins, P tokens, E embedding, H heads, D embedding a head, C classes.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
+from torch.nn import functional
 
 from ast_core.config import ModelConfig, require
+
+NORM_EPS = 1e-6
+"""Of the blocks' and the final LayerNorm, as in DeiT."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,45 @@ BACKBONES = {
     "ast_mini": Backbone(144, 6, 3, True),
 }
 """timm's names with the sizes of their papers, and two sizes of our own that train from scratch on a CPU."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; parameters named as timm names them."""
+
+    def __init__(self, embed_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
+        """[B, P, E] to the same shape."""
+        query_BHPD, key_BHPD, value_BHPD = self.qkv(tokens_BPE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHPD = functional.scaled_dot_product_attention(query_BHPD, key_BHPD, value_BHPD)
+        projected_BPE: torch.Tensor = self.proj(mixed_BHPD.transpose(1, 2).flatten(2))
+        return projected_BPE
+
+
+class Block(nn.Module):
+    """A transformer block, norm first: timm's, to the bit and the parameter's name, without its seconds of import."""
+
+    def __init__(self, embed_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.attn = Attention(embed_dim, heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        hidden = {
+            "fc1": nn.Linear(embed_dim, 4 * embed_dim),
+            "act": nn.GELU(),
+            "fc2": nn.Linear(4 * embed_dim, embed_dim),
+        }
+        self.mlp = nn.Sequential(OrderedDict(hidden))
+
+    def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
+        """[B, P, E] to the same shape."""
+        tokens_BPE = tokens_BPE + self.attn(self.norm1(tokens_BPE))
+        out_BPE: torch.Tensor = tokens_BPE + self.mlp(self.norm2(tokens_BPE))
+        return out_BPE
 
 
 class AST(nn.Module):
@@ -70,11 +111,8 @@ class AST(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, size.embed_dim))
         tokens = self.grid[0] * self.grid[1] + self.prefix_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, size.embed_dim))
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(size.embed_dim, size.heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(size.depth)
-        )
-        self.norm = norm(size.embed_dim)
+        self.blocks = nn.ModuleList(Block(size.embed_dim, size.heads) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.embed_dim, eps=NORM_EPS)
         self.head_norm = nn.LayerNorm(size.embed_dim)  # eps 1e-5, the default, as published
         self.head = nn.Linear(size.embed_dim, num_classes)
         self._initialise()

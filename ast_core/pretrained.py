@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -132,6 +131,8 @@ def _assign(model: AST, weights: Weights, name: str) -> None:
 
 
 def _from_hub(backbone: str) -> Weights:
+    import timm  # noqa: PLC0415, seconds of start that only this way to begin needs
+
     try:
         return timm.create_model(backbone, pretrained=True).state_dict()
     except Exception as error:  # whatever the hub's client raises: the user must act on any of it

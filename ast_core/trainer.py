@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import augment, checkpoint, metrics, order
-from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, ModelConfig, OptimConfig, require, to_dict
+from ast_core.config import Job, require, to_dict
 from ast_core.errors import UserError
 from ast_core.files import committed, digest
 from ast_core.loss import probabilities, training_loss
@@ -33,20 +32,6 @@ from ast_core.shards import ShardReader
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KEPT_CHECKPOINTS = 2
 """The newest, and the one before it in case the newest is found damaged."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One member's training: all that decides its weights, and where they go."""
-
-    folder: Path
-    shards: Path
-    seed: int
-    data: DataConfig
-    front_end: FrontEndConfig
-    model: ModelConfig
-    augment: AugmentConfig
-    optim: OptimConfig
 
 
 @dataclass

@@ -5,11 +5,9 @@ python pipeline/evaluate.py --recipe esc50 --run-dir work/esc50
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet
 import ray
 import ray.util
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from ast_core import metrics
-from ast_core.bundle import DESCRIPTION, Bundle
+from ast_core.bundle import DESCRIPTION
 from ast_core.config import require
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
 from ast_core.files import committed, digest, read_json, write_json
-from ast_core.predictor import Predictor
 from ast_core.shards import ShardReader
 from pipeline import cluster, tracking
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_history
+from pipeline.scorer import Place, Scorer
 from pipeline.settings import EvaluateSettings, parse, run_stage
 
 CHUNK = 32
 """Clips a worker scores between two reports."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a member's weights are."""
-
-    bundle: Path
-    number: int
-    sha256: str
-
-
-class Scorer:
-    """One worker: the test split, and the member that it scored last.
-
-    Args:
-        shards: folder.
-        split: to score.
-    """
-
-    def __init__(self, shards: Path, split: str) -> None:
-        torch.set_num_threads(1)
-        self._reader = ShardReader(shards, [split])
-        self._loaded: tuple[Place, Predictor] | None = None
-
-    def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
-        """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""
-        if self._loaded is None or self._loaded[0] != place:
-            bundle = Bundle.load(place.bundle)
-            single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
-            self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))
-        return place, indices, self._loaded[1].from_fbank(self._reader.read(indices))
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:

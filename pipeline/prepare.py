@@ -5,81 +5,36 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ast_core.audio import load_waveform
-from ast_core.config import FrontEndConfig, from_dict, require, to_dict
-from ast_core.errors import ClipError, DamagedError, UserError
-from ast_core.fbank import Fbank, fit_length
-from ast_core.files import committed, digest, read_json, sha256_of, write_json
+from ast_core.config import require, to_dict
+from ast_core.files import committed, digest, read_json, write_json
 from ast_core.manifest import Clip, Manifest, load_manifest
-from ast_core.shards import INDEX, Row, ShardIndex, write_part
+from ast_core.shards import INDEX, ShardIndex
 from pipeline import cluster
+from pipeline.part import Part, is_done, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
 from pipeline.synthesise import synthesise
 
 AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
 """Published mean and standard deviation, shown beside a data set's own."""
-FORMAT = 1
-"""Part of every shard's key: raise it when the same clips and settings would give other shards."""
 REJECTS = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
-
-
-@dataclass(frozen=True)
-class Part:
-    """The unit of work: some clips that become one Parquet file. It knows all that decides its bytes."""
-
-    folder: str
-    name: str
-    split: str
-    clips: tuple[Clip, ...]
-    source: str
-    """Root of the clips' paths in the key."""
-    front_end: dict[str, Any]
-    metadata: dict[str, Any]
-    """Front end and labels, as the Parquet file keeps them."""
-
-    @property
-    def marker(self) -> Path:
-        """Committed after the Parquet file."""
-        return Path(self.folder) / f"{self.name}.json"
-
-    def packed(self) -> str:
-        """As JSON, which Ray Data carries as it is."""
-        clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
-        return json.dumps({**vars(self), "clips": clips})
-
-    @staticmethod
-    def unpacked(text: str) -> Part:
-        """The part that `packed` wrote."""
-        values = json.loads(text)
-        clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
-        return Part(**{**values, "clips": clips})
-
-    def key(self) -> str:
-        """Hash of the clips, their files' sizes and times as they are now, the labels and the front end."""
-        clips = [_fingerprint(clip, self.source) for clip in self.clips]
-        return digest({"format": FORMAT, "clips": clips, "metadata": self.metadata})
 
 
 def prepare(settings: PrepareSettings) -> ShardIndex:
@@ -95,7 +50,7 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     manifest, source = _manifest(settings)
     parts = plan(settings, manifest, source)
     with ThreadPoolExecutor() as pool:
-        done = list(pool.map(_done, parts))
+        done = list(pool.map(is_done, parts))
     pending = [part for part, finished in zip(parts, done, strict=True) if not finished]
     if pending:
         (settings.shards / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
@@ -146,30 +101,6 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
     return parts
 
 
-def _fingerprint(clip: Clip, source: str) -> list[Any]:
-    """A clip as far as it decides a shard: moved data sets keep their shards, changed files do not."""
-    if not clip.path:
-        return [clip.clip_id, list(clip.labels)]
-    try:
-        status = Path(clip.path).stat()
-        seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
-    except OSError as error:
-        seen = [error.errno or 0]
-    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
-
-
-def _done(part: Part) -> bool:
-    """Whether the part is there, whole, and made of just these clips and settings."""
-    path = part.marker.with_suffix(".parquet")
-    if not (part.marker.is_file() and path.is_file()):
-        return False
-    try:
-        marker = read_json(part.marker, "Marker of a shard")
-        return bool(marker["key"] == part.key() and marker["sha256"] == sha256_of(path))
-    except (DamagedError, KeyError, TypeError):
-        return False
-
-
 def _work(pending: Sequence[Part], workers: int) -> None:
     """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
     context = ray.data.DataContext.get_current()
@@ -179,75 +110,13 @@ def _work(pending: Sequence[Part], workers: int) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [{"part": part.packed(), "clips": len(part.clips)} for part in pending]
     parts = ray.data.from_items(items, override_num_blocks=len(items))
-    done = parts.map(_write_row, num_cpus=1, concurrency=min(workers, len(items)) or None)
+    done = parts.map(write_row, num_cpus=1, concurrency=min(workers, len(items)) or None)
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
         for row in done.iter_rows():
             require(not row["error"], row["error"])
             progress.advance(task, row["clips"])
-
-
-def _write_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
-    try:
-        write(Part.unpacked(row["part"]))
-    except UserError as error:
-        return {"clips": 0, "error": str(error)}
-    return {"clips": row["clips"], "error": ""}
-
-
-def write(part: Part) -> None:
-    """Decode, filter and commit one part, its marker last. A broken clip is a row among its rejects.
-
-    The marker's key is that of the files before and after; where they changed meanwhile, of none: the next run redoes
-    the part, so nothing that a lost mount or a running download did to it stays.
-
-    Raises:
-        UserError: a disk's fault: a file cannot be read or the shard cannot be written.
-    """
-    torch.set_num_threads(1)
-    config = from_dict(FrontEndConfig, part.front_end)
-    rejects: list[dict[str, str]] = []
-    path = part.marker.with_suffix(".parquet")
-    key = part.key()
-    try:
-        part.marker.unlink(missing_ok=True)
-        rows = _rows(part, config, rejects)
-        written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
-        key = key if key == part.key() else ""
-        write_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
-    except OSError as error:
-        raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
-
-
-def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
-    fbank = _front_end(config)
-    # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
-    seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
-    for clip in part.clips:
-        try:
-            if not clip.path:
-                raise ClipError("missing", "listed, but there is no file")
-            fbank_TM = fbank(torch.from_numpy(load_waveform(clip.path, config.sample_rate_hz, seconds)))
-        except ClipError as error:
-            entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
-            rejects.append({**entry, "stage": error.stage, "reason": error.reason})
-        except OSError as error:
-            raise UserError(f"{clip.path} could not be read: {error}. Mend the disk or mount and run again.") from error
-        else:
-            fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
-            yield Row(_utf8(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
-
-
-def _utf8(name: str) -> str:
-    """A file's name as Parquet can hold it: bytes that are not UTF-8 become backslash escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-@cache
-def _front_end(config: FrontEndConfig) -> Fbank:
-    return Fbank(config)
 
 
 Splits = dict[str, dict[str, Any]]

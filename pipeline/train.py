@@ -12,22 +12,19 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import filelock
-import ray.train
-import torch
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
-from ast_core.config import to_dict
+from ast_core.config import Job, to_dict
 from ast_core.errors import UserError
 from ast_core.files import write_json
 from ast_core.shards import ShardIndex
-from ast_core.trainer import Job, fit
 from pipeline import cluster, tracking
 from pipeline.progress import EpochBar, metrics_table
+from pipeline.rank import train_rank
 from pipeline.settings import TrainSettings, parse, run_stage
 
 RESTARTS = 3
@@ -130,23 +127,14 @@ def _supervise(job: Job, workers: int) -> None:
 def _fit_once(job: Job, workers: int, scratch: Path) -> None:
     gpu = cluster.uses_gpu()
     trainer = TorchTrainer(
-        _worker,
+        train_rank,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
-        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex, storage_path=str(scratch), logging_config=LoggingConfig(log_level="ERROR")
+        ),
     )
     trainer.fit()
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """One rank's training, inside Ray Train's process group."""
-    context = ray.train.get_context()
-    world = context.get_world_size()
-    if not torch.cuda.is_available():
-        # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    device = ray.train.torch.get_device()
-    fit(config["job"], context.get_world_rank(), world, device, ray.train.report)
 
 
 def _raise_user_error(error: BaseException) -> None:

@@ -21,7 +21,8 @@ from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.errors import DamagedError, UserError
 from ast_core.manifest import load_manifest
 from ast_core.shards import ShardIndex, ShardReader
-from pipeline.prepare import Part, main, plan, prepare, write
+from pipeline.part import Part, write
+from pipeline.prepare import main, plan, prepare
 from pipeline.settings import PrepareSettings
 from pipeline.synthesise import synthesise
 

@@ -1,0 +1,26 @@
+"""What one training worker runs.
+
+Apart from `train`, and importing late, because Ray's controller and workers all import this module: MLflow and the
+command line would cost each of them ten seconds of start.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray.train
+
+
+def train_rank(config: dict[str, Any]) -> None:
+    """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`."""
+    import torch  # noqa: PLC0415
+    from ray.train.torch import get_device  # noqa: PLC0415
+
+    from ast_core.trainer import fit  # noqa: PLC0415
+
+    context = ray.train.get_context()
+    if not torch.cuda.is_available():
+        # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    fit(config["job"], context.get_world_rank(), context.get_world_size(), get_device(), ray.train.report)

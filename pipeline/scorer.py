@@ -1,0 +1,45 @@
+"""What one evaluation worker is; apart from `evaluate`, whose imports would cost each worker ten seconds of start."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ast_core.bundle import Bundle
+from ast_core.predictor import Predictor
+from ast_core.shards import ShardReader
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member's weights are."""
+
+    bundle: Path
+    number: int
+    sha256: str
+
+
+class Scorer:
+    """One worker: the test split, and the member that it scored last.
+
+    Args:
+        shards: folder.
+        split: to score.
+    """
+
+    def __init__(self, shards: Path, split: str) -> None:
+        torch.set_num_threads(1)
+        self._reader = ShardReader(shards, [split])
+        self._loaded: tuple[Place, Predictor] | None = None
+
+    def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
+        """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""
+        if self._loaded is None or self._loaded[0] != place:
+            bundle = Bundle.load(place.bundle)
+            single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
+            self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))
+        return place, indices, self._loaded[1].from_fbank(self._reader.read(indices))
