@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ class Batch:
     draws: augment.Draws
 
 
-def fit(job: Job, rank: int, world: int, device: torch.device, report: Callable[[dict[str, float]], None]) -> None:
+def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
     """Train to the last epoch, from the newest verified checkpoint if there is one.
 
     Args:
@@ -78,7 +78,6 @@ def fit(job: Job, rank: int, world: int, device: torch.device, report: Callable[
         rank: of this process.
         world: processes; `torch.distributed` is set up if there is more than one.
         device: of this process.
-        report: called on every rank after each epoch with its row of metrics.
 
     Raises:
         UserError: the run folder holds another run, the data does not fit, or the loss is not finite.
@@ -106,7 +105,6 @@ def fit(job: Job, rank: int, world: int, device: torch.device, report: Callable[
         row = _epoch_row(state, job, held_out, epoch, steps, mean, std, rank, world)
         row |= {"seconds": seconds, "clips_per_s": (state.progress.step - first) * job.optim.batch_size / seconds}
         _finish_epoch(state, job, identity, row, epoch, rank)
-        report(row)
     if world > 1:
         distributed.barrier()
 

@@ -37,6 +37,7 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         if target:
             ray.init(address=target, logging_level=logging.WARNING)
         else:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
             cores = max(os.cpu_count() or 1, workers)
             ray.init(
                 address="local",

@@ -23,4 +23,4 @@ def train_rank(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    fit(config["job"], context.get_world_rank(), context.get_world_size(), get_device(), ray.train.report)
+    fit(config["job"], context.get_world_rank(), context.get_world_size(), get_device())

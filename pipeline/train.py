@@ -131,7 +131,9 @@ def _fit_once(job: Job, workers: int, scratch: Path) -> None:
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
-            name=uuid.uuid4().hex, storage_path=str(scratch), logging_config=LoggingConfig(log_level="ERROR")
+            name=uuid.uuid4().hex,
+            storage_path=str(scratch),
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )
     trainer.fit()
