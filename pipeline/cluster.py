@@ -44,7 +44,7 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
                 num_cpus=cores,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_logs.quieten"},
+                runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error

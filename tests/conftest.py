@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 import ray
 import soundfile
+import torch
+from prepared import FRONT_END, LABELS, write_shards
+
+from ast_core.bundle import write_bundle
+from ast_core.config import ModelConfig, to_dict
+from ast_core.model import AST
 
 RATE_HZ = 16_000
 SaveTone = Callable[..., Path]
@@ -34,3 +40,18 @@ def save_tone() -> SaveTone:
         return path
 
     return save
+
+
+@pytest.fixture
+def trained_bundle(tmp_path: Path) -> Path:
+    """A bundle of one small model over the labels of `write_shards`, in a run folder with such shards."""
+    torch.manual_seed(0)
+    write_shards(tmp_path / "shards", {"test": 9})
+    model = ModelConfig(
+        backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch"
+    )
+    weights = AST(model, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS)).state_dict()
+    identity = {"model": to_dict(model), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}
+    folder = tmp_path / "bundles" / "seed-0"
+    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], True, {})
+    return folder

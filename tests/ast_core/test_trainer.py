@@ -1,0 +1,132 @@
+"""Training in one process: it learns, repeats to the bit, resumes to the bit, and stops where it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from prepared import FRONT_END, write_shards
+from safetensors.torch import load_file
+
+from ast_core import checkpoint
+from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
+from ast_core.errors import UserError
+from ast_core.trainer import fit
+
+EPOCHS = 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
+    model = ModelConfig(
+        backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch"
+    )
+    optim = OptimConfig(
+        epochs=EPOCHS, batch_size=6, learning_rate=1e-3, warmup_steps=3, loss="cross_entropy", sampler="shuffle",
+        checkpoint_every_steps=2, weights="last",
+    )  # fmt: skip
+    return Job(
+        folder=tmp_path / "member", shards=tmp_path / "shards", seed=0, data=DataConfig(mean=None, std=None),
+        front_end=FRONT_END, model=model, augment=AugmentConfig(freq_mask_bins=4, time_mask_frames=8), optim=optim,
+    )  # fmt: skip
+
+
+def weights_of(folder: Path, epoch: int = EPOCHS) -> dict[str, torch.Tensor]:
+    return load_file(folder / "epochs" / f"epoch-{epoch:04d}" / "model.safetensors")
+
+
+def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_it_learns_what_is_plain_and_writes_its_curve(job: Job) -> None:
+    fit(job, 0, 1, CPU)
+    rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [7, 14, 21]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["test_accuracy"] > 0.9  # a third by chance
+    assert sorted(checkpoint.epochs_of(job.folder / "epochs")) == [1, 2, 3]
+
+
+def test_a_run_repeats_to_the_bit_and_another_seed_differs(job: Job) -> None:
+    fit(job, 0, 1, CPU)
+    again = dataclasses.replace(job, folder=job.folder.with_name("again"))
+    fit(again, 0, 1, CPU)
+    other = dataclasses.replace(job, folder=job.folder.with_name("other"), seed=1)
+    fit(other, 0, 1, CPU)
+    assert_same_bits(weights_of(job.folder), weights_of(again.folder))
+    assert not torch.equal(weights_of(job.folder)["head.weight"], weights_of(other.folder)["head.weight"])
+
+
+@pytest.mark.parametrize("from_step", [2, 7, 12])
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from_step: int, monkeypatch) -> None:
+    # Every checkpoint is kept; then all after one are removed, as if that one had been the last before a kill.
+    monkeypatch.setattr("ast_core.trainer.KEPT_CHECKPOINTS", 100)
+    fit(job, 0, 1, CPU)
+    whole = weights_of(job.folder)
+    later = [
+        path for path in (job.folder / "checkpoints").iterdir() if int(path.name.removeprefix("step-")) > from_step
+    ]
+    assert (job.folder / "checkpoints" / f"step-{from_step:08d}").is_dir()
+    for folder in later:
+        (folder / checkpoint.MARKER).unlink()
+    (job.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "model.safetensors").unlink()
+    fit(job, 0, 1, CPU)
+    assert_same_bits(whole, weights_of(job.folder))
+    assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, capsys) -> None:
+    fit(job, 0, 1, CPU)
+    whole = weights_of(job.folder)
+    newest = max((job.folder / "checkpoints").iterdir()) / "optimizer.safetensors"
+    bits = bytearray(newest.read_bytes())
+    bits[-9] ^= 1
+    newest.write_bytes(bits)
+    fit(job, 0, 1, CPU)
+    assert_same_bits(whole, weights_of(job.folder))
+    assert f"{newest} is damaged" in capsys.readouterr().out
+
+
+def test_more_epochs_continue_a_run(job: Job) -> None:
+    fit(dataclasses.replace(job, optim=dataclasses.replace(job.optim, epochs=1)), 0, 1, CPU)
+    fit(job, 0, 1, CPU)
+    straight = dataclasses.replace(job, folder=job.folder.with_name("straight"))
+    fit(straight, 0, 1, CPU)
+    assert_same_bits(weights_of(straight.folder), weights_of(job.folder))
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(job: Job) -> None:
+    fit(job, 0, 1, CPU)
+    changed = dataclasses.replace(job, optim=dataclasses.replace(job.optim, learning_rate=2e-3))
+    with pytest.raises(UserError, match=r"run\.optim differ"):
+        fit(changed, 0, 1, CPU)
+    with pytest.raises(UserError, match=r"run\.seed differ"):
+        fit(dataclasses.replace(job, seed=5), 0, 1, CPU)
+
+
+def test_shards_of_another_front_end_are_refused(job: Job) -> None:
+    other = dataclasses.replace(job.front_end, window="hamming")
+    with pytest.raises(UserError, match="window hanning, not hamming"):
+        fit(dataclasses.replace(job, front_end=other), 0, 1, CPU)
+
+
+def test_a_value_that_is_not_finite_stops_before_the_update_and_names_the_clips(job: Job, tmp_path: Path) -> None:
+    write_shards(tmp_path / "nan", {"train": 42, "test": 21}, broken=("train-5",))
+    broken = dataclasses.replace(job, shards=tmp_path / "nan", data=DataConfig(mean=-6.0, std=4.0))
+    with pytest.raises(UserError, match=r"is not finite .*train-5\b"):
+        fit(broken, 0, 1, CPU)
+    newest, _ = checkpoint.newest(job.folder / "checkpoints")
+    assert newest is None or all(v.isfinite().all() for v in checkpoint.read_tensors(newest, "model").values())
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match="cannot be shared by 4 workers"):
+        fit(job, 0, 4, CPU)

@@ -1,0 +1,144 @@
+"""The main job from recordings to predictions, as a user runs it, on a folder per class with broken files in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from ast_core.audio import load_waveform
+from ast_core.bundle import Bundle
+from ast_core.errors import UserError
+from ast_core.predictor import Predictor
+from pipeline.evaluate import evaluate
+from pipeline.predict import predict
+from pipeline.run import run
+from pipeline.settings import EvaluateSettings, PredictSettings, RunSettings, parse
+
+PITCHES_HZ = {"deep": 200.0, "middle": 800.0, "high": 3200.0}
+RECIPE = """
+[data]
+layout = "folders"
+[prepare]
+clips_per_part = 8
+max_reject_share = 0.2
+[front_end]
+target_frames = 48
+[model]
+backbone = "ast_micro"
+patch_freq = 128
+patch_time = 8
+freq_stride = 128
+time_stride = 8
+init = "scratch"
+[augment]
+mixup_rate = 0.3
+freq_mask_bins = 8
+time_mask_frames = 8
+[optim]
+epochs = 4
+batch_size = 6
+learning_rate = 1e-3
+warmup_steps = 4
+loss = "bce"
+sampler = "balanced"
+weights = "averaged"
+average_first_epoch = 3
+[ensemble]
+seeds = [0, 1]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, save_tone) -> Path:
+    for label, pitch_hz in PITCHES_HZ.items():
+        for number in range(8):
+            split = "train" if number < 5 else "test"
+            save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz + 9 * number, seed=number)
+    (tmp_path / "clips" / "train" / "deep" / "empty.wav").touch()
+    (tmp_path / "clips" / "test" / "high" / "text.wav").write_text("not audio")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.mark.timeout(400)
+def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> None:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    flags = ["--recipe", str(folder / "mine.toml"), "--run-dir", str(folder / "run"), "--tracking", uri]
+    run(parse(RunSettings, "", [*flags, "--data.source", str(folder / "clips"), "--workers", "2"]))
+    shown = capsys.readouterr().out
+
+    index = json.loads((folder / "run" / "shards" / "index.json").read_text())
+    books = {s: [b[k] for k in ("listed", "kept", "rejected", "missing")] for s, b in index["splits"].items()}
+    assert books == {"train": [16, 15, 1, 0], "test": [10, 9, 1, 0]}
+    rejects = pq.read_table(folder / "run" / "shards" / "rejects.parquet").to_pylist()
+    assert {Path(row["path"]).name: row["reason"] for row in rejects}["empty.wav"] == "the file is empty"
+    summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
+    assert list(summary) == ["ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"]
+    assert summary["ensemble"]["mAP"] > 0.6  # a third by chance
+    assert "Test" in shown
+    assert "ast-predict FILE --model models:/ast-mine@champion" in shown
+    _check_served_alike(folder, uri)
+
+
+def _check_served_alike(folder: Path, uri: str) -> None:
+    """From the registry by alias, from the bundle, and from MLflow's own loader: one answer; broken files are rows."""
+    output = folder / "out.csv"
+    clips = folder / "clips" / "test"
+    settings = PredictSettings(inputs=(clips,), model="models:/ast-mine@champion", tracking=uri, output=output)
+    scores = predict(settings)
+    predictor = Predictor(Bundle.load(folder / "run" / "bundles" / "ensemble"))
+    paths = sorted(clips.rglob("[0-9].wav"))
+    assert sorted(scores) == [str(path) for path in paths]
+    mlflow.set_tracking_uri(uri)
+    served = mlflow.pyfunc.load_model("models:/ast-mine@champion")
+    table = served.predict({"audio": [path.read_bytes() for path in paths]})
+    for number, path in enumerate(paths):
+        own_C = predictor.probabilities(load_waveform(path, 16_000))
+        assert np.abs(scores[str(path)] - own_C).max() < 1e-6
+        assert np.abs(table.iloc[number][list(predictor.bundle.labels)].to_numpy(float) - own_C).max() < 1e-6
+    with output.open() as file:
+        rows = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
+    assert "decode" in rows["text.wav"]
+    assert sorted(rows) == ["5.wav", "6.wav", "7.wav", "text.wav"]
+
+
+def test_predict_of_any_length_rate_and_channels(folder: Path, trained_bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    for name, rate, shape in (("minute.flac", 8000, (8000 * 60,)), ("stereo.wav", 48_000, (30_000, 2))):
+        soundfile.write(inputs / name, rng.normal(0, 0.1, shape), rate)
+    (inputs / "notes.txt").write_text("not searched for")
+    for suffix in (".json", ".parquet"):
+        predict(PredictSettings(inputs=(inputs,), model=str(trained_bundle), output=folder / f"out{suffix}"))
+    rows = json.loads((folder / "out.json").read_text())
+    assert [Path(row["path"]).name for row in rows] == ["minute.flac", "stereo.wav"]
+    assert rows == pq.read_table(folder / "out.parquet").to_pylist()
+
+
+def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> None:
+    bundle = str(trained_bundle)
+    with pytest.raises(UserError, match="There is no file or folder"):
+        predict(PredictSettings(inputs=(folder / "nothing",), model=bundle))
+    with pytest.raises(UserError, match=r"must end in .csv, .json or .parquet"):
+        predict(PredictSettings(inputs=(folder / "clips",), model=bundle, output=folder / "out.xlsx"))
+    with pytest.raises(UserError, match="None of the files could be used"):
+        predict(PredictSettings(inputs=(folder / "clips" / "test" / "high" / "text.wav",), model=bundle))
+    with pytest.raises(UserError, match="missing"):
+        predict(PredictSettings(inputs=(folder / "clips",), model=str(folder)))
+
+
+def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: Path) -> None:
+    run_dir = trained_bundle.parents[1]
+    index = json.loads((run_dir / "shards" / "index.json").read_text())
+    index["labels"] = ["low", "high", "middle"]
+    (run_dir / "shards" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
+        evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards"))
