@@ -88,7 +88,11 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
         by_split.setdefault(clip.split, []).append(clip)
     named = [*settings.data.train_splits, settings.data.validation_split, settings.data.test_split]
     unknown = [split for split in named if split and split not in by_split]
-    require(not unknown, f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(by_split))}.")
+    require(
+        not unknown,
+        f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(by_split))}. Say which to use with "
+        "--data.train-splits, --data.test-split and --data.validation-split ('' for none).",
+    )
     front_end = to_dict(settings.front_end)
     metadata = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
     root, size = os.path.realpath(source), settings.prepare.clips_per_part

@@ -33,24 +33,29 @@ RECIPES = Path(__file__).parent / "recipes"
 SettingsT = TypeVar("SettingsT")
 
 
+def _filled(default: str) -> Any:
+    """For the help text: what an empty value stands for."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True)
 class Common:
     """What every stage takes."""
 
     recipe: str = "audioset_full"
     """Recipe: a name of pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
-    run_dir: Path = Path()
-    """Folder of this run's results; work/RECIPE by default. The same folder again resumes."""
-    shards: Path = Path()
-    """Folder of the Parquet shards; RUN_DIR/shards by default."""
-    workers: int = 0
-    """Worker processes; 0 for one a GPU, or one a core where there is no GPU."""
-    address: str = ""
-    """Ray cluster to join, as `auto` or `ray://host:port`; RAY_ADDRESS if empty; else a local one is started."""
-    tracking: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI if empty; else sqlite in work/mlflow.db."""
-    experiment: str = ""
-    """MLflow experiment; the recipe's name by default."""
+    run_dir: Annotated[Path, _filled("work/RECIPE")] = Path()
+    """Folder of this run's results. The same folder again resumes."""
+    shards: Annotated[Path, _filled("RUN_DIR/shards")] = Path()
+    """Folder of the Parquet shards."""
+    workers: Annotated[int, _filled("one a GPU, or one a core where there is no GPU")] = 0
+    """Worker processes."""
+    address: Annotated[str, _filled("RAY_ADDRESS, else one is started on this machine")] = ""
+    """Ray cluster to join, as `auto` or `ray://host:port`."""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    """MLflow tracking URI."""
+    experiment: Annotated[str, _filled("the recipe's name")] = ""
+    """MLflow experiment."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +99,16 @@ class EvaluateSettings(Common):
 class RegisterSettings(Common):
     """Settings of `register`."""
 
-    model_name: str = ""
-    """Name in the registry; ast-RECIPE by default. Members are NAME-seed-0 and so on."""
+    model_name: Annotated[str, _filled("ast-RECIPE")] = ""
+    """Name in the registry. Members are NAME-seed-0 and so on."""
 
 
 @dataclass(frozen=True)
 class RunSettings(Common, Recipe):
     """Settings of `run`: the whole recipe."""
 
-    model_name: str = ""
-    """Name in the registry; ast-RECIPE by default."""
+    model_name: Annotated[str, _filled("ast-RECIPE")] = ""
+    """Name in the registry."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,8 @@ class PredictSettings:
     """Labels shown a file."""
     output: Path | None = None
     """Also write all probabilities to this .csv, .json or .parquet file."""
-    tracking: str = ""
-    """MLflow tracking URI of the registry; MLFLOW_TRACKING_URI if empty; else sqlite in work/mlflow.db."""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    """MLflow tracking URI of the registry."""
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -227,6 +232,7 @@ def _resolved(settings: Any) -> Any:
         changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
     if isinstance(settings, PredictSettings):
         changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
+        changes["output"] = settings.output and settings.output.absolute()
     store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
     changes["tracking"] = store or f"sqlite:///{Path('work/mlflow.db').absolute()}"
     return dataclasses.replace(settings, **changes)
