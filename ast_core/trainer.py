@@ -7,6 +7,7 @@ ends with the bits of an uninterrupted one on as many ranks.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -237,7 +238,7 @@ def _read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarra
 
 
 def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float) -> None:
-    """One optimiser step; stops every rank before the update if a loss or gradient is not finite."""
+    """One optimiser step."""
     device, optim = state.device, job.optim
     torch.manual_seed(hash((job.seed, state.progress.step)) % 2**31)  # whatever draws on a device, by step
     for group in state.optimizer.param_groups:
@@ -249,21 +250,36 @@ def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, 
     loss = training_loss(optim.loss, logits_BC, batch.labels_BC.to(device))
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
-    # Gradients are summed over ranks by now: one rank's NaN is everyone's, so all ranks stop at the same step.
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    finite = bool(torch.isfinite(loss)) and (state.scaler.is_enabled() or bool(torch.isfinite(norm)))
-    if not finite:
-        clips = ", ".join(train.clip_ids[index] for index in batch.clip_indices)
-        raise UserError(
-            f"Step {state.progress.step + 1} of {job.folder.name} is not finite (loss {float(loss.detach()):.4g}, "
-            f"gradient norm {float(norm):.4g}) on the rank with the clips {clips}. Nothing was updated; the newest "
-            "checkpoint is good. Look at these clips, or lower optim.learning-rate."
-        )
+    _require_finite(state, job, float(loss.detach()), [train.clip_ids[index] for index in batch.clip_indices])
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.progress.step += 1
     state.progress.loss_sum += float(loss.detach())
+
+
+def _require_finite(state: State, job: Job, loss: float, clips: list[str]) -> None:
+    """Stop all ranks before the update, naming clips, if a loss or (but for fp16's scaler) a gradient is not finite.
+
+    Gradients are averaged over ranks by now: one rank's NaN is everyone's, so all ranks come here at the same step.
+    """
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if torch.isfinite(norm):
+        return
+    ranks: list[tuple[float, list[str]]] = [(loss, clips)]
+    if distributed.is_initialized():
+        ranks = [(loss, clips)] * distributed.get_world_size()
+        distributed.all_gather_object(ranks, (loss, clips))
+    guilty = [rank for rank in ranks if not math.isfinite(rank[0])]
+    if state.scaler.is_enabled() and not guilty:
+        return  # fp16 overflowed: the scaler leaves this step out and lowers its scale
+    shown = guilty or ranks
+    losses = ", ".join(f"{value:.4g}" for value, _ in shown)
+    raise UserError(
+        f"Step {state.progress.step + 1} of {job.folder.name} is not finite (loss {losses}, gradient norm "
+        f"{float(norm):.4g}) with clips {', '.join(clip for _, own in shown for clip in own)}. Nothing was updated: "
+        "the newest checkpoint is good. Look at these clips, or lower optim.learning-rate."
+    )
 
 
 def _epoch_row(

@@ -133,7 +133,7 @@ def _fit_once(job: Job, workers: int, scratch: Path) -> None:
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(scratch),
-            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # mypy sees an older class
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )
     trainer.fit()

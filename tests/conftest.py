@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import soundfile
 import torch
 from prepared import FRONT_END, LABELS, write_shards
@@ -15,6 +14,7 @@ from prepared import FRONT_END, LABELS, write_shards
 from ast_core.bundle import write_bundle
 from ast_core.config import ModelConfig, to_dict
 from ast_core.model import AST
+from pipeline import cluster
 
 RATE_HZ = 16_000
 SaveTone = Callable[..., Path]
@@ -23,9 +23,8 @@ SaveTone = Callable[..., Path]
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray of two CPUs that every stage under test uses and leaves open."""
-    ray.init(num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with cluster.connected("", 2):
+        yield
 
 
 @pytest.fixture
