@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ast_core.config import AugmentConfig
+from ast_core.config import AugmentConfig, require
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,44 @@ def draw(
         np.array(lambdas), np.array(partners), np.array(freq), np.array(time),
         np.array(scales), np.array(rolls), np.array(seeds),
     )  # fmt: skip
+
+
+def patchout(
+    config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray | None:
+    """Patches that take part in a training step, another choice for each clip; None where all do.
+
+    Structured as PaSST-S (whole rows and columns of patches go), then unstructured. PaSST draws once a batch; here a
+    clip's draw is keyed by its position, so it is the same on any number of ranks.
+
+    Args:
+        config: the recipe's augmentation.
+        seed: the run's seed.
+        epoch: counted from 1.
+        positions_B: positions in the epoch's order.
+        grid: patches in frequency and time.
+
+    Returns:
+        int64 [B, K], ascending indices of frequency-major patches.
+
+    Raises:
+        UserError: no patch would be left.
+    """
+    freq, time = grid[0] - config.patchout_freq, grid[1] - config.patchout_time
+    require(
+        freq > 0 and time > 0 and freq * time > config.patchout_any,
+        f"augment.patchout-* ({config.patchout_freq}, {config.patchout_time}, {config.patchout_any}) leave none of "
+        f"{grid[0]} x {grid[1]} patches; lower them.",
+    )
+    if (freq, time) == grid and not config.patchout_any:
+        return None
+    kept = []
+    for position in positions_B:
+        rng = np.random.default_rng([2, seed, epoch, int(position)])
+        rows_F, columns_T = rng.permutation(grid[0])[:freq], rng.permutation(grid[1])[:time]
+        patches_K = (rows_F[:, None] * grid[1] + columns_T).ravel()
+        kept.append(np.sort(rng.permutation(patches_K)[config.patchout_any :]))
+    return np.stack(kept)
 
 
 def apply(

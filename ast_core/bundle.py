@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
+from ast_core import huggingface
+from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require, to_dict
 from ast_core.ensemble import Member
 from ast_core.errors import DamagedError
 from ast_core.files import committed, digest, read_json, sha256_of, write_json
 from ast_core.model import AST
+from ast_core.pretrained import load_exactly
 
 DESCRIPTION = "bundle.json"
 
@@ -38,12 +40,14 @@ class Bundle:
 
     @staticmethod
     def load(folder: Path) -> Bundle:
-        """Read and verify a bundle.
+        """Read and verify a bundle; a folder in Hugging Face's format is one of one member.
 
         Raises:
             UserError: there is none in the folder.
             DamagedError: a file's hash differs from the description's.
         """
+        if huggingface.is_folder(folder):
+            return _of_huggingface(folder)
         description = read_json(folder / DESCRIPTION, "Bundle's description")
         members = []
         for entry in description["members"]:
@@ -95,8 +99,20 @@ def write_bundle(
     return value
 
 
+def _of_huggingface(folder: Path) -> Bundle:
+    found = huggingface.read_folder(folder)
+    loss = "cross_entropy" if found.single_label else "bce"
+    entry: dict[str, Any] = {"name": folder.name, "model": to_dict(found.model), "front_end": to_dict(found.front_end)}
+    entry |= {"mean": found.mean, "std": found.std, "loss": loss}
+    member = _member(entry, found.weights, len(found.labels))
+    sha256 = sha256_of(folder / huggingface.WEIGHTS)
+    facts = {"made_of": f"Hugging Face's format, {folder.name}"}
+    return Bundle(found.labels, found.single_label, (member,), digest([entry, sha256]), facts)
+
+
 def _member(entry: dict[str, Any], weights: dict[str, torch.Tensor], classes: int) -> Member:
     front_end = from_dict(FrontEndConfig, entry["front_end"])
-    model = AST(from_dict(ModelConfig, entry["model"]), front_end.num_mel_bins, front_end.target_frames, classes)
-    model.load_state_dict(weights)
-    return Member(entry["name"], model.eval(), front_end, entry["mean"], entry["std"], entry["loss"])
+    config = from_dict(ModelConfig, entry["model"])
+    model = AST(config, front_end.num_mel_bins, front_end.target_frames, classes)
+    load_exactly(model, weights, entry["name"])
+    return Member(entry["name"], model.eval(), front_end, entry["mean"], entry["std"], entry["loss"], config)

@@ -16,7 +16,9 @@ Window = Literal["hanning", "hamming"]
 Loss = Literal["bce", "cross_entropy"]
 Sampler = Literal["shuffle", "balanced"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Weights = Literal["averaged", "last", "best"]
+Weights = Literal["averaged", "last", "best", "ema"]
+Positions = Literal["bilinear", "nearest", "reinitialised"]
+Projection = Literal["sum", "mean"]
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -109,7 +111,14 @@ class ModelConfig:
     time_stride: int = 10
     """Stride over frames."""
     init: str = "imagenet"
-    """`scratch`, `imagenet` (timm's hub), or a file: ImageNet weights, or an AST checkpoint (.pth or .safetensors)."""
+    """`scratch`, `imagenet` (timm's hub), a file of ImageNet or AST weights (.pth, .safetensors), or a folder: a
+    bundle, an epoch of a run, or Hugging Face's format."""
+    positions: Positions = "bilinear"
+    """How another grid's positional embedding is stretched where it is too small; `reinitialised` starts it anew."""
+    projection: Projection = "sum"
+    """ImageNet's RGB projection becomes one channel: `sum` as in the published code; the paper's text says `mean`."""
+    mask_padding: bool = False
+    """Keep patches that are all padding out of attention; the published model attends to them."""
 
     def __post_init__(self) -> None:
         """Check that strides and patches are positive."""
@@ -131,11 +140,19 @@ class AugmentConfig:
     """Widest time mask; 0 for none."""
     noise: bool = False
     """Add `rand * U(0, 1) / 10` after normalisation and roll in time by [-10, 10) frames (Speech Commands)."""
+    patchout_freq: int = 0
+    """Rows of patches left out of a training step, another choice a clip; PaSST-S has 4 of 12 (structured patchout)."""
+    patchout_time: int = 0
+    """Columns of patches left out; PaSST-S has 40 of 99."""
+    patchout_any: int = 0
+    """Further patches left out, wherever they are (unstructured patchout)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         require(0 <= self.mixup_rate <= 1, f"augment.mixup-rate is {self.mixup_rate}; give 0 to 1.")
         require(self.mixup_alpha > 0, f"augment.mixup-alpha is {self.mixup_alpha}; give more than 0.")
+        left_out = (self.patchout_freq, self.patchout_time, self.patchout_any)
+        require(min(left_out) >= 0, f"augment.patchout-* are {left_out}; give 0 or more each.")
 
 
 @dataclass(frozen=True)
@@ -165,23 +182,44 @@ class OptimConfig:
     precision: Precision = "fp32"
     """Autocast type of the forward pass; fp16 scales its loss."""
     weights: Weights = "averaged"
-    """What stands for a run: the mean of epochs, its last epoch, or the best on the validation split."""
+    """What stands for a run: the mean of epochs, its last epoch, the best on the validation split, or the exponential
+    moving average."""
     average_first_epoch: int = 1
     """First epoch of the mean."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints inside an epoch; each epoch's end is one as well."""
+    accumulate: int = 1
+    """Parts that a worker's share of a batch is computed in, one after the other: less memory, the same gradient."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping, as published."""
+    ema_decay: float = 0.0
+    """Decay a step of an exponential moving average of the weights; 0 for none."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: minutes of start, faster steps on a GPU."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         require(self.epochs >= 1, f"optim.epochs is {self.epochs}; give 1 or more.")
         require(self.batch_size >= 1, f"optim.batch-size is {self.batch_size}; give 1 or more.")
         require(self.learning_rate > 0, f"optim.learning-rate is {self.learning_rate}; give more than 0.")
+        require(self.accumulate >= 1, f"optim.accumulate is {self.accumulate}; give 1 or more.")
+        require(self.clip_norm >= 0, f"optim.clip-norm is {self.clip_norm}; give 0 or more.")
+        require(0 <= self.ema_decay < 1, f"optim.ema-decay is {self.ema_decay}; give 0 to less than 1.")
+        require(
+            self.weights != "ema" or self.ema_decay > 0, "optim.weights is ema; give optim.ema-decay, such as 0.999."
+        )
         require(self.decay_every_epochs >= 1, "optim.decay-every-epochs must be 1 or more.")
         require(self.checkpoint_every_steps >= 1, "optim.checkpoint-every-steps must be 1 or more.")
         require(
             1 <= self.average_first_epoch <= self.epochs,
             f"optim.average-first-epoch is {self.average_first_epoch}; give 1 to optim.epochs ({self.epochs}).",
         )
+
+
+WAYS_IN = ("init", "positions", "projection")
+"""Keys of the model's config that say where its first weights came from: they change no meaning of its weights."""
 
 
 @dataclass(frozen=True)

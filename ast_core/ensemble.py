@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ast_core.config import FrontEndConfig
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.loss import probabilities
 from ast_core.model import AST
 
@@ -24,12 +24,19 @@ class Member:
     std: float
     loss: str
     """The loss that its logits were trained with: it says what turns them into probabilities."""
+    config: ModelConfig
+    """What the model was built from."""
 
 
-def member_probabilities(member: Member, fbank_BTM: torch.Tensor) -> np.ndarray:
-    """One member's probabilities, float32 [B, C], of raw log-mel float32 [B, T, M] on the model's device."""
+def member_probabilities(
+    member: Member, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None = None
+) -> np.ndarray:
+    """One member's probabilities, float32 [B, C], of raw log-mel float32 [B, T, M] on the model's device.
+
+    `num_frames_B` are the frames that are not padding; only a model with `mask_padding` looks at them.
+    """
     with torch.inference_mode():
-        logits_BC = member.model((fbank_BTM - member.mean) / (2 * member.std))
+        logits_BC = member.model((fbank_BTM - member.mean) / (2 * member.std), num_frames_B)
         return probabilities(member.loss, logits_BC).cpu().numpy()  # type: ignore[arg-type]
 
 

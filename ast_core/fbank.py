@@ -41,10 +41,10 @@ class Fbank:
             f"front-end: {config.frame_length_ms} ms and {config.frame_shift_ms} ms are less than samples "
             f"at {config.sample_rate_hz} Hz; give longer ones.",
         )
-        self._n_fft = 1 << (self.window_samples - 1).bit_length()
+        self.n_fft = 1 << (self.window_samples - 1).bit_length()
         make = torch.hann_window if config.window == "hanning" else torch.hamming_window
-        self._window_W = make(self.window_samples, periodic=False).to(self.device)
-        self._bands = _mel_bands(config, self._n_fft, self.device)
+        self.window = make(self.window_samples, periodic=False).to(self.device)
+        self._bands = _mel_bands(config, self.device)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a clip: windows that fit whole (Kaldi's snip edges); 0 where it is shorter than one."""
@@ -74,7 +74,7 @@ class Fbank:
         emphasised_BTW = emphasised_BN.unfold(1, self.window_samples, self.hop_samples)
         out_BTM = wave_BN.new_empty(len(wave_BN), num_frames, self.config.num_mel_bins)
         chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // max(1, len(wave_BN)))
-        buffer_BTW = wave_BN.new_zeros(len(wave_BN), min(chunk, num_frames), self._n_fft)
+        buffer_BTW = wave_BN.new_zeros(len(wave_BN), min(chunk, num_frames), self.n_fft)
         for start in range(0, num_frames, chunk):
             rows = slice(start, min(start + chunk, num_frames))
             padded_BTW = buffer_BTW[:, : rows.stop - start]
@@ -93,7 +93,7 @@ class Fbank:
         torch.sub(emphasised_BTW, mean_BT1, alpha=1 - PREEMPHASIS, out=frames_BTW)
         torch.sub(raw_BTW[..., :1], mean_BT1, out=frames_BTW[..., :1])
         frames_BTW[..., 0] *= 1 - PREEMPHASIS
-        frames_BTW *= self._window_W
+        frames_BTW *= self.window
 
     def _log_mel(self, padded_BTW: torch.Tensor, out_BTM: torch.Tensor) -> None:
         """Power spectrum, mel bank, logarithm, into `out_BTM`."""
@@ -110,13 +110,22 @@ def fit_length(fbank_TM: torch.Tensor, target_frames: int) -> torch.Tensor:
     return functional.pad(fbank_TM[:target_frames], (0, 0, 0, max(0, target_frames - len(fbank_TM))))
 
 
-def _mel_bands(config: FrontEndConfig, n_fft: int, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:
+def mel_bank(config: FrontEndConfig) -> torch.Tensor:
+    """Kaldi's mel filters, float32 [M, n_fft / 2]."""
+    size = int(config.sample_rate_hz * config.frame_length_ms * 0.001)
+    rate, no_warp = float(config.sample_rate_hz), (100.0, -500.0, 1.0)
+    bank_MF: torch.Tensor = kaldi.get_mel_banks(
+        config.num_mel_bins, 1 << (size - 1).bit_length(), rate, LOW_HZ, 0.0, *no_warp
+    )[0]
+    return bank_MF
+
+
+def _mel_bands(config: FrontEndConfig, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:
     """Groups of neighbouring mel bins: which bins, which frequencies they touch, weights [F, M].
 
     torchaudio's bank has n_fft / 2 columns; the Nyquist frequency has no weight in any bin, so it is in no group.
     """
-    rate, no_warp = float(config.sample_rate_hz), (100.0, -500.0, 1.0)
-    bank_MF = kaldi.get_mel_banks(config.num_mel_bins, n_fft, rate, LOW_HZ, 0.0, *no_warp)[0]
+    bank_MF = mel_bank(config)
     bands = []
     for start in range(0, config.num_mel_bins, _BAND_MELS):
         rows_MF = bank_MF[start : start + _BAND_MELS]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ast_core.config import ModelConfig, require
 
@@ -52,10 +53,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
-        """[B, P, E] to the same shape."""
+    def forward(self, tokens_BPE: torch.Tensor, seen_B11P: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, P, E] to the same shape; tokens that are False in `seen_B11P` are attended to by none."""
         query_BHPD, key_BHPD, value_BHPD = self.qkv(tokens_BPE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHPD = functional.scaled_dot_product_attention(query_BHPD, key_BHPD, value_BHPD)
+        mixed_BHPD = functional.scaled_dot_product_attention(query_BHPD, key_BHPD, value_BHPD, attn_mask=seen_B11P)
         projected_BPE: torch.Tensor = self.proj(mixed_BHPD.transpose(1, 2).flatten(2))
         return projected_BPE
 
@@ -75,9 +76,9 @@ class Block(nn.Module):
         }
         self.mlp = nn.Sequential(OrderedDict(hidden))
 
-    def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
-        """[B, P, E] to the same shape."""
-        tokens_BPE = tokens_BPE + self.attn(self.norm1(tokens_BPE))
+    def forward(self, tokens_BPE: torch.Tensor, seen_B11P: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, P, E] to the same shape; see `Attention.forward` for `seen_B11P`."""
+        tokens_BPE = tokens_BPE + self.attn(self.norm1(tokens_BPE), seen_B11P)
         out_BPE: torch.Tensor = tokens_BPE + self.mlp(self.norm2(tokens_BPE))
         return out_BPE
 
@@ -104,6 +105,9 @@ class AST(nn.Module):
         size = BACKBONES[config.backbone]
         self.grid = patch_grid(config, num_mel_bins, target_frames)
         self.distilled = size.distilled
+        self.time_stride = config.time_stride
+        self.mask_padding = config.mask_padding
+        self.recompute = False  # activation checkpointing: a matter of memory, set by the trainer
         patch = (config.patch_freq, config.patch_time)
         self.patch_proj = nn.Conv2d(1, size.embed_dim, patch, stride=(config.freq_stride, config.time_stride))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.embed_dim))
@@ -122,18 +126,55 @@ class AST(nn.Module):
         """Tokens before the patches: 2 with distillation, else 1."""
         return 2 if self.distilled else 1
 
-    def forward(self, fbank_BTM: torch.Tensor) -> torch.Tensor:
-        """Normalised log-mel [B, T, M] to logits [B, C]."""
-        image_B1MT = fbank_BTM.transpose(1, 2).unsqueeze(1)
-        tokens_BPE = self.patch_proj(image_B1MT).flatten(2).transpose(1, 2)  # frequency-major
-        own = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        prefix = [token.expand(len(fbank_BTM), -1, -1) for token in own]
-        tokens_BPE = torch.cat([*prefix, tokens_BPE], dim=1) + self.pos_embed
+    def forward(
+        self,
+        fbank_BTM: torch.Tensor,
+        num_frames_B: torch.Tensor | None = None,
+        kept_BK: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Normalised log-mel to logits.
+
+        Args:
+            fbank_BTM: float [B, T, M].
+            num_frames_B: frames that are not padding, for a model with `mask_padding`; without it all of them.
+            kept_BK: indices of the patches that take part (patchout), int64; without it all of them.
+
+        Returns:
+            [B, C].
+        """
+        tokens_BPE, seen_B11P = self.tokens(fbank_BTM, num_frames_B, kept_BK)
         for block in self.blocks:
-            tokens_BPE = block(tokens_BPE)
+            if self.recompute and self.training:
+                tokens_BPE = checkpoint(block, tokens_BPE, seen_B11P, use_reentrant=False)
+            else:
+                tokens_BPE = block(tokens_BPE, seen_B11P)
         pooled_BE = self.norm(tokens_BPE[:, : self.prefix_tokens]).mean(dim=1)
         logits_BC: torch.Tensor = self.head(self.head_norm(pooled_BE))
         return logits_BC
+
+    def tokens(
+        self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None, kept_BK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What enters the first block, [B, P, E], and which of it may be attended to, [B, 1, 1, P]; None for all."""
+        clips, count = len(fbank_BTM), self.prefix_tokens
+        patches_BPE = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
+        patches_BPE = patches_BPE + self.pos_embed[:, count:]  # frequency-major
+        if kept_BK is not None:
+            patches_BPE = patches_BPE.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BPE.shape[2]))
+        own: list[torch.Tensor] = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
+        prefix_1PE = torch.cat(own, dim=1) + self.pos_embed[:, :count]
+        tokens_BPE = torch.cat([prefix_1PE.expand(clips, -1, -1), patches_BPE], dim=1)
+        if not self.mask_padding or num_frames_B is None:
+            return tokens_BPE, None
+        seen_BP = self._holds_sound(num_frames_B)
+        if kept_BK is not None:
+            seen_BP = seen_BP.gather(1, kept_BK)
+        return tokens_BPE, functional.pad(seen_BP, (count, 0), value=True)[:, None, None, :]
+
+    def _holds_sound(self, num_frames_B: torch.Tensor) -> torch.Tensor:
+        """Patches with at least one frame that is not padding, [B, P]."""
+        first_T = torch.arange(self.grid[1], device=num_frames_B.device) * self.time_stride
+        return (first_T < num_frames_B[:, None]).repeat(1, self.grid[0])
 
     def _initialise(self) -> None:
         for parameter in (self.cls_token, self.pos_embed, *([self.dist_token] if self.distilled else [])):

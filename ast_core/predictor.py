@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ast_core.bundle import Bundle
+from ast_core.config import require
 from ast_core.ensemble import mean_probabilities, member_probabilities
 from ast_core.fbank import Fbank, fit_length
 
@@ -41,35 +42,66 @@ class Predictor:
         Raises:
             ClipError: shorter than one analysis window.
         """
+        return mean_probabilities([scores_WC.mean(axis=0) for scores_WC in self._by_window(waveform_N, None)])
+
+    def timeline(self, waveform_N: np.ndarray, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities over time: of windows of the training length, one every `hop_s` seconds.
+
+        Args:
+            waveform_N: float32 [N] at the front end's rate.
+            hop_s: seconds from one window's start to the next one's.
+
+        Returns:
+            The windows' starts in seconds, float64 [W], and their probabilities, float32 [W, C].
+
+        Raises:
+            UserError: members of different front ends, whose windows are not the same; or a hop under one frame.
+            ClipError: shorter than one analysis window.
+        """
+        require(len(self._front_ends) == 1, "A timeline needs members of one front end; predict with each by itself.")
+        fbank = next(iter(self._front_ends.values()))
+        hop_frames = round(1000 * hop_s / fbank.config.frame_shift_ms)
+        require(hop_frames >= 1, f"A hop of {hop_s} s is less than one frame; give more.")
+        scores_WC = mean_probabilities(self._by_window(waveform_N, hop_frames))
+        hop_samples = hop_frames * fbank.hop_samples
+        return np.arange(len(scores_WC)) * hop_samples / fbank.config.sample_rate_hz, scores_WC
+
+    def _by_window(self, waveform_N: np.ndarray, hop_frames: int | None) -> list[np.ndarray]:
+        """Each member's probabilities of each window, float32 [W, C]; None for windows end to end."""
         scores: list[list[np.ndarray]] = [[] for _ in self.bundle.members]
         for front_end, fbank in self._front_ends.items():
-            for fbank_WTM in _windows(fbank, waveform_N):
-                window_WTM = fbank_WTM.to(self.device)
+            for fbank_WTM, num_frames_W in _windows(fbank, waveform_N, hop_frames or front_end.target_frames):
+                window_WTM, frames_W = fbank_WTM.to(self.device), num_frames_W.to(self.device)
                 for number, member in enumerate(self.bundle.members):
                     if member.front_end == front_end:
-                        scores[number].append(member_probabilities(member, window_WTM))
-        return mean_probabilities([np.concatenate(rows).mean(axis=0) for rows in scores])
+                        scores[number].append(member_probabilities(member, window_WTM, frames_W))
+        return [np.concatenate(rows) for rows in scores]
 
-    def from_fbank(self, fbank_BTM: np.ndarray) -> np.ndarray:
-        """Probabilities of stored filterbanks: float16 or float32 [B, T, M] to float32 [B, C].
+    def from_fbank(self, fbank_BTM: np.ndarray, num_frames_B: np.ndarray) -> np.ndarray:
+        """Probabilities of stored filterbanks: float16 or float32 [B, T, M], frames [B], to float32 [B, C].
 
         The members must share the front end that made them.
         """
         tensor_BTM = torch.from_numpy(fbank_BTM).to(self.device).float()
-        return mean_probabilities([member_probabilities(member, tensor_BTM) for member in self.bundle.members])
+        frames_B = torch.from_numpy(num_frames_B).to(self.device)
+        members = self.bundle.members
+        return mean_probabilities([member_probabilities(member, tensor_BTM, frames_B) for member in members])
 
 
-def _windows(fbank: Fbank, waveform_N: np.ndarray) -> Iterator[torch.Tensor]:
-    """Windows of the training length, rounded to float16 as shards are, a few at a time: float32 [W, T, M].
+def _windows(fbank: Fbank, waveform_N: np.ndarray, hop_frames: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Windows of the training length, rounded to float16 as shards are, a few at a time.
+
+    Yields float32 [W, T, M] and the frames that are not padding [W].
 
     Each is filtered by itself: a day's recording needs no more memory than its waveform.
     """
     frames, hop, num_frames = fbank.config.target_frames, fbank.hop_samples, fbank.num_frames(len(waveform_N))
     # A rest shorter than half a window says little: it counts only when it is all there is.
-    firsts = [0, *(first for first in range(frames, num_frames, frames) if num_frames - first >= frames // 2)]
+    firsts = [0, *(f for f in range(hop_frames, num_frames, hop_frames) if num_frames - f >= frames // 2)]
     for start in range(0, len(firsts), WINDOWS_AT_ONCE):
-        windows = []
+        windows, lengths = [], []
         for first in firsts[start : start + WINDOWS_AT_ONCE]:
             window_N = waveform_N[first * hop : (first + frames - 1) * hop + fbank.window_samples]
             windows.append(fit_length(fbank(torch.from_numpy(window_N)), frames))
-        yield torch.stack(windows).half().float()
+            lengths.append(min(frames, num_frames - first))
+        yield torch.stack(windows).half().float(), torch.tensor(lengths)

@@ -1,116 +1,198 @@
-"""Initial weights: ImageNet's (timm, by hub or file) and AST checkpoints (published .pth, or our safetensors).
+"""Initial weights: ImageNet's (timm, by hub or file) and AST's (published .pth, ours, Hugging Face's).
 
 The only place that unpickles, with `weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from ast_core.config import require
+from ast_core import checkpoint, huggingface
+from ast_core.config import FrontEndConfig, ModelConfig, Positions, from_dict, require
 from ast_core.errors import UserError
-from ast_core.model import AST
+from ast_core.files import read_json
+from ast_core.model import AST, patch_grid
 
 Weights = dict[str, torch.Tensor]
 _UNUSED = ("v.head.", "v.head_dist.", "head.", "head_dist.", "fc_norm.")
 """ImageNet's heads: they get no gradient in AST."""
 
 
-def initialise(model: AST, init: str, backbone: str) -> None:
-    """Load initial weights into a fresh model, in place.
+@dataclass(frozen=True)
+class Source:
+    """Weights under our names, and the grid that their positions are of."""
+
+    name: str
+    weights: Weights
+    grid: tuple[int, int]
+    labels: tuple[str, ...] | None = None
+    """What the head's rows stand for, where it is known."""
+
+
+def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = None) -> None:
+    """Load initial weights into a fresh model, in place; positions, input channels and head adapt by the rules.
 
     Args:
-        model: as built.
-        init: `scratch`, `imagenet`, or a file of ImageNet or AST weights, told apart by their names.
-        backbone: timm's name, for `imagenet`.
+        model: as built from `config`.
+        config: `init` says what from: `scratch`, `imagenet`, a file or a folder; `positions` and `projection` how.
+        labels: the model's. A head of as many but other labels is made anew.
 
     Raises:
-        UserError: the hub cannot be reached, the file is missing, or its tensors do not fit.
+        UserError: the hub cannot be reached, nothing is there, or its tensors do not fit.
     """
-    if init == "scratch":
+    if config.init == "scratch":
         return
-    weights = _from_hub(backbone) if init == "imagenet" else _read(Path(init))
-    if any(name.removeprefix("module.").startswith("v.") for name in weights):
-        load_published(model, weights, init)
-    elif "patch_proj.weight" in weights:
-        _load_own(model, weights, init)
-    else:
-        load_imagenet(model, weights, init)
+    source = _source(model, config)
+    weights = dict(source.weights)
+    if config.positions == "reinitialised":
+        weights["pos_embed"] = model.pos_embed.data
+    elif source.grid != model.grid:
+        weights["pos_embed"] = adapt_positions(
+            weights["pos_embed"], source.grid, model.grid, model.prefix_tokens, config.positions
+        )
+    other_labels = bool(source.labels and labels) and tuple(labels or ()) != source.labels
+    head = weights.get("head.weight")
+    if head is not None and (other_labels or head.shape != model.head.weight.shape):
+        weights = {key: value for key, value in weights.items() if not key.startswith("head")}
+    _assign(model, weights, source.name)
 
 
-def load_imagenet(model: AST, weights: Weights, name: str) -> None:
-    """ImageNet weights under timm's names: projection summed over RGB, positional grid cut or stretched."""
+def _source(model: AST, config: ModelConfig) -> Source:
+    """Whatever `init` names, told apart by its files and its tensors' names."""
+    init = config.init
+    if init == "imagenet":
+        return _imagenet(model, config, _from_hub(config.backbone))
+    path = Path(init)
+    if path.is_dir() and huggingface.is_folder(path):
+        found = huggingface.read_folder(path)
+        grid = patch_grid(found.model, found.front_end.num_mel_bins, found.front_end.target_frames)
+        return Source(init, found.weights, grid, found.labels)
+    if path.is_dir():
+        return _own_folder(path)
+    weights = {key.removeprefix("module."): value for key, value in _read(path).items()}
+    if any(name.startswith("v.") for name in weights):
+        return Source(init, _renamed(weights), _published_grid(weights["v.pos_embed"], init))
+    if "patch_proj.weight" in weights:
+        return _lone_file(model, path, weights)
+    return _imagenet(model, config, weights)
+
+
+def _imagenet(model: AST, config: ModelConfig, weights: Weights) -> Source:
+    """ImageNet weights under timm's names: the projection over RGB summed (published code) or averaged (paper)."""
+    name = config.init
     require("patch_embed.proj.weight" in weights, f"{name} holds no ImageNet vision transformer under timm's names.")
-    weights = dict(weights)
-    weights["patch_proj.weight"] = weights.pop("patch_embed.proj.weight").sum(dim=1, keepdim=True)
+    weights = {key: value for key, value in weights.items() if not key.startswith(_UNUSED)}
+    projection = weights.pop("patch_embed.proj.weight")
+    reduce = projection.sum if config.projection == "sum" else projection.mean
+    weights["patch_proj.weight"] = reduce(dim=1, keepdim=True)
     weights["patch_proj.bias"] = weights.pop("patch_embed.proj.bias")
     side = round((weights["pos_embed"].shape[1] - model.prefix_tokens) ** 0.5)
-    weights["pos_embed"] = adapt_positions(weights["pos_embed"], (side, side), model.grid, model.prefix_tokens)
-    _assign(model, {key: value for key, value in weights.items() if not key.startswith(_UNUSED)}, name)
+    return Source(name, weights, (side, side))
 
 
-def load_published(model: AST, weights: Weights, name: str) -> None:
-    """A published AST `.pth`: `module.` stripped, backbone under `v.`, the head kept if the classes are as many."""
-    plain = {key.removeprefix("module."): value for key, value in weights.items()}
+def _renamed(weights: Weights) -> Weights:
+    """A published `.pth`: backbone from under `v.`, the unused ImageNet heads left out."""
     own: Weights = {}
-    for key, value in plain.items():
+    for key, value in weights.items():
         if not key.startswith(_UNUSED):
             renamed = key.removeprefix("v.").replace("patch_embed.proj", "patch_proj")
             own[renamed.replace("mlp_head.0", "head_norm").replace("mlp_head.1", "head")] = value
-    _load_own(model, own, name)
+    return own
+
+
+def _published_grid(pos_embed: torch.Tensor, name: str) -> tuple[int, int]:
+    """The published files: 128 bins, one stride both ways; 10, 12, 14 or 16 for 1024 frames, 10 for other lengths."""
+    patches = pos_embed.shape[1] - 2
+    known = {850: (10, 85), 657: (9, 73), 512: (8, 64)}
+    require(
+        patches in known or patches % 12 == 0, f"{name}: {patches} positions are of no grid of the published models."
+    )
+    return known.get(patches, (12, patches // 12))
+
+
+def _own_folder(folder: Path) -> Source:
+    """A bundle of one member, or an epoch of a run."""
+    if (folder / "bundle.json").is_file():
+        description = read_json(folder / "bundle.json", "Bundle")
+        require(
+            len(description["members"]) == 1,
+            f"{folder} is an ensemble of {len(description['members'])}; start from one of its members' bundles.",
+        )
+        entry = description["members"][0]
+        return _described(folder / Path(entry["file"]).name, {**entry, "labels": description["labels"]})
+    require(
+        (folder / checkpoint.MARKER).is_file(),
+        f"model.init: {folder} is no bundle, no epoch of a run, and not in Hugging Face's format.",
+    )
+    return _described(folder / "model.safetensors", checkpoint.read_state(folder)["identity"])
+
+
+def _described(path: Path, identity: dict[str, Any]) -> Source:
+    model, front_end = from_dict(ModelConfig, identity["model"]), from_dict(FrontEndConfig, identity["front_end"])
+    grid = patch_grid(model, front_end.num_mel_bins, front_end.target_frames)
+    return Source(str(path), _read(path), grid, tuple(identity["labels"]))
+
+
+def _lone_file(model: AST, path: Path, weights: Weights) -> Source:
+    """Our weights without their folder do not say their grid: they must have the model's own."""
+    require("pos_embed" in weights, f"{path} holds no AST weights.")
+    have, want = weights["pos_embed"].shape[1] - model.prefix_tokens, model.grid[0] * model.grid[1]
+    require(
+        have == want,
+        f"{path} has {have} positions, the model {want}, and a file alone does not say of which grid: "
+        "give its folder (a bundle or an epoch) instead.",
+    )
+    return Source(str(path), weights, model.grid)
 
 
 def adapt_positions(
-    pos_embed: torch.Tensor, source: tuple[int, int], target: tuple[int, int], prefix_tokens: int
+    pos_embed: torch.Tensor,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    prefix_tokens: int,
+    mode: Positions = "bilinear",
 ) -> torch.Tensor:
-    """Positional embedding of another grid: time first, then frequency; centre cut if smaller, else bilinear.
+    """Positional embedding of another grid: time first, then frequency; centre cut if smaller, else stretched.
 
     Args:
         pos_embed: [1, prefix + source patches, E].
         source: grid it was made for, frequency and time.
         target: grid that is wanted.
         prefix_tokens: tokens before the patches; copied.
+        mode: `bilinear` (without aligned corners) or `nearest`.
 
     Returns:
         [1, prefix + target patches, E].
     """
     prefix, patches = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:]
     grid_1EFT = patches.reshape(1, *source, -1).permute(0, 3, 1, 2)
-    grid_1EFT = _fit(grid_1EFT, 3, target[1])
-    grid_1EFT = _fit(grid_1EFT, 2, target[0])
+    grid_1EFT = _fit(grid_1EFT, 3, target[1], mode)
+    grid_1EFT = _fit(grid_1EFT, 2, target[0], mode)
     return torch.cat([prefix, grid_1EFT.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _fit(grid_1EFT: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+def _fit(grid_1EFT: torch.Tensor, axis: int, size: int, mode: Positions) -> torch.Tensor:
     have = grid_1EFT.shape[axis]
     if size <= have:
         return grid_1EFT.narrow(axis, have // 2 - size // 2, size)
     shape = (grid_1EFT.shape[2], size) if axis == 3 else (size, grid_1EFT.shape[3])
+    if mode == "nearest":
+        return functional.interpolate(grid_1EFT, shape, mode="nearest")
     return functional.interpolate(grid_1EFT, shape, mode="bilinear", align_corners=False)
 
 
-def _load_own(model: AST, weights: Weights, name: str) -> None:
-    weights = dict(weights)
-    require("pos_embed" in weights and "head.weight" in weights, f"{name} holds no AST weights.")
-    patches = weights["pos_embed"].shape[1] - model.prefix_tokens
-    grid = (12, patches // 12) if patches % 12 == 0 else _nearest_grid(model, patches, name)
-    if patches != model.grid[0] * model.grid[1]:
-        weights["pos_embed"] = adapt_positions(weights["pos_embed"], grid, model.grid, model.prefix_tokens)
-    if weights["head.weight"].shape != model.head.weight.shape:
-        weights = {key: value for key, value in weights.items() if not key.startswith("head")}
+def load_exactly(model: AST, weights: Weights, name: str) -> None:
+    """Load all of a model's weights; UserError with a list of what differs."""
+    lacking = sorted(key for key in model.state_dict() if key.startswith("head") and key not in weights)
+    require(not lacking, f"{name} lacks {', '.join(lacking)}.")
     _assign(model, weights, name)
-
-
-def _nearest_grid(model: AST, patches: int, name: str) -> tuple[int, int]:
-    freq = next((f for f in (8, 9, 10, 11, model.grid[0]) if patches % f == 0), 0)
-    require(
-        freq > 0, f"{name}: {patches} positions are no grid of 8 to 12 frequency rows; its patches cannot be placed."
-    )
-    return freq, patches // freq
 
 
 def _assign(model: AST, weights: Weights, name: str) -> None:
@@ -153,6 +235,8 @@ def _read(path: Path) -> Weights:
     except Exception as error:  # a hostile or damaged file can raise anything; none of it may pass
         raise UserError(f"model.init: {path} was refused: {type(error).__name__}: {str(error)[:200]}") from error
     weights = weights.get("model", weights)
+    if any(str(name).startswith("audio_spectrogram_transformer.") for name in weights):
+        raise UserError(f"model.init: {path} is in Hugging Face's format; give its folder, {path.parent}.")
     require(
         bool(weights) and all(isinstance(value, torch.Tensor) for value in weights.values()),
         f"model.init: {path} is not a flat table of tensors.",

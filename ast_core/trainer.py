@@ -6,6 +6,7 @@ ends with the bits of an uninterrupted one on as many ranks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -21,11 +22,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import augment, checkpoint, metrics, order
-from ast_core.config import Job, require, to_dict
+from ast_core.config import WAYS_IN, Job, require, to_dict
 from ast_core.errors import UserError
 from ast_core.files import committed, digest
 from ast_core.loss import probabilities, training_loss
-from ast_core.model import AST
+from ast_core.model import AST, patch_grid
 from ast_core.pretrained import initialise
 from ast_core.schedule import learning_rate
 from ast_core.shards import ShardReader
@@ -58,6 +59,8 @@ class State:
     scaler: GradScaler
     progress: Progress
     device: torch.device
+    moving: dict[str, torch.Tensor]
+    """Exponential moving average of the weights; empty where the recipe has none."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Batch:
     partner_BTM: torch.Tensor
     labels_BC: torch.Tensor
     draws: augment.Draws
+    num_frames_B: torch.Tensor
+    """Frames that are not padding; of a mixture, the longer one's."""
+    kept_BK: torch.Tensor | None
+    """Patches that take part; None for all."""
 
 
 def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
@@ -128,19 +135,19 @@ def member_identity(job: Job, train: ShardReader, mean: float, std: float) -> di
         + ", ".join(f"{key} {have}, not {want}" for key, (have, want) in other.items())
         + ". Prepare again into another folder, or take the recipe they were made with.",
     )
-    model = {key: value for key, value in to_dict(job.model).items() if key != "init"}
+    model = {key: value for key, value in to_dict(job.model).items() if key not in WAYS_IN}
     labels = list(train.index.labels)
     return {"model": model, "front_end": own, "labels": labels, "mean": mean, "std": std, "loss": job.optim.loss}
 
 
 def run_identity(job: Job, train: ShardReader) -> dict[str, Any]:
     """What else decides the bits of a run; a resume needs it unchanged. More epochs only continue a run."""
-    free = {"epochs", "checkpoint_every_steps", "weights", "average_first_epoch"}
+    free = {"epochs", "checkpoint_every_steps", "weights", "average_first_epoch", "activation_checkpointing"}
     optim = {key: value for key, value in to_dict(job.optim).items() if key not in free}
     return {
         "augment": to_dict(job.augment),
         "data_hash": train.index.data_hash,
-        "init": job.model.init,
+        "way_in": {key: getattr(job.model, key) for key in WAYS_IN},
         "optim": optim,
         "seed": job.seed,
         "train_splits": list(job.data.train_splits),
@@ -154,8 +161,11 @@ def score(model: nn.Module, job: Job, reader: ShardReader, indices: np.ndarray, 
     rows = [np.zeros((0, len(reader.index.labels)), np.float32)]
     with torch.inference_mode():
         for first in range(0, len(indices), 32):
-            fbank_BTM = torch.from_numpy(reader.read(indices[first : first + 32])).to(device).float()
-            rows.append(probabilities(job.optim.loss, model((fbank_BTM - mean) / (2 * std))).cpu().numpy())
+            chosen = indices[first : first + 32]
+            fbank_BTM = torch.from_numpy(reader.read(chosen)).to(device).float()
+            num_frames_B = torch.from_numpy(reader.num_frames_N[chosen]).to(device)
+            logits_BC = model((fbank_BTM - mean) / (2 * std), num_frames_B)
+            rows.append(probabilities(job.optim.loss, logits_BC).cpu().numpy())
     model.train()
     return np.concatenate(rows)
 
@@ -164,9 +174,14 @@ def _fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> St
     torch.manual_seed(job.seed)
     require(len(train) > 0, f"The splits {', '.join(job.data.train_splits)} in {job.shards} hold no clip to train on.")
     model = AST(job.model, job.front_end.num_mel_bins, job.front_end.target_frames, len(train.index.labels))
-    initialise(model, job.model.init, job.model.backbone)
+    initialise(model, job.model, train.index.labels)
     model.to(device)
     optim = job.optim
+    model.recompute = optim.activation_checkpointing
+    if optim.compile:
+        for block in model.blocks:
+            block.compile()
+    moving = {name: value.clone() for name, value in model.state_dict().items()} if optim.ema_decay else {}
     optimizer = torch.optim.Adam(
         model.parameters(), lr=optim.learning_rate, betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
     )
@@ -174,7 +189,7 @@ def _fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> St
         DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
     )
     scaler = GradScaler(device.type, enabled=optim.precision == "fp16")
-    return State(model, replica, optimizer, scaler, Progress(history=[]), device)
+    return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving)
 
 
 def _resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: int) -> None:
@@ -200,6 +215,9 @@ def _resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: 
         "Choose another --run-dir, or remove that folder to start again.",
     )
     state.model.load_state_dict(checkpoint.read_tensors(chosen[0], "model"))
+    if state.moving:
+        stored_average = checkpoint.read_tensors(chosen[0], "ema")
+        state.moving = {name: value.to(state.device) for name, value in stored_average.items()}
     checkpoint.restore_optimizer(state.optimizer, checkpoint.read_tensors(chosen[0], "optimizer"))
     if stored["scaler"]:
         state.scaler.load_state_dict(stored["scaler"])
@@ -234,7 +252,11 @@ def _read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarra
     rows = torch.from_numpy(train.read(np.concatenate([own, partners])))
     labels = torch.from_numpy(train.labels_NC)
     labels_BC = augment.mix_labels(labels[own], labels[partners], torch.from_numpy(draws.lambda_B))
-    return Batch(own, rows[: len(own)], rows[len(own) :], labels_BC, draws)
+    num_frames_B = torch.from_numpy(np.maximum(train.num_frames_N[own], train.num_frames_N[partners]))
+    grid = patch_grid(job.model, front.num_mel_bins, front.target_frames)
+    kept = augment.patchout(job.augment, job.seed, epoch, positions, grid)
+    kept_BK = None if kept is None else torch.from_numpy(kept)
+    return Batch(own, rows[: len(own)], rows[len(own) :], labels_BC, draws, num_frames_B, kept_BK)
 
 
 def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float) -> None:
@@ -245,16 +267,43 @@ def _step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, 
         group["lr"] = learning_rate(optim, epoch, state.progress.step)
     fbank_BTM, partner_BTM = batch.fbank_BTM.to(device).float(), batch.partner_BTM.to(device).float()
     input_BTM = augment.apply(batch.draws, job.augment, fbank_BTM, partner_BTM, mean, std)
-    with torch.autocast(device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"):
-        logits_BC = state.replica(input_BTM)
-    loss = training_loss(optim.loss, logits_BC, batch.labels_BC.to(device))
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
-    _require_finite(state, job, float(loss.detach()), [train.clip_ids[index] for index in batch.clip_indices])
+    loss = _accumulate_gradient(state, job, batch, input_BTM)
+    _require_finite(state, job, loss, [train.clip_ids[index] for index in batch.clip_indices])
+    if optim.clip_norm:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    with torch.no_grad():
+        for name, value in state.model.state_dict().items():
+            if name in state.moving:
+                state.moving[name].lerp_(value, 1 - optim.ema_decay)
     state.progress.step += 1
-    state.progress.loss_sum += float(loss.detach())
+    state.progress.loss_sum += loss
+
+
+def _accumulate_gradient(state: State, job: Job, batch: Batch, input_BTM: torch.Tensor) -> float:
+    """Forward and backward of a rank's share, in as many parts as the recipe says; gives the share's mean loss.
+
+    Ranks exchange gradients in the last part's backward only.
+    """
+    device, optim, clips = state.device, job.optim, len(input_BTM)
+    labels_BC, num_frames_B = batch.labels_BC.to(device), batch.num_frames_B.to(device)
+    kept_BK = None if batch.kept_BK is None else batch.kept_BK.to(device)
+    total = 0.0
+    size = -(-clips // optim.accumulate)
+    for first in range(0, clips, size):
+        part = slice(first, first + size)
+        waits = first + size < clips and isinstance(state.replica, DistributedDataParallel)
+        with state.replica.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with torch.autocast(device.type, AUTOCAST[optim.precision], enabled=optim.precision != "fp32"):
+                kept = None if kept_BK is None else kept_BK[part]
+                logits_BC = state.replica(input_BTM[part], num_frames_B[part], kept)
+            loss = training_loss(optim.loss, logits_BC, labels_BC[part]) * (len(logits_BC) / clips)
+            state.scaler.scale(loss).backward()
+        total += float(loss.detach())
+    return total
 
 
 def _require_finite(state: State, job: Job, loss: float, clips: list[str]) -> None:
@@ -322,7 +371,8 @@ def _finish_epoch(
     state.progress.history = [*(state.progress.history or []), row]
     if rank == 0:
         folder = job.folder / "epochs" / f"epoch-{epoch:04d}"
-        checkpoint.save(folder, {"model": state.model.state_dict()}, {"identity": identity["member"], "row": row})
+        tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
+        checkpoint.save(folder, tables, {"identity": identity["member"], "row": row})
         _save(state, job, identity)
         _write_history(state, job)
 
@@ -331,6 +381,7 @@ def _save(state: State, job: Job, identity: dict[str, Any]) -> None:
     folder = job.folder / "checkpoints"
     progress = state.progress
     tables = {"model": state.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(state.optimizer)}
+    tables |= {"ema": state.moving} if state.moving else {}
     values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
     checkpoint.save(folder / f"step-{progress.step:08d}", tables, values)
     checkpoint.keep_newest(folder, KEPT_CHECKPOINTS)

@@ -55,6 +55,9 @@ def combine(settings: CombineSettings) -> list[Path]:
         if settings.optim.weights != "last":
             last = epochs[settings.optim.epochs]
             write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed])
+        if settings.epoch_ensembles:
+            every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, settings.optim.epochs + 1)]
+            write(f"{name}-epochs", every, f"mean of {len(every)} epochs' probabilities", [seed])
         write(name, [part], made_of, [seed])
     if len(parts) > 1:
         write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds)
@@ -87,6 +90,10 @@ def _standing(name: str, epochs: dict[int, Path], optim: OptimConfig, single_lab
         return part, f"mean of epochs {optim.average_first_epoch} to {optim.epochs}"
     if optim.weights == "last":
         return _part(name, epochs[optim.epochs]), f"epoch {optim.epochs}"
+    if optim.weights == "ema":
+        last = epochs[optim.epochs]
+        average = (name, checkpoint.read_tensors(last, "ema"), checkpoint.read_state(last)["identity"])
+        return average, f"moving average over steps, decay {optim.ema_decay}"
     key = "validation_accuracy" if single_label else "validation_mAP"
     rows = {epoch: checkpoint.read_state(path)["row"] for epoch, path in epochs.items() if epoch <= optim.epochs}
     require(

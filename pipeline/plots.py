@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,6 +16,8 @@ from ast_core.files import committed
 MOST_BARS = 60
 """With more classes than this only the best and the worst are drawn."""
 BAR_INCHES = 0.22
+MOST_ROWS = 12
+"""Labels of a timeline."""
 
 
 def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chance: float) -> None:
@@ -66,6 +69,51 @@ def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
         axes.xaxis.get_major_locator().set_params(integer=True)
         if histories:
             axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw the most probable labels of a recording over time.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        times_s: windows' starts, [W].
+        scores_WC: probabilities.
+        labels: C names.
+    """
+    shown = np.argsort(-scores_WC.max(axis=0), kind="stable")[:MOST_ROWS]
+    figure = Figure(figsize=(11, 1.6 + 0.28 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    step = times_s[1] - times_s[0] if len(times_s) > 1 else 1.0
+    edges = np.append(times_s, times_s[-1] + step)
+    mesh = axes.pcolormesh(edges, np.arange(len(shown) + 1), scores_WC[:, shown].T, vmin=0, vmax=1, cmap="magma")
+    axes.set_yticks(np.arange(len(shown)) + 0.5, [labels[c][:40].replace("$", r"\$") for c in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="start of the window, s", title=title.replace("$", r"\$"))
+    figure.colorbar(mesh, ax=axes, label="probability")
+    _save(figure, path)
+
+
+def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.ndarray, seconds: float) -> None:
+    """Draw a spectrogram, and under it the same where the model looked.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        fbank_TM: raw log-mel.
+        share_TM: attention of each point, 0 to 1.
+        seconds: that T frames are.
+    """
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    place: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, 0, fbank_TM.shape[1])}
+    above.imshow(fbank_TM.T, cmap="magma", **place)
+    below.imshow(fbank_TM.T, cmap="gray", **place)
+    drawn = below.imshow(share_TM.T, cmap="viridis", alpha=0.6, vmin=0, vmax=1, **place)
+    above.set(ylabel="mel bin", title=title.replace("$", r"\$"))
+    below.set(ylabel="mel bin", xlabel="s", title="attention rollout, largest = 1")
+    figure.colorbar(drawn, ax=below)
     _save(figure, path)
 
 

@@ -25,7 +25,7 @@ from ast_core.config import require
 from ast_core.errors import ClipError
 from ast_core.files import committed, write_json
 from ast_core.predictor import Predictor
-from pipeline import tracking
+from pipeline import pictures, tracking
 from pipeline.settings import PredictSettings, parse, run_stage
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
@@ -47,13 +47,15 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         )
     files = list(_files(settings.inputs))
     require(bool(files), "There is no audio file in what was given.")
-    bundle = Bundle.load(_bundle_folder(settings))
+    bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
     predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
     scores: dict[str, np.ndarray] = {}
     faults: dict[str, str] = {}
     for path in track(files, "predict", console=Console(stderr=True)):
         try:
-            scores[str(path)] = predictor.probabilities(load_waveform(path, bundle.front_end.sample_rate_hz))
+            waveform_N = load_waveform(path, bundle.front_end.sample_rate_hz)
+            scores[str(path)] = predictor.probabilities(waveform_N)
+            pictures.write(settings, predictor, path, waveform_N)
         except ClipError as error:
             faults[str(path)] = str(error)
     Console().print(_table(bundle, scores, faults, settings.top_k))
@@ -64,11 +66,12 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     return scores
 
 
-def _bundle_folder(settings: PredictSettings) -> Path:
-    if settings.model.startswith(("models:/", "runs:/")):
-        tracking.open_store(settings.tracking)
-        return tracking.fetch_bundle(settings.model)
-    return Path(settings.model).absolute()
+def bundle_folder(model: str, store: str) -> Path:
+    """The folder of a bundle, or of a registered model, fetched from `store`."""
+    if model.startswith(("models:/", "runs:/")):
+        tracking.open_store(store)
+        return tracking.fetch_bundle(model)
+    return Path(model).absolute()
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:

@@ -42,4 +42,8 @@ class Scorer:
             bundle = Bundle.load(place.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
             self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))
-        return place, indices, self._loaded[1].from_fbank(self._reader.read(indices))
+        return (
+            place,
+            indices,
+            self._loaded[1].from_fbank(self._reader.read(indices), self._reader.num_frames_N[indices]),
+        )

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -84,6 +84,8 @@ class TrainSettings(Common):
 class CombineSettings(Common):
     """Settings of `combine`."""
 
+    epoch_ensembles: bool = False
+    """Also a bundle of each member's epochs that predicts their mean (the published log's 0.4647 beside 0.4590)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
@@ -112,6 +114,20 @@ class RunSettings(Common, Recipe):
 
 
 @dataclass(frozen=True)
+class FoldsSettings(TrainSettings):
+    """Settings of `folds`."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+
+
+@dataclass(frozen=True)
+class FeaturesSettings(Common):
+    """Settings of `features`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """Settings of `predict`."""
 
@@ -123,6 +139,26 @@ class PredictSettings:
     """Labels shown a file."""
     output: Path | None = None
     """Also write all probabilities to this .csv, .json or .parquet file."""
+    timeline: Path | None = None
+    """Also write each file's probabilities over time to this folder, as CSV and as a picture."""
+    hop_s: float = 1.0
+    """Seconds between the timeline's windows, each as long as a training clip."""
+    attention: Path | None = None
+    """Also write to this folder what each file's first window made the first member look at, as a picture."""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    """MLflow tracking URI of the registry."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Settings of `export`."""
+
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder (huggingface) or file (onnx) to write."""
+    model: str = "models:/ast-demo@champion"
+    """A registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
+    format: Literal["huggingface", "onnx"] = "huggingface"
+    """`huggingface` (one member) for transformers, or `onnx` with the front end inside (any bundle)."""
     tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
     """MLflow tracking URI of the registry."""
 
@@ -230,9 +266,16 @@ def _resolved(settings: Any) -> Any:
     data = getattr(settings, "data", None)
     if data is not None and data.source and data.source != "synthetic":
         changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
+    model = getattr(settings, "model", None)
+    if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
+        changes["model"] = dataclasses.replace(model, init=str(Path(model.init).expanduser().absolute()))
     if isinstance(settings, PredictSettings):
         changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
-        changes["output"] = settings.output and settings.output.absolute()
+        for name in ("output", "timeline", "attention"):
+            path = getattr(settings, name)
+            changes[name] = path and path.absolute()
+    if isinstance(settings, ExportSettings):
+        changes["output"] = settings.output.absolute()
     store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
     changes["tracking"] = store or f"sqlite:///{Path('work/mlflow.db').absolute()}"
     return dataclasses.replace(settings, **changes)

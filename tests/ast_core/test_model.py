@@ -37,7 +37,7 @@ def test_imagenet_file_sums_rgb_and_cuts_the_grid(tmp_path):
     weights["pos_embed"] = torch.randn_like(weights["pos_embed"])
     save_file(weights, tmp_path / "deit.safetensors")
     model = AST(TINY, 128, 128, 5)
-    initialise(model, str(tmp_path / "deit.safetensors"), TINY.backbone)
+    initialise(model, replace(TINY, init=str(tmp_path / "deit.safetensors")))
     torch.testing.assert_close(model.patch_proj.weight, weights["patch_embed.proj.weight"].sum(1, keepdim=True))
     assert torch.equal(model.pos_embed[:, :2], weights["pos_embed"][:, :2])
     assert torch.equal(model.blocks[3].attn.qkv.weight, weights["blocks.3.attn.qkv.weight"])
@@ -74,11 +74,11 @@ def test_published_checkpoint_gives_the_same_logits_and_adapts(tmp_path):
     path = tmp_path / "audioset.pth"
     torch.save(published(trained), path)
     again = AST(TINY, 128, 1024, 9)
-    initialise(again, str(path), TINY.backbone)
+    initialise(again, replace(TINY, init=str(path)))
     fbank = torch.randn(1, 1024, 128)
     assert torch.equal(trained.eval()(fbank), again.eval()(fbank))
     other = AST(replace(TINY, time_stride=16, freq_stride=16), 128, 512, 4)
-    initialise(other, str(path), TINY.backbone)
+    initialise(other, replace(TINY, time_stride=16, freq_stride=16, init=str(path)))
     assert torch.equal(other.blocks[0].mlp.fc1.weight, trained.blocks[0].mlp.fc1.weight)
 
 
@@ -87,12 +87,12 @@ def test_unfit_and_hostile_weights_are_refused_with_the_reason(tmp_path):
     small = AST(replace(TINY, backbone="ast_micro"), 128, 128, 5)
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     with pytest.raises(UserError, match=r"does not fit the model. other shapes"):
-        initialise(model, str(tmp_path / "small.safetensors"), TINY.backbone)
+        initialise(model, replace(TINY, init=str(tmp_path / "small.safetensors")))
     weights = model.state_dict()
     weights["norm.weight"] = weights["norm.weight"] * float("nan")
     save_file(weights, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match=r"not finite: norm\.weight"):
-        initialise(model, str(tmp_path / "nan.safetensors"), TINY.backbone)
+        initialise(model, replace(TINY, init=str(tmp_path / "nan.safetensors")))
     torch.save({"weight": print}, tmp_path / "code.pth")
     with pytest.raises(UserError, match="was refused"):
-        initialise(model, str(tmp_path / "code.pth"), TINY.backbone)
+        initialise(model, replace(TINY, init=str(tmp_path / "code.pth")))

@@ -1,0 +1,67 @@
+"""Export a bundle or registered model: to Hugging Face's format, or to ONNX with the front end inside.
+
+python pipeline/export.py FOLDER --model work/demo/bundles/seed-0
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ast_core.bundle import Bundle
+from ast_core.config import require
+from ast_core.huggingface import HuggingFaceModel, write_folder
+from ast_core.portable import export_onnx
+from pipeline.predict import bundle_folder
+from pipeline.settings import ExportSettings, parse, run_stage
+
+
+def export(settings: ExportSettings) -> Path:
+    """Write the model in another format.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: the format cannot say what this model is, or needs an extra that is not installed.
+    """
+    bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
+    if settings.format == "onnx":
+        export_onnx(bundle, settings.output)
+    else:
+        write_folder(settings.output, _only_member(bundle))
+    Console().print(f"Wrote {settings.output}: {len(bundle.members)} members, {len(bundle.labels)} labels.")
+    return settings.output
+
+
+def _only_member(bundle: Bundle) -> HuggingFaceModel:
+    require(
+        len(bundle.members) == 1,
+        f"Hugging Face's format holds one model, this is an ensemble of {len(bundle.members)}: "
+        "give one member's bundle.",
+    )
+    member = bundle.members[0]
+    return HuggingFaceModel(
+        model=member.config,
+        front_end=member.front_end,
+        mean=member.mean,
+        std=member.std,
+        labels=bundle.labels,
+        single_label=bundle.single_label,
+        weights={key: value.cpu() for key, value in member.model.state_dict().items()},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: export(parse(ExportSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.export import main
+
+    main()

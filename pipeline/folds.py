@@ -1,0 +1,115 @@
+"""Cross-validation, such as ESC-50's five folds: train with each fold held out, and report both ways to choose the epoch.
+
+python pipeline/folds.py --recipe esc50 --data.source ESC-50
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_core.config import require
+from ast_core.files import write_json
+from ast_core.shards import ShardIndex
+from pipeline import cluster
+from pipeline.prepare import prepare
+from pipeline.progress import read_history
+from pipeline.settings import FoldsSettings, PrepareSettings, TrainSettings, parse, run_stage, section_values
+from pipeline.train import train
+
+
+def folds(settings: FoldsSettings) -> dict[str, object]:
+    """Prepare once, train once a fold, and write `folds.json`.
+
+    Returns:
+        `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
+
+    Raises:
+        UserError: fewer than two folds, or as the stages do.
+    """
+    with cluster.connected(settings.address, settings.workers):
+        prepare(section_values(settings, PrepareSettings))
+        index = ShardIndex.load(settings.shards)
+        names = sorted(index.splits)
+        require(
+            len(names) >= 3, f"{settings.shards} has the splits {', '.join(names)}; three folds or more are needed."
+        )
+        key = "test_accuracy" if index.single_label else "test_mAP"
+        curves = {}
+        for held_out in names:
+            Console().rule(f"{held_out} held out")
+            others = tuple(name for name in names if name != held_out)
+            data = dataclasses.replace(settings.data, train_splits=others, validation_split="", test_split=held_out)
+            folder = settings.run_dir / "folds" / held_out
+            member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
+            curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
+    result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
+    write_json(settings.run_dir / "folds.json", result)
+    Console().print(_table(result))
+    return result
+
+
+def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
+    """Three ways to quote a cross-validation.
+
+    `published`: one epoch, the best of the mean over the test folds themselves, as in the published code: it flatters.
+    `nested`: for each fold the epoch that is best on the mean of the *other* folds' runs; the fold's own score chooses
+    nothing. `last`: no choice.
+
+    Args:
+        curves: score of each epoch, by fold.
+
+    Returns:
+        By way: `epochs` and `scores` by fold, `mean`, and `std` over the folds.
+    """
+    length = min(len(curve) for curve in curves.values())
+
+    def best(names: Sequence[str]) -> int:
+        means = [statistics.fmean(curves[name][epoch] for name in names) for epoch in range(length)]
+        return means.index(max(means))
+
+    everywhere = best(list(curves))
+    ways = {
+        "published": dict.fromkeys(curves, everywhere),
+        "nested": {name: best([other for other in curves if other != name]) for name in curves},
+        "last": dict.fromkeys(curves, length - 1),
+    }
+    return {way: _scores(curves, epochs) for way, epochs in ways.items()}
+
+
+def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str, object]:
+    scores = {name: curves[name][epoch] for name, epoch in epochs.items()}
+    return {
+        "epochs": {name: epoch + 1 for name, epoch in epochs.items()},
+        "scores": scores,
+        "mean": statistics.fmean(scores.values()),
+        "std": statistics.stdev(scores.values()),
+    }
+
+
+def _table(result: dict[str, object]) -> Table:
+    curves: dict[str, list[float]] = result["curves"]  # type: ignore[assignment]
+    table = Table("epoch chosen", *curves, "mean", "std", title=f"{result['metric']} by held-out fold")
+    for way, remark in {"published": "on the test folds", "nested": "on the other folds", "last": "none"}.items():
+        row: dict[str, dict[str, float]] = result[way]  # type: ignore[assignment]
+        cells = [f"{row['scores'][name]:.4f} ({row['epochs'][name]})" for name in curves]
+        table.add_row(f"{way}: {remark}", *cells, f"{row['mean']:.4f}", f"{row['std']:.4f}")
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: folds(parse(FoldsSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.folds import main
+
+    main()
