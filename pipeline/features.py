@@ -42,8 +42,9 @@ def features(settings: FeaturesSettings) -> list[tuple[str, str, str, str]]:
     for key, effect in EFFECTS.items():
         own, published = index.front_end[key], getattr(FrontEndConfig(), key)
         rows.append((key, str(own), str(published), effect if own != published else ""))
-    mean, std = index.statistics(settings.data.train_splits)
-    used = (settings.data.mean, settings.data.std) if settings.data.mean is not None else (mean, std)
+    data = settings.data
+    mean, std = index.statistics(data.train_splits)
+    used = (mean, std) if data.mean is None or data.std is None else (data.mean, data.std)
     rows.append(("mean of the shards", f"{mean:.4f}", f"{PUBLISHED_MEAN:.4f}", _level(mean - PUBLISHED_MEAN)))
     rows.append(("std of the shards", f"{std:.4f}", f"{PUBLISHED_STD:.4f}", _spread(std / PUBLISHED_STD)))
     own_statistics = "" if used == (mean, std) else f"the shards would be at {(mean - used[0]) / (2 * used[1]):+.3f}"

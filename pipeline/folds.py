@@ -1,4 +1,4 @@
-"""Cross-validation, such as ESC-50's five folds: train with each fold held out, and report both ways to choose the epoch.
+"""Cross-validation, such as ESC-50's five folds: each fold held out once, and the epoch chosen in more than one way.
 
 python pipeline/folds.py --recipe esc50 --data.source ESC-50
 """
@@ -31,15 +31,13 @@ def folds(settings: FoldsSettings) -> dict[str, object]:
         `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
 
     Raises:
-        UserError: fewer than two folds, or as the stages do.
+        UserError: fewer than three folds, or as the stages do.
     """
     with cluster.connected(settings.address, settings.workers):
         prepare(section_values(settings, PrepareSettings))
         index = ShardIndex.load(settings.shards)
         names = sorted(index.splits)
-        require(
-            len(names) >= 3, f"{settings.shards} has the splits {', '.join(names)}; three folds or more are needed."
-        )
+        require(len(names) >= 3, f"{settings.shards} has the splits {', '.join(names)}; it takes three folds.")
         key = "test_accuracy" if index.single_label else "test_mAP"
         curves = {}
         for held_out in names:

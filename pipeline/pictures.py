@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ def write(settings: PredictSettings, predictor: Predictor, path: Path, waveform_
 def _timeline(stem: Path, hop_s: float, predictor: Predictor, waveform_N: np.ndarray) -> None:
     labels = predictor.bundle.labels
     times_s, scores_WC = predictor.timeline(waveform_N, hop_s)
-    columns = {"start_s": times_s} | {label: scores_WC[:, c] for c, label in enumerate(labels)}
+    columns: dict[str, Any] = {"start_s": times_s} | {label: scores_WC[:, c] for c, label in enumerate(labels)}
     with committed(stem.with_name(f"{stem.name}.csv")) as beside:
         pyarrow.csv.write_csv(pa.table(columns), beside)
     plot_timeline(stem.with_name(f"{stem.name}.png"), stem.name, times_s, scores_WC, labels)

@@ -130,3 +130,30 @@ def test_a_value_that_is_not_finite_stops_before_the_update_and_names_the_clips(
 def test_a_batch_that_workers_cannot_share_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match="cannot be shared by 4 workers"):
         fit(job, 0, 4, CPU)
+
+
+def test_a_batch_in_parts_and_activations_computed_again_give_the_same_weights(job: Job) -> None:
+    fit(job, 0, 1, CPU)
+    optim = dataclasses.replace(job.optim, accumulate=3, activation_checkpointing=True)
+    parts = dataclasses.replace(job, folder=job.folder.with_name("parts"), optim=optim)
+    fit(parts, 0, 1, CPU)
+    whole = weights_of(job.folder)
+    for name, value in weights_of(parts.folder).items():
+        torch.testing.assert_close(value, whole[name], atol=2e-3, rtol=0)
+
+
+def test_patchout_clipping_moving_average_and_bf16_train_and_resume_to_the_bit(job: Job, monkeypatch) -> None:
+    monkeypatch.setattr("ast_core.trainer.KEPT_CHECKPOINTS", 100)
+    optim = dataclasses.replace(job.optim, clip_norm=0.5, ema_decay=0.9, weights="ema", precision="bf16")
+    augment = dataclasses.replace(job.augment, patchout_time=1, patchout_any=1)
+    own = dataclasses.replace(job, optim=optim, augment=augment)
+    fit(own, 0, 1, CPU)
+    average = load_file(own.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "ema.safetensors")
+    whole = weights_of(own.folder)
+    assert not torch.equal(average["head.weight"], whole["head.weight"])
+    for folder in (own.folder / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 9:
+            (folder / checkpoint.MARKER).unlink()
+    fit(own, 0, 1, CPU)
+    assert_same_bits(whole, weights_of(own.folder))
+    assert_same_bits(average, load_file(own.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "ema.safetensors"))

@@ -61,7 +61,10 @@ def test_averaged_last_and_ensemble(settings: CombineSettings) -> None:
     last = Bundle.load(settings.run_dir / "bundles" / "seed-0-last").members[0].model.state_dict()
     assert all(torch.equal(value, third[name]) for name, value in last.items())
     fbank_BTM = np.random.default_rng(0).normal(-6, 4, (5, 32, 16)).astype(np.float32)
-    scores = [Predictor(Bundle.load(f)).from_fbank(fbank_BTM) for f in (written[1], written[3], written[4])]
+    scores = [
+        Predictor(Bundle.load(f)).from_fbank(fbank_BTM, np.full(len(fbank_BTM), FRONT_END.target_frames))
+        for f in (written[1], written[3], written[4])
+    ]
     assert np.abs((scores[0] + scores[1]) / 2 - scores[2]).max() < 1e-6
 
 

@@ -64,7 +64,7 @@ def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> No
     summary = evaluate(settings)
     reader = ShardReader(settings.shards, ["test"])
     bundle = Bundle.load(settings.run_dir / "bundles" / "seed-0")
-    own_NC = Predictor(bundle).from_fbank(reader.read(np.arange(CLIPS)))
+    own_NC = Predictor(bundle).from_fbank(reader.read(np.arange(CLIPS)), reader.num_frames_N)
     output = settings.run_dir / "evaluation"
     table = pyarrow.parquet.read_table(output / "seed-0-scores.parquet")
     assert table["clip_id"].to_pylist() == reader.clip_ids
