@@ -34,8 +34,8 @@ def random_model(config: ModelConfig = MODEL, frames: int = 128) -> AST:
     return model
 
 
-def described(model: AST, **changes: object) -> HuggingFaceModel:
-    whole = HuggingFaceModel(MODEL, FRONT_END, MEAN, STD, LABELS, False, model.state_dict())
+def described(trained: AST, **changes: object) -> HuggingFaceModel:
+    whole = HuggingFaceModel(MODEL, FRONT_END, MEAN, STD, LABELS, False, trained.state_dict())
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 

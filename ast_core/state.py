@@ -1,0 +1,145 @@
+"""All that changes while a member trains: how it begins, is put into checkpoints, and comes back from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from ast_core import checkpoint
+from ast_core.config import Job, require
+from ast_core.files import committed, digest
+from ast_core.model import AST
+from ast_core.pretrained import initialise
+from ast_core.shards import ShardReader
+
+KEPT_CHECKPOINTS = 2
+"""The newest, and the one before it in case the newest is found damaged."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    loss_sum: float = 0.0
+    """Sum of this epoch's losses so far, over rank 0's share."""
+    history: list[dict[str, float]] | None = None
+    """A row of metrics an epoch."""
+
+
+@dataclass
+class State:
+    """Everything that changes while training, on one rank."""
+
+    model: AST
+    replica: nn.Module
+    """The model, or its distributed wrapper."""
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    progress: Progress
+    device: torch.device
+    moving: dict[str, torch.Tensor]
+    """Exponential moving average of the weights; empty where the recipe has none."""
+
+
+def fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> State:
+    """A model with its initial weights, an optimiser, and nothing learned.
+
+    Raises:
+        UserError: no clip to train on, or the initial weights cannot be had or do not fit.
+    """
+    torch.manual_seed(job.seed)
+    require(len(train) > 0, f"The splits {', '.join(job.data.train_splits)} in {job.shards} hold no clip to train on.")
+    model = AST(job.model, job.front_end.num_mel_bins, job.front_end.target_frames, len(train.index.labels))
+    initialise(model, job.model, train.index.labels)
+    model.to(device)
+    optim = job.optim
+    model.recompute = optim.activation_checkpointing
+    if optim.compile:
+        for block in model.blocks:
+            block.compile()
+    moving = {name: value.clone() for name, value in model.state_dict().items()} if optim.ema_decay else {}
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=optim.learning_rate, betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
+    )
+    replica = (
+        DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
+    )
+    scaler = GradScaler(device.type, enabled=optim.precision == "fp16")
+    return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving)
+
+
+def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: int) -> None:
+    """Put the newest verified checkpoint into `state`; every rank takes the one that rank 0 chose.
+
+    Raises:
+        UserError: it is of a run with other settings or data.
+    """
+    chosen: list[Any] = [None]
+    if rank == 0:
+        path, passed_over = checkpoint.newest(job.folder / "checkpoints")
+        for sentence in passed_over:
+            print(f"{sentence} The one before it is used.")
+        chosen = [path]
+    if world > 1:
+        distributed.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return
+    stored = checkpoint.read_state(chosen[0])
+    changed = [
+        f"{part}.{key}" for part, values in identity.items() for key, value in values.items()
+        if digest(stored["identity"][part].get(key)) != digest(value)
+    ]  # fmt: skip
+    require(
+        not changed,
+        f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
+        "Choose another --run-dir, or remove that folder to start again.",
+    )
+    state.model.load_state_dict(checkpoint.read_tensors(chosen[0], "model"))
+    if state.moving:
+        stored_average = checkpoint.read_tensors(chosen[0], "ema")
+        state.moving = {name: value.to(state.device) for name, value in stored_average.items()}
+    checkpoint.restore_optimizer(state.optimizer, checkpoint.read_tensors(chosen[0], "optimizer"))
+    if stored["scaler"]:
+        state.scaler.load_state_dict(stored["scaler"])
+    state.progress = Progress(**stored["progress"])
+    if rank == 0:
+        _write_history(state, job)
+        print(f"Resumed at step {state.progress.step} from {chosen[0]}.")
+
+
+def finish_epoch(
+    state: State, job: Job, identity: dict[str, Any], row: dict[str, float], epoch: int, rank: int
+) -> None:
+    """Commit the epoch's weights for averaging, then a checkpoint to resume from, then the curve."""
+    state.progress.loss_sum = 0.0
+    state.progress.history = [*(state.progress.history or []), row]
+    if rank == 0:
+        folder = job.folder / "epochs" / f"epoch-{epoch:04d}"
+        tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
+        checkpoint.save(folder, tables, {"identity": identity["member"], "row": row})
+        save(state, job, identity)
+        _write_history(state, job)
+
+
+def save(state: State, job: Job, identity: dict[str, Any]) -> None:
+    """Commit a checkpoint to resume from, and remove those that it makes needless."""
+    folder = job.folder / "checkpoints"
+    progress = state.progress
+    tables = {"model": state.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(state.optimizer)}
+    tables |= {"ema": state.moving} if state.moving else {}
+    values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
+    checkpoint.save(folder / f"step-{progress.step:08d}", tables, values)
+    checkpoint.keep_newest(folder, KEPT_CHECKPOINTS)
+
+
+def _write_history(state: State, job: Job) -> None:
+    with committed(job.folder / "metrics.jsonl") as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in state.progress.history or []), encoding="utf-8")
