@@ -156,7 +156,7 @@ class AST(nn.Module):
         self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None, kept_BK: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What enters the first block, [B, P, E], and which of it may be attended to, [B, 1, 1, P]; None for all."""
-        clips, count = len(fbank_BTM), self.prefix_tokens
+        clips, count = fbank_BTM.shape[0], self.prefix_tokens  # `len` would fix the batch in an exported graph
         patches_BPE = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
         patches_BPE = patches_BPE + self.pos_embed[:, count:]  # frequency-major
         if kept_BK is not None:

@@ -53,7 +53,7 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
     weights = dict(source.weights)
     if config.positions == "reinitialised":
         weights["pos_embed"] = model.pos_embed.data
-    elif source.grid != model.grid:
+    elif source.grid != model.grid and _positions_fit(source, model):
         weights["pos_embed"] = adapt_positions(
             weights["pos_embed"], source.grid, model.grid, model.prefix_tokens, config.positions
         )
@@ -62,6 +62,11 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
     if head is not None and (other_labels or head.shape != model.head.weight.shape):
         weights = {key: value for key, value in weights.items() if not key.startswith("head")}
     _assign(model, weights, source.name)
+
+
+def _positions_fit(source: Source, model: AST) -> bool:
+    """Whether the positions are those of the grid and of as many prefix tokens; if not, `_assign` tells what differs."""
+    return source.weights["pos_embed"].shape[1] == source.grid[0] * source.grid[1] + model.prefix_tokens
 
 
 def _source(model: AST, config: ModelConfig) -> Source:

@@ -56,6 +56,58 @@ def test_equals_torchaudio_to_rounding(window: Window) -> None:
     assert difference.mean() < 1e-5
 
 
+def hostile(samples: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(samples, generator=generator)
+    place = torch.arange(samples)
+    impulse = torch.zeros(samples)
+    impulse[samples // 2] = 1.0
+    return {
+        "impulse": impulse,
+        "steps": torch.sign(torch.sin(2 * torch.pi * 50 * place / 16_000)),
+        "nyquist": 1.0 - 2.0 * (place % 2),
+        "pure tone at full scale": torch.sin(2 * torch.pi * 1000 * place / 16_000),
+        "clipped": (5 * noise).clamp(-1, 1),
+        "offset alone": torch.full((samples,), 0.7),
+        "denormal": 1e-38 * noise,
+        "one bit of 16": torch.round(noise) / 32_768,
+        "loud then silent": torch.where(place < samples // 2, noise.clamp(-1, 1), torch.zeros(samples)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(hostile(400)))
+@pytest.mark.parametrize("window", ["hanning", "hamming"])
+def test_hostile_signals_equal_torchaudio(name: str, window: Window) -> None:
+    config = FrontEndConfig(window=window)
+    wave_N = hostile(32_000)[name]
+    difference = (Fbank(config)(wave_N) - reference(wave_N, config)).abs()
+    assert difference.max() < 2e-2
+    assert difference.mean() < 3e-4  # beside a tone at full scale only rounding is left, just above the floor
+
+
+@pytest.mark.parametrize("samples", [400, 401, 559, 560, 561, 719, 720, 80_239, 80_240, 160_000])
+def test_lengths_about_a_frame_and_a_chunk(samples: int) -> None:
+    config = FrontEndConfig()
+    wave_N = signals(16_000, 10.0)["speech-like"][:samples]
+    torch.testing.assert_close(Fbank(config)(wave_N), reference(wave_N, config), atol=2e-2, rtol=0)
+
+
+def test_an_hour_equals_torchaudio_wherever_one_looks() -> None:
+    config = FrontEndConfig()
+    minute_N = torch.cat([signals(16_000, 12.0)[name] for name in ("noise", "tone", "faint", "speech-like", "offset")])
+    hour_N = minute_N.repeat(60)
+    hour_TM = Fbank(config)(hour_N)
+    assert hour_TM.shape == (359_998, 128)
+    centred_N = hour_N - hour_N.mean()
+    for frame in (0, 100_000, 250_123, 359_998 - 500):
+        piece_1N = centred_N[None, frame * 160 : frame * 160 + 499 * 160 + 400]
+        expected_TM = kaldi.fbank(
+            piece_1N, htk_compat=True, sample_frequency=16_000, use_energy=False, window_type="hanning",
+            num_mel_bins=128, dither=0.0, frame_shift=10,
+        )  # fmt: skip
+        torch.testing.assert_close(hour_TM[frame : frame + 500], expected_TM, atol=2e-2, rtol=0)
+
+
 @pytest.mark.parametrize(("rate", "mels", "shift_ms"), [(8_000, 40, 10.0), (22_050, 64, 12.5), (44_100, 128, 10.0)])
 def test_any_rate_mel_count_and_hop(rate: int, mels: int, shift_ms: float) -> None:
     config = FrontEndConfig(sample_rate_hz=rate, num_mel_bins=mels, frame_shift_ms=shift_ms)
