@@ -65,7 +65,7 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
 
 
 def _positions_fit(source: Source, model: AST) -> bool:
-    """Whether the positions are those of the grid and of as many prefix tokens; if not, `_assign` tells what differs."""
+    """Whether positions are of this grid and as many prefix tokens; if not, `_assign` will say what differs."""
     return source.weights["pos_embed"].shape[1] == source.grid[0] * source.grid[1] + model.prefix_tokens
 
 
