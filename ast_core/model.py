@@ -162,8 +162,9 @@ class AST(nn.Module):
         if kept_BK is not None:
             patches_BPE = patches_BPE.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BPE.shape[2]))
         own: list[torch.Tensor] = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        prefix_1PE = torch.cat(own, dim=1) + self.pos_embed[:, :count]
-        tokens_BPE = torch.cat([prefix_1PE.expand(clips, -1, -1), patches_BPE], dim=1)
+        # Each is expanded by itself: else its gradient is a view with strides that make distributed training warn.
+        prefix = [(token + self.pos_embed[:, n : n + 1]).expand(clips, -1, -1) for n, token in enumerate(own)]
+        tokens_BPE = torch.cat([*prefix, patches_BPE], dim=1)
         if not self.mask_padding or num_frames_B is None:
             return tokens_BPE, None
         seen_BP = self._holds_sound(num_frames_B)
