@@ -8,6 +8,7 @@ Shapes: B clips, N samples, T frames, F frequencies, M mel bins, C classes.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -98,7 +99,8 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
         import onnxscript  # noqa: F401, PLC0415, an extra
     except ImportError:
         raise UserError("Export to ONNX needs an extra: pip install 'ast-pipeline[onnx]'.") from None
-    with committed(path) as beside:
+    with committed(path) as beside, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own parts
         torch.onnx.export(
             module, (example_BN,), str(beside), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
             input_names=["waveform"], output_names=["probabilities"], verbose=False, opset_version=18,

@@ -50,12 +50,16 @@ def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, m
         nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    with torch.no_grad():
-        for name, value in state.model.state_dict().items():
-            if name in state.moving:
-                state.moving[name].lerp_(value, 1 - optim.ema_decay)
+    if state.moving:
+        _move_average(state, optim.ema_decay)
     state.progress.step += 1
     state.progress.loss_sum += loss
+
+
+@torch.no_grad()
+def _move_average(state: State, decay: float) -> None:
+    for name, value in state.model.state_dict().items():
+        state.moving[name].lerp_(value, 1 - decay)
 
 
 def _accumulate_gradient(state: State, job: Job, batch: Batch, input_BTM: torch.Tensor) -> float:
