@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prepared import FRONT_END, write_shards
 from safetensors.torch import load_file
 
 from ast_core import checkpoint
-from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
+from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import UserError
 from ast_core.trainer import fit
 
@@ -157,3 +158,23 @@ def test_patchout_clipping_moving_average_and_bf16_train_and_resume_to_the_bit(j
     fit(own, 0, 1, CPU)
     assert_same_bits(whole, weights_of(own.folder))
     assert_same_bits(average, load_file(own.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "ema.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_as_well(job: Job, precision: Precision) -> None:
+    half = dataclasses.replace(job, optim=dataclasses.replace(job.optim, precision=precision))
+    fit(half, 0, 1, CPU)
+    rows = [json.loads(line) for line in (half.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test_accuracy"] > 0.9
+    assert all(value.dtype == torch.float32 for value in weights_of(half.folder).values())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ where there is no GPU: needs g++")
+def test_compiled_blocks_give_the_same_weights_under_the_same_names(job: Job) -> None:
+    fit(job, 0, 1, CPU)
+    own = dataclasses.replace(job, folder=job.folder.with_name("compiled"))
+    fit(dataclasses.replace(own, optim=dataclasses.replace(job.optim, compile=True)), 0, 1, CPU)
+    whole, compiled = weights_of(job.folder), weights_of(own.folder)
+    assert whole.keys() == compiled.keys()
+    for name, value in compiled.items():
+        torch.testing.assert_close(value, whole[name], atol=2e-3, rtol=0)
