@@ -18,7 +18,7 @@ LOW_HZ = 20.0
 """Kaldi's default lower edge of the mel bank; the upper one is half the sampling rate."""
 FLOOR = 1.1920929e-07
 """float32's epsilon, Kaldi's floor under the logarithm."""
-_CHUNK_FRAMES = 500  # about 1 MB of float32 at 512 samples; measured best, as fewer calls and cache misses balance
+_CHUNK_FRAMES = 1000  # a 10 s clip at once: calls cost more than the 4 MB of float32 lose in cache (measured)
 _BAND_MELS = 16  # mel bins multiplied together; a group touches only the frequencies between its edges
 
 
@@ -70,16 +70,18 @@ class Fbank:
             raise ClipError("fbank", f"{wave_BN.shape[1]} samples are less than one window of {self.window_samples}")
         wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True)
         raw_BTW = wave_BN.unfold(1, self.window_samples, self.hop_samples)
-        emphasised_BN = functional.pad(wave_BN[:, 1:] - PREEMPHASIS * wave_BN[:, :-1], (1, 0))
+        emphasised_BN = torch.empty_like(wave_BN)  # the first sample of each frame is written by `_window`
+        torch.sub(wave_BN[:, 1:], wave_BN[:, :-1], alpha=PREEMPHASIS, out=emphasised_BN[:, 1:])
         emphasised_BTW = emphasised_BN.unfold(1, self.window_samples, self.hop_samples)
         out_BTM = wave_BN.new_empty(len(wave_BN), num_frames, self.config.num_mel_bins)
-        chunk = num_frames if self.device.type != "cpu" else max(1, _CHUNK_FRAMES // max(1, len(wave_BN)))
-        buffer_BTW = wave_BN.new_zeros(len(wave_BN), min(chunk, num_frames), self.n_fft)
-        for start in range(0, num_frames, chunk):
-            rows = slice(start, min(start + chunk, num_frames))
-            padded_BTW = buffer_BTW[:, : rows.stop - start]
-            self._window(raw_BTW[:, rows], emphasised_BTW[:, rows], padded_BTW)
-            self._log_mel(padded_BTW, out_BTM[:, rows])
+        clips, size = (len(wave_BN), num_frames) if self.device.type != "cpu" else (1, min(_CHUNK_FRAMES, num_frames))
+        buffer_TW = wave_BN.new_zeros(clips * size, self.n_fft)
+        for first in range(0, len(wave_BN), clips):
+            for start in range(0, num_frames, size):
+                part = (slice(first, first + clips), slice(start, min(start + size, num_frames)))
+                padded_TW = buffer_TW[: clips * (part[1].stop - start)]
+                self._window(raw_BTW[part], emphasised_BTW[part], padded_TW.view(clips, -1, self.n_fft))
+                self._log_mel(padded_TW, out_BTM[part].flatten(0, 1))
         return out_BTM if waveform.dim() == 2 else out_BTM[0]
 
     def _window(self, raw_BTW: torch.Tensor, emphasised_BTW: torch.Tensor, padded_BTW: torch.Tensor) -> None:
@@ -95,14 +97,14 @@ class Fbank:
         frames_BTW[..., 0] *= 1 - PREEMPHASIS
         frames_BTW *= self.window
 
-    def _log_mel(self, padded_BTW: torch.Tensor, out_BTM: torch.Tensor) -> None:
-        """Power spectrum, mel bank, logarithm, into `out_BTM`."""
+    def _log_mel(self, padded_TW: torch.Tensor, out_TM: torch.Tensor) -> None:
+        """Power spectrum, mel bank, logarithm, into `out_TM`; T counts the frames of all clips at hand."""
         # Squaring the contiguous pairs is faster than squaring each strided part.
-        squares = torch.view_as_real(torch.fft.rfft(padded_BTW)).square_()
-        power_BTF = squares[..., 0] + squares[..., 1]
+        squares = torch.view_as_real(torch.fft.rfft(padded_TW)).square_()
+        power_TF = squares[..., 0] + squares[..., 1]
         for mels, frequencies, bank_FM in self._bands:
-            out_BTM[..., mels] = power_BTF[..., frequencies] @ bank_FM
-        out_BTM.clamp_min_(FLOOR).log_()
+            torch.mm(power_TF[:, frequencies], bank_FM, out=out_TM[:, mels])
+        out_TM.clamp_min_(FLOOR).log_()
 
 
 def fit_length(fbank_TM: torch.Tensor, target_frames: int) -> torch.Tensor:
