@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ast_core.config import require
 from ast_core.files import write_json
-from ast_core.shards import ShardIndex
+from ast_core.manifest import load_manifest
 from pipeline import cluster
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
@@ -31,19 +31,18 @@ def folds(settings: FoldsSettings) -> dict[str, object]:
         `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
 
     Raises:
-        UserError: fewer than three folds, or as the stages do.
+        UserError: the data set has no three folds, or as the stages do.
     """
+    names = _folds(settings)
+    whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
     with cluster.connected(settings.address, settings.workers):
-        prepare(section_values(settings, PrepareSettings))
-        index = ShardIndex.load(settings.shards)
-        names = sorted(index.splits)
-        require(len(names) >= 3, f"{settings.shards} has the splits {', '.join(names)}; it takes three folds.")
+        index = prepare(section_values(dataclasses.replace(settings, data=whole), PrepareSettings))
         key = "test_accuracy" if index.single_label else "test_mAP"
         curves = {}
         for held_out in names:
             Console().rule(f"{held_out} held out")
             others = tuple(name for name in names if name != held_out)
-            data = dataclasses.replace(settings.data, train_splits=others, validation_split="", test_split=held_out)
+            data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
             folder = settings.run_dir / "folds" / held_out
             member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
@@ -51,6 +50,18 @@ def folds(settings: FoldsSettings) -> dict[str, object]:
     write_json(settings.run_dir / "folds.json", result)
     Console().print(_table(result))
     return result
+
+
+def _folds(settings: FoldsSettings) -> tuple[str, ...]:
+    """The data set's splits, all of which are folds."""
+    require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
+    manifest = load_manifest(Path(settings.data.source), settings.data.layout)
+    names = tuple(sorted({clip.split for clip in manifest.clips}))
+    require(
+        len(names) >= 3 and not {"train", "test", "eval"} & set(names),
+        f"{settings.data.source} has the splits {', '.join(names)}; cross-validation takes three folds or more.",
+    )
+    return names
 
 
 def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
