@@ -5,70 +5,127 @@ python pipeline/evaluate.py --recipe esc50 --run-dir work/esc50
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
-import ray
-import ray.util
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from ast_core import metrics
 from ast_core.bundle import DESCRIPTION
+from ast_core.clip_list import cover, read_ids
 from ast_core.config import require
 from ast_core.ensemble import mean_probabilities
-from ast_core.errors import UserError
-from ast_core.files import committed, digest, read_json, write_json
+from ast_core.files import digest, read_json, write_json
 from ast_core.shards import ShardReader
 from pipeline import cluster, tracking
+from pipeline import results as results_of
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_history
-from pipeline.scorer import Place, Scorer
+from pipeline.scoring import score_members
 from pipeline.settings import EvaluateSettings, parse, run_stage
-
-CHUNK = 32
-"""Clips a worker scores between two reports."""
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
     """Score the bundles, write scores, metrics and pictures to `evaluation/`, log them.
 
     A member is scored once, in however many bundles it is; a bundle that was scored on this data already, not again.
+    With a list of clips, metrics are of these alone and go to `evaluation/LIST/`.
 
     Returns:
         The metrics of `ast_core.metrics.evaluate_scores` by bundle.
 
     Raises:
-        UserError: no bundle, no such split or no clip in it, or a bundle of other labels or another front end.
+        UserError: no bundle, no such split or no clip in it, a bundle of other labels or another front end, or a list
+            that names no clip of the split.
     """
     split = settings.data.test_split
     reader = ShardReader(settings.shards, [split])
     require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
     descriptions = _descriptions(settings.run_dir / "bundles", reader)
-    output = settings.run_dir / "evaluation"
     facts = {"data_hash": reader.index.data_hash, "split": split}
     identities = {name: {"bundle_digest": value["digest"], **facts} for name, value in descriptions.items()}
-    results = {name: _known(output / f"{name}.json", identity) for name, identity in identities.items()}
-    pending = {name: value for name, value in descriptions.items() if not results[name]}
+    scores = _scores(settings, descriptions, identities, reader)
+    test = _test(settings, reader)
+    results = {name: _result(test, identities[name], name, scores_NC, reader) for name, scores_NC in scores.items()}
+    summary = {name: results_of.numbers(result["metrics"]) for name, result in results.items()}
+    write_json(test.output / "summary.json", {name: result["metrics"] for name, result in results.items()})
+    _draw(settings, test.output, results)
+    _log(settings, test, results, {"data_hash": reader.index.data_hash, "bundles": digest(identities)})
+    Console().print(results_of.bundles_table(results))
+    Console().print(results_of.classes_table(*list(results.items())[-1]))
+    if test.absent:
+        Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
+    return summary
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Which clips count, and where the results go."""
+
+    output: Path
+    indices_N: np.ndarray
+    listed: int
+    of: str
+    absent: tuple[str, ...]
+    resamples: int
+
+
+def _test(settings: EvaluateSettings, reader: ShardReader) -> _Test:
+    split, output = settings.data.test_split, settings.run_dir / "evaluation"
+    if settings.clip_list is None:
+        listed = reader.index.splits[split]["listed"]
+        return _Test(output, np.arange(len(reader)), listed, f"listed clips of {split}", (), settings.bootstrap)
+    coverage = cover(read_ids(settings.clip_list), reader.clip_ids)
+    require(
+        len(coverage.indices_N) > 0,
+        f"None of the {coverage.listed} clips of {settings.clip_list} is in the split {split} of {settings.shards}: "
+        f"the list has ids such as {coverage.absent[:1]}, the split such as {reader.clip_ids[0]}.",
+    )
+    of = f"clips of {settings.clip_list.name}"
+    output /= settings.clip_list.stem
+    return _Test(output, coverage.indices_N, coverage.listed, of, coverage.absent, settings.bootstrap)
+
+
+def _scores(
+    settings: EvaluateSettings,
+    descriptions: dict[str, dict[str, Any]],
+    identities: dict[str, dict[str, str]],
+    reader: ShardReader,
+) -> dict[str, np.ndarray]:
+    """Each bundle's probabilities of the whole split, float32 [N, C]; those on disk, and others scored now."""
+    paths = {name: settings.run_dir / "evaluation" / f"{name}-scores.parquet" for name in descriptions}
+    known = {name: results_of.read_scores(path, identities[name]) for name, path in paths.items()}
+    pending = {name: value for name, value in descriptions.items() if known[name] is None}
     if pending:
         with cluster.connected(settings.address, settings.workers):
-            scores = _scored(_places(settings.run_dir / "bundles", pending), settings, reader)
+            by_member = score_members(settings, pending, reader)
         for name, description in pending.items():
-            scores_NC = mean_probabilities([scores[entry["sha256"]] for entry in description["members"]])
-            results[name] = _write(output, name, identities[name], scores_NC, reader)
-    summary = {name: _numbers(result["metrics"]) for name, result in results.items()}
-    write_json(output / "summary.json", {name: result["metrics"] for name, result in results.items()})
-    _draw(settings, output, results)
-    _log(settings, output, summary, {"data_hash": reader.index.data_hash, "bundles": digest(identities)})
-    Console().print(_table(summary, results))
-    return summary
+            scores_NC = mean_probabilities([by_member[entry["sha256"]] for entry in description["members"]])
+            results_of.write_scores(paths[name], identities[name], scores_NC, reader)
+            known[name] = scores_NC
+    return {name: scores_NC for name, scores_NC in known.items() if scores_NC is not None}
+
+
+def _result(
+    test: _Test, identity: dict[str, str], name: str, scores_NC: np.ndarray, reader: ShardReader
+) -> dict[str, Any]:
+    """A bundle's metrics on the clips that count; those on disk if they are of the same scores, clips and resamples."""
+    path = test.output / f"{name}.json"
+    facts = {**identity, "clips": digest(test.indices_N.tolist()), "resamples": test.resamples}
+    if path.is_file():
+        known: dict[str, Any] = read_json(path, "Evaluation")
+        if all(known.get(key) == value for key, value in facts.items()):
+            return known
+    labels, single = reader.index.labels, reader.index.single_label
+    chosen = (scores_NC[test.indices_N], reader.labels_NC[test.indices_N])
+    counts = {"clips_listed": test.listed, "clips_evaluated": len(test.indices_N), "of": test.of}
+    result = {**facts, **counts, **results_of.measure(*chosen, labels, single, test.resamples)}
+    results_of.write_per_class(test.output / f"{name}-per-class.csv", result["per_class"])
+    write_json(path, result)
+    return result
 
 
 def _descriptions(bundles: Path, reader: ShardReader) -> dict[str, dict[str, Any]]:
@@ -95,130 +152,28 @@ def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
     return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
 
 
-def _places(bundles: Path, descriptions: dict[str, dict[str, Any]]) -> list[Place]:
-    """Each different member once: an ensemble's are its members' own bundles' too."""
-    places: dict[str, Place] = {}
-    for name, description in descriptions.items():
-        for number, entry in enumerate(description["members"]):
-            places.setdefault(entry["sha256"], Place(bundles / name, number, entry["sha256"]))
-    return list(places.values())
-
-
-def _known(path: Path, identity: dict[str, str]) -> dict[str, Any]:
-    """A result of the same bundle on the same data, with its scores; empty if there is none."""
-    if not path.is_file() or not path.with_name(f"{path.stem}-scores.parquet").is_file():
-        return {}
-    result: dict[str, Any] = read_json(path, "Evaluation")
-    return result if all(result.get(key) == value for key, value in identity.items()) else {}
-
-
-def _scored(places: Sequence[Place], settings: EvaluateSettings, reader: ShardReader) -> dict[str, np.ndarray]:
-    """Each member's probabilities, float32 [N, C], by its weights' hash; every clip once, or an error."""
-    chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
-    scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
-    scorers = _scorers(settings, len(chunks))
-    tasks = [(place, indices) for place in places for indices in chunks]
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task(f"evaluate {len(places)} members", total=len(places) * len(reader))
-            answers = ray.util.ActorPool(scorers).map_unordered(lambda actor, task: actor.score.remote(*task), tasks)
-            for place, indices, scores_BC in answers:
-                scores[place][indices] = scores_BC
-                progress.advance(bar, len(indices))
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
-    finally:
-        for scorer in scorers:
-            ray.kill(scorer)
-    for place in places:
-        _check_scores(place.bundle, scores[place], reader)
-    return {place.sha256: scores_NC for place, scores_NC in scores.items()}
-
-
-def _scorers(settings: EvaluateSettings, most: int) -> list[Any]:
-    """As many workers as were asked for and as the cluster can hold at once, but no more than `most`."""
-    resources, gpu = ray.cluster_resources(), cluster.uses_gpu()
-    room = int(resources.get("GPU" if gpu else "CPU", 1))
-    workers = max(1, min(cluster.worker_count(settings.workers), room, most))
-    actor = ray.remote(Scorer).options(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=2, max_task_retries=2)
-    return [actor.remote(settings.shards, settings.data.test_split) for _ in range(workers)]
-
-
-def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:
-    finite_N = np.isfinite(scores_NC).all(axis=1)
-    names = ", ".join(reader.clip_ids[index] for index in np.flatnonzero(~finite_N)[:5])
-    require(bool(finite_N.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
-
-
-def _write(
-    output: Path, name: str, identity: dict[str, str], scores_NC: np.ndarray, reader: ShardReader
-) -> dict[str, Any]:
-    """Commit a bundle's scores, then its metrics, which vouch for them."""
-    labels_NC = reader.labels_NC
-    precision_C, auc_C = metrics.average_precision_C(scores_NC, labels_NC), metrics.roc_auc_C(scores_NC, labels_NC)
-    table = pa.table(
-        {
-            "clip_id": pa.array(reader.clip_ids, pa.string()),
-            "scores": pa.array(list(scores_NC), pa.list_(pa.float32())),
-            "labels": pa.array([np.flatnonzero(row > 0) for row in labels_NC], pa.list_(pa.int32())),
-        }
-    )
-    with committed(output / f"{name}-scores.parquet") as beside:
-        pyarrow.parquet.write_table(table, beside)
-    result = {
-        **identity,
-        "metrics": _plain(metrics.evaluate_scores(scores_NC, labels_NC, reader.index.single_label)),
-        "per_class": {
-            label: _plain({"ap": precision_C[c], "auc": auc_C[c], "positives": labels_NC[:, c].sum()})
-            for c, label in enumerate(reader.index.labels)
-        },
-        "clips_listed": reader.index.splits[identity["split"]]["listed"],
-        "clips_evaluated": len(reader),
-    }
-    write_json(output / f"{name}.json", result)
-    return result
-
-
-def _plain(values: dict[str, Any]) -> dict[str, float | None]:
-    """What JSON can hold: None for a number that is not defined or infinite."""
-    return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
-
-
-def _numbers(values: dict[str, float | None]) -> dict[str, float]:
-    return {key: math.nan if value is None else value for key, value in values.items()}
-
-
 def _draw(settings: EvaluateSettings, output: Path, results: dict[str, dict[str, Any]]) -> None:
     name, result = list(results.items())[-1]
-    precision = _numbers({label: row["ap"] for label, row in result["per_class"].items()})
-    chance = _numbers(result["metrics"])["chance_mAP"]
+    precision = results_of.numbers({label: row["ap"] for label, row in result["per_class"].items()})
+    chance = results_of.numbers(result["metrics"])["chance_mAP"]
     plot_per_class(output / "per_class_ap.png", f"{settings.experiment}, {name}: average precision", precision, chance)
     members = sorted((settings.run_dir / "members").glob("*/metrics.jsonl"))
     plot_curves(output / "learning_curves.png", {path.parent.name: read_history(path) for path in members})
 
 
-def _log(settings: EvaluateSettings, output: Path, summary: dict[str, dict[str, float]], facts: dict[str, str]) -> None:
+def _log(settings: EvaluateSettings, test: _Test, results: dict[str, dict[str, Any]], facts: dict[str, str]) -> None:
     tracking.open_store(settings.tracking)
     tags = {"stage": "evaluate", "run_dir": str(settings.run_dir), **facts}
-    params = {"shards": settings.shards, "split": settings.data.test_split}
+    params = {"shards": settings.shards, "split": settings.data.test_split, "clip_list": settings.clip_list or ""}
+    flat: dict[str, float] = {}
+    for name, result in results.items():
+        flat |= {f"{name}.{key}": value for key, value in results_of.numbers(result["metrics"]).items()}
+        for key, ends in result["intervals"].items():
+            ends_by_name = zip(("low", "high"), ends, strict=True)
+            flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
     with tracking.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
-        flat = {f"{name}.{key}": value for name, scores in summary.items() for key, value in scores.items()}
         tracking.log_metrics(run_id, flat)
-        tracking.log_artifacts(run_id, output)
-
-
-def _table(summary: dict[str, dict[str, float]], results: dict[str, dict[str, Any]]) -> Table:
-    last = list(results.values())[-1]
-    title = f"evaluate: {last['clips_evaluated']} of {last['clips_listed']} listed clips of {last['split']}, each once"
-    keys = [key for key in ("accuracy", "mAP", "mAUC", "d_prime") if key in next(iter(summary.values()))]
-    table = Table("bundle", title=title)
-    for key in keys:
-        table.add_column("d'" if key == "d_prime" else key, justify="right")
-    for name, scores in summary.items():
-        table.add_row(name, *(f"{scores[key]:.4f}" for key in keys), style="bold" if name == "ensemble" else "")
-    chance = next(iter(summary.values())) | {"chance_mAUC": 0.5, "chance_d_prime": 0.0}
-    table.add_row("chance", *(f"{chance[f'chance_{key}']:.4f}" for key in keys), style="dim")
-    return table
+        tracking.log_artifacts(run_id, test.output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -94,6 +94,10 @@ class CombineSettings(Common):
 class EvaluateSettings(Common):
     """Settings of `evaluate`."""
 
+    bootstrap: int = 0
+    """Resamples of the clips for 95 % intervals; 1000 are usual, 0 for none."""
+    clip_list: Path | None = None
+    """Test on these clips only: ids a line, a CSV whose first column they are, or a segments file of AudioSet's."""
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -274,6 +278,8 @@ def _resolved(settings: Any) -> Any:
         for name in ("output", "timeline", "attention"):
             path = getattr(settings, name)
             changes[name] = path and path.absolute()
+    if isinstance(settings, EvaluateSettings):
+        changes["clip_list"] = settings.clip_list and settings.clip_list.absolute()
     if isinstance(settings, ExportSettings):
         changes["output"] = settings.output.absolute()
     store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
