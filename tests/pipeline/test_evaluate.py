@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
@@ -78,6 +80,29 @@ def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> No
     before = (output / "seed-0-scores.parquet").stat().st_mtime_ns
     assert evaluate(settings) == summary
     assert (output / "seed-0-scores.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.timeout(240)
+def test_intervals_and_a_list_of_clips_score_nothing_again(settings: EvaluateSettings, tmp_path: Path) -> None:
+    evaluate(settings)
+    output = settings.run_dir / "evaluation"
+    scored = (output / "seed-0-scores.parquet").stat().st_mtime_ns
+    listed = tmp_path / "half.txt"
+    listed.write_text("".join(f"clip-{n}\n" for n in range(0, 90, 2)))
+    summary = evaluate(dataclasses.replace(settings, bootstrap=50, clip_list=listed))
+    assert (output / "seed-0-scores.parquet").stat().st_mtime_ns == scored
+    result = json.loads((output / "half" / "seed-0.json").read_text())
+    assert (result["clips_evaluated"], result["clips_listed"]) == (39, 45)
+    assert summary["seed-0"]["accuracy"] == result["metrics"]["accuracy"]
+    low, high = result["intervals"]["accuracy"]
+    assert low <= result["metrics"]["accuracy"] <= high
+    table = pyarrow.csv.read_csv(output / "half" / "seed-0-per-class.csv").to_pydict()
+    assert table["label"] == LABELS
+    assert sum(table["positives"]) == 39
+    assert json.loads((output / "seed-0.json").read_text())["clips_evaluated"] == CLIPS  # the whole test's stays
+    listed.write_text("nothing-here\n")
+    with pytest.raises(UserError, match=r"None of the 1 clips of .*the split such as clip-0"):
+        evaluate(dataclasses.replace(settings, clip_list=listed))
 
 
 def test_a_run_without_bundles_is_refused(settings: EvaluateSettings) -> None:
