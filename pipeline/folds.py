@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,15 +18,23 @@ from rich.table import Table
 from ast_core.config import require
 from ast_core.files import write_json
 from ast_core.manifest import load_manifest
-from pipeline import cluster
+from pipeline import cluster, tracking
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
 from pipeline.settings import FoldsSettings, PrepareSettings, TrainSettings, parse, run_stage, section_values
 from pipeline.train import train
 
 
-def folds(settings: FoldsSettings) -> dict[str, object]:
-    """Prepare once, train once a fold, and write `folds.json`.
+WAYS = {
+    "published": "one epoch for all, best on the test folds themselves, as the published code does; it flatters",
+    "nested": "for each fold the epoch that is best on the other folds",
+    "last": "no choice",
+}
+"""Ways to quote a cross-validation."""
+
+
+def folds(settings: FoldsSettings) -> dict[str, Any]:
+    """Prepare once, train once a fold, write `folds-result/folds.json` and log it.
 
     Returns:
         `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
@@ -47,7 +56,8 @@ def folds(settings: FoldsSettings) -> dict[str, object]:
             member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
     result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
-    write_json(settings.run_dir / "folds.json", result)
+    write_json(settings.run_dir / "folds-result" / "folds.json", result)
+    _log(settings, result)
     Console().print(_table(result))
     return result
 
@@ -102,13 +112,24 @@ def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str,
     }
 
 
-def _table(result: dict[str, object]) -> Table:
-    curves: dict[str, list[float]] = result["curves"]  # type: ignore[assignment]
-    table = Table("epoch chosen", *curves, "mean", "std", title=f"{result['metric']} by held-out fold")
-    for way, remark in {"published": "on the test folds", "nested": "on the other folds", "last": "none"}.items():
-        row: dict[str, dict[str, float]] = result[way]  # type: ignore[assignment]
-        cells = [f"{row['scores'][name]:.4f} ({row['epochs'][name]})" for name in curves]
-        table.add_row(f"{way}: {remark}", *cells, f"{row['mean']:.4f}", f"{row['std']:.4f}")
+def _log(settings: FoldsSettings, result: dict[str, Any]) -> None:
+    tracking.open_store(settings.tracking)
+    tags = {"stage": "folds", "run_dir": str(settings.run_dir)}
+    params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
+    with tracking.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
+        flat = {f"{way}_{key}": result[way][key] for way in WAYS for key in ("mean", "std")}
+        tracking.log_metrics(run_id, flat)
+        tracking.log_artifacts(run_id, settings.run_dir / "folds-result")
+
+
+def _table(result: dict[str, Any]) -> Table:
+    curves: dict[str, list[float]] = result["curves"]
+    table = Table("epoch", *curves, "mean", "std", title=f"{result['metric']} by held-out fold (and the epoch chosen)")
+    for way in WAYS:
+        row = result[way]
+        cells = [f"{row['scores'][name]:.3f} ({row['epochs'][name]})" for name in curves]
+        table.add_row(way, *cells, f"{row['mean']:.4f}", f"{row['std']:.4f}")
+    table.caption = "\n".join(f"{way}: {what}" for way, what in WAYS.items())
     return table
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +25,12 @@ from ast_core.config import (
     OptimConfig,
     PrepareConfig,
     Recipe,
+    require,
 )
 from ast_core.errors import ClipError, UserError
+from pipeline.recipe_file import last_value, recipe_flags
 
-RECIPES = Path(__file__).parent / "recipes"
+Variant = Literal["published", "paper"]
 SettingsT = TypeVar("SettingsT")
 
 
@@ -44,6 +45,9 @@ class Common:
 
     recipe: str = "audioset_full"
     """Recipe: a name of pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
+    variant: Variant = "published"
+    """Where the paper's text and its published code differ: `published` is what made the checkpoints and the logs, and
+    what a result can be compared with; `paper` takes the recipe's [paper] tables on top."""
     run_dir: Annotated[Path, _filled("work/RECIPE")] = Path()
     """Folder of this run's results. The same folder again resumes."""
     shards: Annotated[Path, _filled("RUN_DIR/shards")] = Path()
@@ -167,13 +171,13 @@ class ExportSettings:
     """MLflow tracking URI of the registry."""
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str, variant: str = "published") -> Recipe:
     """A packaged recipe by name, or a TOML file, checked by the flags' own parser.
 
     Raises:
-        UserError: no such recipe, not TOML. A wrong key or type exits with tyro's suggestion.
+        UserError: no such recipe or variant, not TOML. A wrong key or type exits with tyro's suggestion.
     """
-    return tyro.cli(Recipe, args=_as_flags(_recipe_values(name_or_path)), description=f"Recipe {name_or_path}.")
+    return tyro.cli(Recipe, args=recipe_flags(name_or_path, variant), description=f"Recipe {name_or_path}.")
 
 
 def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
@@ -183,14 +187,13 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
         Settings with every path absolute, and empty names filled in.
 
     Raises:
-        UserError: the recipe is missing or not TOML.
+        UserError: the recipe or its variant is missing or not TOML, or there is nothing where `model.init` points.
     """
     flags = list(sys.argv[1:] if argv is None else argv)
     if issubclass(kind, Common):
-        recipe = _recipe_flag(flags)
-        load_recipe(recipe)  # a wrong key is told about even where this stage does not take its section
-        taken = {f.name for f in dataclasses.fields(kind)}
-        flags = _as_flags({key: value for key, value in _recipe_values(recipe).items() if key in taken}) + flags
+        recipe, variant = last_value(flags, "--recipe", Common.recipe), last_value(flags, "--variant", Common.variant)
+        load_recipe(recipe, variant)  # a wrong key is told about even where this stage does not take its section
+        flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
     settings: SettingsT = _resolved(tyro.cli(kind, args=flags, description=description))
     return settings
 
@@ -217,62 +220,39 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def _recipe_flag(flags: Sequence[str]) -> str:
-    """The value of the last --recipe, before the full parse that needs it."""
-    found = Common.recipe
-    for position, flag in enumerate(flags):
-        if flag == "--recipe" and position + 1 < len(flags):
-            found = flags[position + 1]
-        elif flag.startswith("--recipe="):
-            found = flag.partition("=")[2]
-    return found
+def _name(settings: Common) -> str:
+    """What a run is called if nothing else was said."""
+    return Path(settings.recipe).stem + ("" if settings.variant == "published" else f"_{settings.variant}")
 
 
-def _recipe_values(name_or_path: str) -> dict[str, Any]:
-    packaged = RECIPES / f"{name_or_path}.toml"
-    path = packaged if packaged.is_file() else Path(name_or_path)
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise UserError(f"No recipe {name_or_path!r}. Give a TOML file, or one of: {names}.")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Recipe {path} is not TOML: {error}.") from None
-
-
-def _as_flags(values: dict[str, Any], prefix: str = "--") -> list[str]:
-    flags: list[str] = []
-    for key, value in values.items():
-        name = prefix + key.replace("_", "-")
-        if isinstance(value, dict):
-            flags += _as_flags(value, name + ".")
-        elif isinstance(value, bool):
-            head, _, last = name.rpartition(".")
-            flags.append(name if value else f"{head}.no-{last}")
-        elif isinstance(value, list):
-            flags += [name, *(str(item) for item in value)]
-        else:
-            flags += [name, str(value)]
-    return flags
+def _existing(init: str) -> str:
+    """Said before anything is prepared, not by a worker hours later."""
+    path = Path(init).expanduser().absolute()
+    require(
+        path.exists(),
+        f"model.init: there is no {path}. Give --model.init scratch, imagenet, a file of weights (.pth, .safetensors), "
+        "or a folder: a bundle, an epoch of a run, or Hugging Face's format.",
+    )
+    return str(path)
 
 
 def _resolved(settings: Any) -> Any:
     """Absolute paths and names in place of empty ones: Ray changes its workers' folder."""
     changes: dict[str, Any] = {}
     if isinstance(settings, Common):
-        recipe = Path(settings.recipe).stem
+        recipe = _name(settings)
         run_dir = settings.run_dir if settings.run_dir != Path() else Path("work") / recipe
         changes["run_dir"] = run_dir.absolute()
         changes["shards"] = (settings.shards if settings.shards != Path() else run_dir / "shards").absolute()
         changes["experiment"] = settings.experiment or recipe
     if hasattr(settings, "model_name"):
-        changes["model_name"] = settings.model_name or f"ast-{Path(settings.recipe).stem.replace('_', '-')}"
+        changes["model_name"] = settings.model_name or f"ast-{_name(settings).replace('_', '-')}"
     data = getattr(settings, "data", None)
     if data is not None and data.source and data.source != "synthetic":
         changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
     model = getattr(settings, "model", None)
     if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
-        changes["model"] = dataclasses.replace(model, init=str(Path(model.init).expanduser().absolute()))
+        changes["model"] = dataclasses.replace(model, init=_existing(model.init))
     if isinstance(settings, PredictSettings):
         changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
         for name in ("output", "timeline", "attention"):

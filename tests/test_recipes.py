@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from ast_core.config import FrontEndConfig, ModelConfig, OptimConfig, Recipe
 from ast_core.schedule import learning_rate
-from pipeline.settings import RECIPES, load_recipe
+from pipeline.recipe_file import RECIPES
+from pipeline.settings import load_recipe
 
 EVERY = sorted(path.stem for path in RECIPES.glob("*.toml"))
 PAPER = ("audioset_full", "audioset_balanced", "esc50", "speech_commands")
 
 
+PAPERS_OWN = {"audioset_full": 5, "audioset_balanced": 25, "esc50": 20, "speech_commands": 20}
+"""Epochs in the paper's text."""
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_text_is_one_switch_away(name: str) -> None:
+    published, paper = load_recipe(name), load_recipe(name, "paper")
+    assert (published.front_end.window, published.model.projection) == ("hanning", "sum")
+    assert (paper.front_end.window, paper.model.projection) == ("hamming", "mean")
+    assert paper.optim.epochs == PAPERS_OWN[name]
+    same = replace(
+        paper, front_end=published.front_end, model=published.model, augment=published.augment,
+        optim=replace(paper.optim, epochs=published.optim.epochs),
+    )  # fmt: skip
+    assert same == published
+    assert paper.augment.mixup_rate == (0.5 if name == "speech_commands" else published.augment.mixup_rate)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("esc50", 1e-5), ("speech_commands", 2.5e-4)])
+def test_ast_p_differs_from_ast_s_in_where_it_starts_and_its_rate(name: str, rate: float) -> None:
+    pretrained, own = load_recipe(f"{name}_ast_p"), load_recipe(name)
+    assert pretrained.model == replace(own.model, init="audioset.pth")
+    assert pretrained.optim == replace(own.optim, learning_rate=rate)
+    assert (pretrained.data, pretrained.front_end, pretrained.augment) == (own.data, own.front_end, own.augment)
+    assert load_recipe(f"{name}_ast_p", "paper").optim.epochs == 20
+
+
+def test_patchout_is_audioset_full_with_fewer_patches() -> None:
+    recipe, own = load_recipe("audioset_patchout"), load_recipe("audioset_full")
+    assert recipe == replace(own, augment=replace(own.augment, patchout_freq=4, patchout_time=40))
+
+
 def test_the_recipes_that_users_are_promised_are_there() -> None:
-    assert set(EVERY) >= {"demo", "own", *PAPER, "esc50_small", "speech_commands_small", "audioset_small"}
+    assert set(EVERY) >= {
+        "demo",
+        "own",
+        *PAPER,
+        "esc50_ast_p",
+        "audioset_patchout",
+        "esc50_small",
+        "speech_commands_small",
+        "audioset_small",
+    }
 
 
 @pytest.mark.parametrize("name", EVERY)

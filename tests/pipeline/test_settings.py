@@ -96,3 +96,21 @@ def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
         text = (stages / f"{name}.py").read_text()
         assert f"from pipeline.{name} import main" in text
         assert "def main(argv: Sequence[str] | None = None) -> None:" in text
+
+
+def test_a_variant_is_put_over_the_recipe_and_under_the_flags_and_has_a_folder_of_its_own():
+    paper = parse(RunSettings, "", ["--recipe", "esc50", "--variant", "paper", "--optim.epochs", "3"])
+    assert (paper.front_end.window, paper.optim.epochs) == ("hamming", 3)
+    assert (paper.run_dir.name, paper.experiment, paper.model_name) == ("esc50_paper", "esc50_paper", "ast-esc50-paper")
+    assert parse(RunSettings, "", ["--recipe", "esc50"]).run_dir.name == "esc50"
+    with pytest.raises(UserError, match=r"has no variant 'paper'. Give one of: published"):
+        parse(RunSettings, "", ["--recipe", "demo", "--variant=paper"])
+
+
+def test_an_initial_checkpoint_that_is_not_there_is_told_before_anything_starts(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*audioset\.pth"):
+        parse(TrainSettings, "", ["--recipe", "esc50_ast_p"])
+    (tmp_path / "mine.pth").touch()
+    settings = parse(TrainSettings, "", ["--recipe", "esc50_ast_p", "--model.init", str(tmp_path / "mine.pth")])
+    assert settings.model.init == str(tmp_path / "mine.pth")
+    assert parse(PrepareSettings, "", ["--recipe", "esc50_ast_p"]).front_end.target_frames == 512
