@@ -93,15 +93,7 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     if chosen[0] is None:
         return
     stored = checkpoint.read_state(chosen[0])
-    changed = [
-        f"{part}.{key}" for part, values in identity.items() for key, value in values.items()
-        if digest(stored["identity"][part].get(key)) != digest(value)
-    ]  # fmt: skip
-    require(
-        not changed,
-        f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
-        "Choose another --run-dir, or remove that folder to start again.",
-    )
+    require_same_run(stored["identity"], identity, job)
     state.model.load_state_dict(checkpoint.read_tensors(chosen[0], "model"))
     if state.moving:
         stored_average = checkpoint.read_tensors(chosen[0], "ema")
@@ -113,6 +105,19 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     if rank == 0:
         _write_history(state, job)
         print(f"Resumed at step {state.progress.step} from {chosen[0]}.")
+
+
+def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:
+    """UserError with what differs, unless a checkpoint is of the run that `identity` says."""
+    changed = [
+        f"{part}.{key}" for part, values in identity.items() for key, value in values.items()
+        if digest(stored[part].get(key)) != digest(value)
+    ]  # fmt: skip
+    require(
+        not changed,
+        f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
+        "Choose another --run-dir, or remove that folder to start again.",
+    )
 
 
 def finish_epoch(

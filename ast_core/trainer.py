@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from ast_core import metrics, order
+from ast_core import checkpoint, metrics, order
 from ast_core.batches import batches
 from ast_core.config import Job, require
 from ast_core.identity import member_identity, normalisation, run_identity
 from ast_core.loss import probabilities
 from ast_core.schedule import learning_rate
 from ast_core.shards import ShardReader
-from ast_core.state import State, finish_epoch, fresh, resume, save
+from ast_core.state import State, finish_epoch, fresh, require_same_run, resume, save
 from ast_core.step import step
 
 
@@ -44,7 +44,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
     mean, std = normalisation(job, train)
     state = fresh(job, train, device, world)
-    identity = {"member": member_identity(job, train, mean, std), "run": run_identity(job, train)}
+    identity = _identity(job, train)
     resume(state, job, identity, rank, world)
     steps = order.steps_per_epoch(len(train), job.optim.batch_size)
     while state.progress.step < steps * job.optim.epochs:
@@ -61,6 +61,27 @@ def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
         finish_epoch(state, job, identity, row, epoch, rank)
     if world > 1:
         distributed.barrier()
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a member needs no more training: its newest checkpoint is the last step's, and epochs and curve are there.
+
+    Raises:
+        UserError: the run folder holds another run, or the data does not fit.
+    """
+    newest, _ = checkpoint.newest(job.folder / "checkpoints")
+    if newest is None or not (job.folder / "metrics.jsonl").is_file():
+        return False
+    train = ShardReader(job.shards, job.data.train_splits)
+    stored = checkpoint.read_state(newest)
+    require_same_run(stored["identity"], _identity(job, train), job)
+    last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
+    epochs = checkpoint.epochs_of(job.folder / "epochs")
+    return bool(stored["progress"]["step"] >= last) and set(range(1, job.optim.epochs + 1)) <= set(epochs)
+
+
+def _identity(job: Job, train: ShardReader) -> dict[str, Any]:
+    return {"member": member_identity(job, train, *normalisation(job, train)), "run": run_identity(job, train)}
 
 
 def score(model: nn.Module, job: Job, reader: ShardReader, indices: np.ndarray, mean: float, std: float) -> np.ndarray:

@@ -24,7 +24,6 @@ from pipeline.progress import read_history
 from pipeline.settings import FoldsSettings, PrepareSettings, TrainSettings, parse, run_stage, section_values
 from pipeline.train import train
 
-
 WAYS = {
     "published": "one epoch for all, best on the test folds themselves, as the published code does; it flatters",
     "nested": "for each fold the epoch that is best on the other folds",

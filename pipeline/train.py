@@ -22,6 +22,7 @@ from ast_core.config import Job, to_dict
 from ast_core.errors import UserError
 from ast_core.files import write_json
 from ast_core.shards import ShardIndex
+from ast_core.trainer import is_finished
 from pipeline import cluster, tracking
 from pipeline.progress import EpochBar, metrics_table
 from pipeline.rank import train_rank
@@ -51,7 +52,7 @@ def train(settings: TrainSettings) -> Path:
         "run_dir": str(settings.run_dir),
         "folder_id": tracking.folder_id(job.folder),
     }
-    with _alone(job.folder), cluster.connected(settings.address, settings.workers):
+    with _alone(job.folder):
         tracking.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
         history = job.folder / "metrics.jsonl"
@@ -60,7 +61,11 @@ def train(settings: TrainSettings) -> Path:
             tracking.MetricsFollower(run_id, history),
             EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
         ):
-            _supervise(job, cluster.worker_count(settings.workers))
+            if is_finished(job):  # what the tracker lacks of it follows all the same
+                Console().print(f"{job.folder.name} is trained already.")
+            else:
+                with cluster.connected(settings.address, settings.workers):
+                    _supervise(job, cluster.worker_count(settings.workers))
         tracking.log_artifacts(run_id, job.folder / "run.json")
     Console().print(metrics_table(f"{job.folder.name}: training", history))
     return job.folder

@@ -1,0 +1,69 @@
+"""Wall time from the start of `python pipeline/train.py`, on a Ray and an MLflow store of its own, to its first step.
+
+python benchmarks/cold_start.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from peers.comparison import arguments, print_machine, verdict
+from peers.made_data import write_shards
+
+from ast_core.config import FrontEndConfig
+
+GOAL_S = 20
+RUNS = 3
+ROOT = Path(__file__).resolve().parents[1]
+FRONT_END = FrontEndConfig(target_frames=400)
+FLAGS = """
+    --recipe demo --workers 2 --experiment cold-start --data.train-splits train --data.test-split test
+    --optim.epochs 1 --optim.average-first-epoch 1 --optim.batch-size 4 --optim.checkpoint-every-steps 1
+"""
+
+
+def first_step_s(shards: Path, folder: Path) -> float:
+    """Seconds until the first step's checkpoint is there, a few milliseconds after the step; then lets the run end."""
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *FLAGS.split()]
+    command += ["--shards", str(shards), "--run-dir", str(folder), "--tracking", f"sqlite:///{folder / 'mlflow.db'}"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    checkpoints = folder / "members" / "seed-0" / "checkpoints"
+    folder.mkdir()
+    with (folder / "log").open("wb") as log:
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)  # noqa: S603
+        try:
+            while not any(checkpoints.glob("step-*/COMMITTED.json")):
+                if process.poll() is not None:
+                    raise SystemExit(f"Training ended before its first step:\n{(folder / 'log').read_text()}")
+                time.sleep(0.005)
+            seconds = time.monotonic() - started
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.terminate()
+            process.wait()
+    return seconds
+
+
+def main() -> None:
+    """The demo's model on two workers, three times anew."""
+    args = arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        shards = write_shards(Path(name) / "shards", {"train": 16, "test": 8}, FRONT_END, classes=4)
+        runs = [first_step_s(shards, Path(name) / f"run-{number}") for number in range(1 if args.quick else RUNS)]
+    middle = statistics.median(runs)
+    print(f"first step after {', '.join(f'{seconds:.1f}' for seconds in runs)} s, ", end="")
+    print(f"median {middle:.1f} s; goal under {GOAL_S} s: {verdict(middle < GOAL_S)}")
+    print_machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Training inputs delivered from shards, against the published loader that decodes and filters anew; half are mixed.
+
+python benchmarks/loader.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers import published_loader
+from peers.comparison import arguments, interleave, one_core, print_machine, print_medians, print_ratio
+from peers.made_data import save_sounds, write_shards
+from peers.training import job_on
+
+from ast_core import augment, order
+from ast_core.batches import read_batch
+from ast_core.config import Job
+from ast_core.shards import ShardReader
+
+GOAL = 10
+BATCH, CLIPS, FILES, ROUNDS = 12, 480, 48, 25
+
+
+class OurInputs:
+    """Batches as `ast_core.step` gives them to the model, one after the other."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.reader = ShardReader(job.shards, job.data.train_splits)
+        self.order_N = order.epoch_order("shuffle", self.reader.labels_NC, job.seed, 1)
+        self.steps = itertools.cycle(order.rank_steps(len(self.reader), job.optim.batch_size, 0, 1))
+
+    def next_batch(self) -> torch.Tensor:
+        """Normalised [B, T, M]."""
+        batch = read_batch(self.job, self.reader, 1, self.order_N, next(self.steps))
+        fbank_BTM, partner_BTM = batch.fbank_BTM.float(), batch.partner_BTM.float()
+        mean, std = published_loader.MEAN, published_loader.STD
+        return augment.apply(batch.draws, self.job.augment, fbank_BTM, partner_BTM, mean, std)
+
+
+class PublishedInputs:
+    """Batches as the published loader stacks them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.rng = np.random.default_rng(0)
+
+    def next_batch(self) -> torch.Tensor:
+        """Normalised [B, T, M]."""
+        chosen = self.rng.integers(len(self.paths), size=BATCH)
+        return torch.stack([published_loader.training_sample(self.paths, int(index), self.rng) for index in chosen])
+
+
+def main() -> None:
+    """16 kHz wav, the kindest to the published loader: nothing to decompress or to resample."""
+    args = arguments(__doc__).parse_args()
+    one_core()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = job_on(folder, batch=BATCH)
+        write_shards(job.shards, {"train": 24 if args.quick else CLIPS}, job.front_end)
+        theirs = PublishedInputs(save_sounds(folder / "audio", ".wav", 16_000, 4 if args.quick else FILES))
+        ways = {"published loader": theirs.next_batch, "ours": OurInputs(job).next_batch}
+        seconds = interleave(ways, 2 if args.quick else ROUNDS)
+    print_medians(seconds, "CPU time of a training input of 10 s, half of them mixed", per=BATCH)
+    print_ratio(seconds, "published loader", goal=GOAL)
+    print_machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Training steps to time: the project's own, from shards, and those of the peers on one batch that stays in memory.
+
+Shapes: B clips, T frames, M mel bins, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ast_core.batches import Batch, batches
+from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, ModelConfig, OptimConfig, Precision
+from ast_core.model import AST, BACKBONES, patch_grid
+from ast_core.shards import ShardReader
+from ast_core.state import State, fresh
+from ast_core.step import AUTOCAST, step
+
+from .made_data import CLASSES
+from .published_loader import MEAN, STD
+from .published_model import PublishedAST
+
+BETAS, WEIGHT_DECAY = (0.95, 0.999), 5e-7
+
+
+def job_on(
+    folder: Path,
+    *,
+    batch: int,
+    backbone: str = "deit_base_distilled_patch16_384",
+    stride: int = 10,
+    frames: int = 1024,
+    precision: Precision = "fp32",
+    patchout: tuple[int, int] = (0, 0),
+    compiled: bool = False,
+    epochs: int = 1,
+) -> Job:
+    """AudioSet's recipe on shards below a folder, from scratch, with what a benchmark varies."""
+    return Job(
+        folder=folder / "member",
+        shards=folder / "shards",
+        seed=0,
+        data=DataConfig(train_splits=("train",), test_split="test", mean=MEAN, std=STD),
+        front_end=FrontEndConfig(target_frames=frames),
+        model=ModelConfig(backbone=backbone, freq_stride=stride, time_stride=stride, init="scratch"),
+        augment=AugmentConfig(patchout_freq=patchout[0], patchout_time=patchout[1]),
+        optim=OptimConfig(
+            batch_size=batch, sampler="shuffle", precision=precision, compile=compiled, epochs=epochs, warmup_steps=0
+        ),
+    )
+
+
+class OurStep:
+    """The trainer's own step: the next batch from the shards, augmentation, forward, backward, Adam."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job = job
+        self.reader = ShardReader(job.shards, job.data.train_splits)
+        self.state: State = fresh(job, self.reader, device, 1)
+        self.coming = self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        epoch = 1
+        while True:
+            yield from batches(self.job, self.reader, epoch, 0, 1, 0)
+            epoch += 1
+
+    def __call__(self) -> None:
+        """One step."""
+        step(self.state, self.job, next(self.coming), self.reader, 1, MEAN, STD)
+
+
+@dataclass
+class PeerStep:
+    """Forward, backward and an optimiser's step of any model on one batch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    input_BTM: torch.Tensor
+    labels_BC: torch.Tensor
+    precision: Precision = "fp32"
+
+    def __call__(self) -> None:
+        """One step."""
+        device, dtype = self.input_BTM.device.type, AUTOCAST[self.precision]
+        with torch.autocast(device, dtype, enabled=self.precision != "fp32"):
+            output = self.model(self.input_BTM)
+            logits_BC = output if isinstance(output, torch.Tensor) else output.logits
+        self.optimizer.zero_grad(set_to_none=True)
+        nn.functional.binary_cross_entropy_with_logits(logits_BC.float(), self.labels_BC).backward()
+        self.optimizer.step()
+
+
+def peer_step(model: nn.Module, job: Job, device: torch.device, fused: bool) -> PeerStep:
+    """A model's step on noise of the job's shape; `fused` chooses Adam's kernel, else torch's default."""
+    model = model.to(device).train()
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=1e-5, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True if fused else None
+    )
+    clips, frames, bins = job.optim.batch_size, job.front_end.target_frames, job.front_end.num_mel_bins
+    input_BTM = torch.randn(clips, frames, bins, device=device) / 2
+    labels_BC = (torch.rand(clips, CLASSES, device=device) < 0.005).float()
+    return PeerStep(model, optimizer, input_BTM, labels_BC, job.optim.precision)
+
+
+def published_step(job: Job, device: torch.device) -> PeerStep:
+    """The published model's step with torch's default Adam, as published."""
+    size = BACKBONES[job.model.backbone]
+    front = job.front_end
+    model = PublishedAST(
+        size.embed_dim, size.depth, size.heads, job.model.time_stride, front.num_mel_bins, front.target_frames, CLASSES
+    )
+    return peer_step(model, job, device, fused=False)
+
+
+def transformers_step(job: Job, device: torch.device, attention: str) -> PeerStep:
+    """The step of transformers' AST from its config, with its trainer's default, fused Adam.
+
+    Args:
+        job: sizes.
+        device: to run on.
+        attention: `eager` or `sdpa`.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import ASTConfig, ASTForAudioClassification  # noqa: PLC0415, an optional peer
+
+    size = BACKBONES[job.model.backbone]
+    config = ASTConfig(
+        hidden_size=size.embed_dim, num_hidden_layers=size.depth, num_attention_heads=size.heads,
+        intermediate_size=4 * size.embed_dim, frequency_stride=job.model.freq_stride,
+        time_stride=job.model.time_stride, max_length=job.front_end.target_frames,
+        num_mel_bins=job.front_end.num_mel_bins, num_labels=CLASSES, attn_implementation=attention,
+    )  # fmt: skip
+    return peer_step(ASTForAudioClassification(config), job, device, fused=True)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """CPU time, or on a GPU wall time."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
+def finishing(step_once: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A call that comes back when the device has done its work."""
+
+    def run() -> None:
+        step_once()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device) -> float:
+    """Memory of a step above what lies there between steps, in MiB: on a GPU its peak, else what backward needs.
+
+    On a CPU that is every storage saved for the backward pass, once, without the parameters.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, or its address would be used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(storage.nbytes() for storage in kept.values()) / 2**20
+
+
+def macs(model: AST, job: Job) -> float:
+    """Multiply-accumulates of a clip's forward pass: linear layers and attention's two products."""
+    size = BACKBONES[job.model.backbone]
+    freq, time = patch_grid(job.model, job.front_end.num_mel_bins, job.front_end.target_frames)
+    patch = job.model.patch_freq * job.model.patch_time
+    seen = (freq - job.augment.patchout_freq) * (time - job.augment.patchout_time) + model.prefix_tokens
+    blocks = size.depth * (12 * seen * size.embed_dim**2 + 2 * seen**2 * size.embed_dim)
+    return blocks + freq * time * patch * size.embed_dim + size.embed_dim * CLASSES
+
+
+@contextlib.contextmanager
+def profiled(device: torch.device) -> Iterator[None]:
+    """Print torch's table of the costliest operators of what runs inside."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60))

@@ -1,0 +1,77 @@
+"""What a worker of `prepare` does with a part, against the published loader's steps and pyarrow's defaults; no Ray.
+
+python benchmarks/prepare.py [--audio FOLDER]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from peers.comparison import arguments, interleave, one_core, print_machine, print_medians, print_ratio, verdict
+from peers.made_data import recordings, save_sounds
+from peers.published_loader import write_table
+
+from ast_core.audio import load_waveform
+from ast_core.config import FrontEndConfig, to_dict
+from ast_core.manifest import Clip
+from pipeline.part import Part, write
+
+CLIPS, ROUNDS = 24, 9
+FORMATS = {
+    "16 kHz wav": (".wav", 16_000, 1, 2.8),
+    "44.1 kHz flac": (".flac", 44_100, 2, 1.5),
+    "44.1 kHz ogg": (".ogg", 44_100, 2, 1.5),
+}
+"""Suffix, rate, channels (AudioSet's recordings are stereo), and the goal."""
+GOAL_OVER_DECODING = 1.25
+
+
+def part_of(paths: list[Path], folder: Path) -> Part:
+    """The part that `prepare` would make of these files."""
+    clips = tuple(Clip(path.stem, str(path), (0,), "train") for path in paths)
+    front_end = to_dict(FrontEndConfig())
+    metadata = {"front_end": front_end, "labels": ["sound"], "single_label": False}
+    return Part(str(folder), "part-00000", "train", clips, str(paths[0].parent), front_end, metadata)
+
+
+def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float | None) -> None:
+    """The whole work on some files: ours, the published steps, and decoding and resampling alone."""
+    part = part_of(paths, folder / "shards")
+    rate_hz = FrontEndConfig().sample_rate_hz
+    ways = {
+        "published": lambda: write_table(paths, folder / "published.parquet"),
+        "ours": lambda: write(part),
+        "decoding alone": lambda: [load_waveform(path, rate_hz) for path in paths],
+    }
+    seconds = interleave(ways, rounds)
+    print_medians(seconds, f"CPU time of a clip, {what}", per=len(paths))
+    print_ratio(seconds, "published", goal=goal)
+    compressed = paths[0].suffix != ".wav"
+    shares = sorted(whole / alone for whole, alone in zip(seconds["ours"], seconds["decoding alone"], strict=True))
+    times = shares[len(shares) // 2]
+    # A wav file needs no decoding: there the front end is most of the work.
+    aim = f"; goal {GOAL_OVER_DECODING} or less: {verdict(times <= GOAL_OVER_DECODING)}" if compressed else ""
+    print(f"{times:.2f} times decoding and resampling alone{aim}")
+
+
+def main() -> None:
+    """Each format in turn, or the files of a folder."""
+    parser = arguments(__doc__)
+    parser.add_argument("--audio", type=Path, help="folder of recordings to take instead of made ones")
+    args = parser.parse_args()
+    one_core()
+    clips, rounds = (2, 1) if args.quick else (CLIPS, ROUNDS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.audio:
+            compare("recordings", recordings(args.audio, 4 * clips), folder, rounds, None)
+        else:
+            for what, (suffix, rate_hz, channels, goal) in FORMATS.items():
+                paths = save_sounds(folder / suffix[1:], suffix, rate_hz, clips, channels)
+                compare(f"10 s, {what}", paths, folder, rounds, goal)
+    print_machine()
+
+
+if __name__ == "__main__":
+    main()

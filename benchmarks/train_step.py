@@ -1,0 +1,163 @@
+"""A training step against the published model's and transformers': time, activations, optimiser; on a GPU also TFLOP/s.
+
+python benchmarks/train_step.py
+python benchmarks/train_step.py --device cuda --precision bf16 --compile --batch 96 --peer-batch 24
+
+Ours is the trainer's own step: clips read from shards, augmented, forward, backward, fused Adam. A peer's is forward,
+backward and Adam on one batch that stays in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peers.comparison import (
+    Seconds,
+    arguments,
+    interleave,
+    one_core,
+    print_machine,
+    print_medians,
+    print_ratio,
+    verdict,
+)
+from peers.made_data import write_shards
+from peers.training import (
+    OurStep,
+    PeerStep,
+    clock_of,
+    finishing,
+    job_on,
+    macs,
+    profiled,
+    published_step,
+    saved_mib,
+    transformers_step,
+)
+
+from ast_core.config import Job
+
+GOALS = {"cpu": {"published": 1.7}, "cuda": {"published": 3.0, "transformers sdpa": 1.5}}
+ACTIVATIONS_GOAL = 0.5
+PEAK_SHARE_GOAL = 0.55
+CPU_ROUNDS, GPU_ROUNDS = 3, 20
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = arguments(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--backbone", default="deit_base_distilled_patch16_384")
+    parser.add_argument("--stride", type=int, default=10)
+    parser.add_argument("--frames", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1, help="clips of our step")
+    parser.add_argument("--peer-batch", type=int, help="clips of the peers' steps, where memory asks for fewer")
+    parser.add_argument("--patchout", type=int, nargs=2, default=(0, 0), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--compile", action="store_true", help="our blocks through torch.compile")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--peak-tflops", type=float, default=790, help="of the GPU's matrix products; an H200 in bf16")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument("--profile", action="store_true", help="print the costliest operators of one of our steps")
+    args = parser.parse_args()
+    if args.quick:
+        args.backbone, args.frames, args.rounds = "ast_micro", 128, 2
+    args.peer_batch = args.peer_batch or args.batch
+    args.rounds = args.rounds or (CPU_ROUNDS if args.device == "cpu" else GPU_ROUNDS)
+    return args
+
+
+def our_job(args: argparse.Namespace, folder: Path) -> Job:
+    """AudioSet's recipe with the command line's sizes, and shards of at least four batches."""
+    job = job_on(
+        folder, batch=args.batch, backbone=args.backbone, stride=args.stride, frames=args.frames,
+        precision=args.precision, patchout=tuple(args.patchout), compiled=args.compile,
+    )  # fmt: skip
+    write_shards(job.shards, {"train": max(16, 4 * args.batch)}, job.front_end)
+    return job
+
+
+def peer_steps(args: argparse.Namespace, job: Job, device: torch.device) -> dict[str, PeerStep]:
+    """The published model's step, and transformers' with either attention where it is installed."""
+    theirs = dataclasses.replace(job, optim=dataclasses.replace(job.optim, batch_size=args.peer_batch))
+    steps = {"published": published_step(theirs, device)}
+    try:
+        for attention in ("eager", "sdpa"):
+            steps[f"transformers {attention}"] = transformers_step(theirs, device, attention)
+    except ImportError:
+        print("transformers is not installed: without this peer")
+    return steps
+
+
+def timed(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
+    """Seconds of each step: CPU time, or on a GPU wall time until it has finished."""
+    finished = {name: finishing(step, device) for name, step in steps.items()}
+    return interleave(finished, rounds, clock_of(device), warm=True)
+
+
+def compare_activations(ours: OurStep, peers: dict[str, PeerStep], device: torch.device, per: dict[str, int]) -> None:
+    """Memory of a step a clip, which is also each step's warm-up."""
+    what = "peak above the state between steps" if device.type == "cuda" else "saved for the backward pass"
+    own = saved_mib(ours, ours.state.model, device) / per["ours"]
+    theirs = {name: saved_mib(step, step.model, device) / per[name] for name, step in peers.items()}
+    print(", ".join(f"{name} {value:.0f} MiB" for name, value in [*theirs.items(), ("ours", own)]) + f" a clip: {what}")
+    if theirs:
+        share = own / theirs["published"]
+        goal = f"goal {ACTIVATIONS_GOAL} or less: {verdict(share <= ACTIVATIONS_GOAL)}"
+        print(f"activations {share:.2f} of published; {goal}")
+
+
+def compare_adam(ours: OurStep, published: PeerStep, device: torch.device) -> None:
+    """The optimisers' steps alone, on the gradients that are there."""
+    steps: dict[str, Callable[[], object]] = {"Adam as published": published.optimizer.step}
+    steps["ours"] = ours.state.optimizer.step
+    seconds = timed(steps, 5, device)
+    print_medians(seconds, "an optimiser's step")
+    print_ratio(seconds, "Adam as published")
+
+
+def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) -> None:
+    """Clips and floating-point operations a second, and what share of the device's peak that is."""
+    gmacs = macs(ours.state.model, ours.job) / 1e9
+    clips_per_s = 1 / statistics.median(seconds)
+    tflops = clips_per_s * 6 * gmacs / 1000  # forward, and twice that backward; two operations a multiply-accumulate
+    share = tflops / peak_tflops
+    goal = f"goal {PEAK_SHARE_GOAL:.0%}: {verdict(share >= PEAK_SHARE_GOAL)}"
+    print(f"{clips_per_s:.3g} clips/s, {6 * gmacs:.0f} GFLOP each: {tflops:.3g} TFLOP/s, ", end="")
+    print(f"{share:.1%} of {peak_tflops:g}; {goal}" if peak_tflops and ours.state.device.type == "cuda" else "fp32")
+
+
+def main() -> None:
+    """Memory first, then time, then the optimisers."""
+    args = parse()
+    if args.device == "cpu":
+        one_core()
+    device = torch.device(args.device)
+    with tempfile.TemporaryDirectory() as name:
+        job = our_job(args, Path(name))
+        ours = OurStep(job, device)
+        peers = {} if args.no_peers else peer_steps(args, job, device)
+        per = dict.fromkeys(peers, args.peer_batch) | {"ours": args.batch}
+        compare_activations(ours, peers, device, per)
+        seconds = timed({**peers, "ours": ours}, args.rounds, device)
+        seconds = {name: [value / per[name] for value in values] for name, values in seconds.items()}
+        print_medians(seconds, f"a clip's training step, {args.backbone}, stride {args.stride}, {args.precision}")
+        for peer in peers:
+            print_ratio(seconds, peer, goal=GOALS[device.type].get(peer))
+        print_throughput(ours, seconds["ours"], args.peak_tflops)
+        if peers:
+            compare_adam(ours, peers["published"], device)
+        if args.profile:
+            with profiled(device):
+                ours()
+    print_machine(args.device)
+
+
+if __name__ == "__main__":
+    main()

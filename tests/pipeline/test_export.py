@@ -1,0 +1,84 @@
+"""A bundle in other formats, opened by those formats' own programs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import ASTFeatureExtractor, ASTForAudioClassification
+
+from ast_core.bundle import Bundle, write_bundle
+from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.errors import UserError
+from ast_core.model import AST
+from ast_core.predictor import Predictor
+from pipeline.export import export
+from pipeline.settings import ExportSettings
+
+FRONT_END = FrontEndConfig(target_frames=64)
+LABELS = ["rain", "wind"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")
+    model = AST(config, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS))
+    identity = {"model": to_dict(config), "front_end": to_dict(FRONT_END), "labels": LABELS}
+    identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
+    write_bundle(tmp_path / "seed-0", [("seed-0", model.state_dict(), identity)], False, {})
+    return tmp_path / "seed-0"
+
+
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
+
+
+def test_transformers_opens_the_folder_and_predicts_the_same(bundle: Path, tmp_path: Path) -> None:
+    export(ExportSettings(output=tmp_path / "hf", model=str(bundle)))
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path / "hf")
+    model = ASTForAudioClassification.from_pretrained(tmp_path / "hf").eval()
+    wave_N = noise(0.5)
+    with torch.no_grad():
+        logits_BC = model(extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"]).logits
+    ours_C = Predictor(Bundle.load(bundle)).probabilities(wave_N)
+    assert np.abs(torch.sigmoid(logits_BC)[0].numpy() - ours_C).max() < 1e-3  # float16 windows, as in shards
+    assert list(model.config.id2label.values()) == LABELS
+    again = export(ExportSettings(output=tmp_path / "again", model=str(tmp_path / "hf")))
+    one, other = load_file(tmp_path / "hf" / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Path, tmp_path: Path) -> None:
+    first = Bundle.load(bundle).members[0]
+    weights = {name: value + 0.01 for name, value in first.model.state_dict().items()}
+    identity = {"model": to_dict(first.config), "front_end": to_dict(FRONT_END), "labels": LABELS}
+    identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
+    parts = [("seed-0", first.model.state_dict(), identity), ("seed-1", weights, identity)]
+    write_bundle(tmp_path / "both", parts, False, {})
+    export(ExportSettings(output=tmp_path / "both.onnx", model=str(tmp_path / "both"), format="onnx"))
+    wave_N = noise(0.64)
+    (scores_BC,) = onnxruntime.InferenceSession(tmp_path / "both.onnx").run(None, {"waveform": wave_N[None]})
+    ours_C = Predictor(Bundle.load(tmp_path / "both")).probabilities(wave_N)
+    assert np.abs(scores_BC[0] - ours_C).max() < 1e-3
+    with pytest.raises(UserError, match="this is an ensemble of 2"):
+        export(ExportSettings(output=tmp_path / "hf", model=str(tmp_path / "both")))
+
+
+def test_without_the_extra_it_says_what_to_install(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'ast-pipeline\[onnx\]'"):
+        export(ExportSettings(output=tmp_path / "m.onnx", model=str(bundle), format="onnx"))
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_folder_that_is_no_model_is_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.rmtree(bundle)
+    with pytest.raises(UserError):
+        export(ExportSettings(output=tmp_path / "hf", model=str(bundle)))

@@ -1,0 +1,72 @@
+"""What predict writes of a recording besides its tags."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pytest
+from conftest import SaveTone
+from matplotlib.image import imread
+from prepared import FRONT_END, LABELS
+
+from ast_core.bundle import Bundle
+from ast_core.errors import ClipError, UserError
+from ast_core.predictor import Predictor
+from pipeline.predict import predict
+from pipeline.settings import PredictSettings
+
+
+def test_timeline_and_attention_of_each_file_a_broken_one_among_them(
+    tmp_path: Path, save_tone: SaveTone, trained_bundle: Path
+) -> None:
+    save_tone(tmp_path / "in" / "long.wav", seconds=3.0)
+    save_tone(tmp_path / "in" / "short.wav", seconds=0.1)
+    (tmp_path / "in" / "broken.wav").write_bytes(b"RIFF")
+    scores = predict(
+        PredictSettings(
+            inputs=(tmp_path / "in",),
+            model=str(trained_bundle),
+            timeline=tmp_path / "times",
+            hop_s=0.25,
+            attention=tmp_path / "attention",
+        )
+    )
+    assert {Path(path).name for path in scores} == {"long.wav", "short.wav"}
+    table = pyarrow.csv.read_csv(tmp_path / "times" / "long.wav.csv").to_pydict()
+    assert list(table) == ["start_s", *LABELS]
+    window_s = FRONT_END.target_frames / 100
+    assert table["start_s"] == [0.25 * n for n in range(len(table["start_s"]))]
+    assert table["start_s"][-1] + window_s / 2 <= 3.0 < table["start_s"][-1] + 0.25 + window_s
+    assert len(pyarrow.csv.read_csv(tmp_path / "times" / "short.wav.csv")) == 1
+    for folder in ("times", "attention"):
+        for name in ("long.wav.png", "short.wav.png"):
+            picture = imread(tmp_path / folder / name)
+            assert picture.std() > 0.05
+    assert not list(tmp_path.rglob("broken.wav.*"))
+
+
+def test_a_timeline_is_the_clip_level_answer_of_each_window(trained_bundle: Path) -> None:
+    predictor = Predictor(Bundle.load(trained_bundle))
+    wave_N = np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)
+    times_s, scores_WC = predictor.timeline(wave_N, 0.1)
+    # A window's frames are filtered from its own samples, whose mean is not the recording's.
+    samples = (FRONT_END.target_frames - 1) * 160 + 400
+    for start_s, scores_C in zip(times_s[:6], scores_WC, strict=False):
+        first = round(start_s * 16_000)
+        alone_C = predictor.probabilities(wave_N[first : first + samples])
+        assert np.abs(alone_C - scores_C).max() < 1e-6
+
+
+def test_what_has_no_timeline_is_refused(trained_bundle: Path) -> None:
+    bundle = Bundle.load(trained_bundle)
+    other = dataclasses.replace(bundle.members[0], front_end=dataclasses.replace(FRONT_END, window="hamming"))
+    both = Predictor(dataclasses.replace(bundle, members=(bundle.members[0], other)))
+    with pytest.raises(UserError, match="members of one front end"):
+        both.timeline(np.zeros(16_000, np.float32), 1.0)
+    with pytest.raises(UserError, match="less than one frame"):
+        Predictor(bundle).timeline(np.zeros(16_000, np.float32), 0.001)
+    with pytest.raises(ClipError, match="less than one window"):
+        Predictor(bundle).timeline(np.zeros(100, np.float32), 1.0)
