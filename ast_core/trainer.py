@@ -64,7 +64,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a member needs no more training: its newest checkpoint is the last step's, and epochs and curve are there.
+    """Whether a member is trained: its newest checkpoint is the last step's, and epochs and curve are there.
 
     Raises:
         UserError: the run folder holds another run, or the data does not fit.
