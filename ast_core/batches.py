@@ -21,7 +21,8 @@ class Batch:
 
     clip_indices: np.ndarray
     fbank_BTM: torch.Tensor
-    partner_BTM: torch.Tensor
+    partner_KTM: torch.Tensor
+    """Of the clips that are mixed."""
     labels_BC: torch.Tensor
     draws: augment.Draws
     num_frames_B: torch.Tensor
@@ -53,7 +54,7 @@ def read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarray
         job.augment, job.seed, epoch, positions, len(train), front.target_frames, front.num_mel_bins
     )  # fmt: skip
     partners = np.where(draws.lambda_B < 1, draws.partner_B, own)
-    rows = torch.from_numpy(train.read(np.concatenate([own, partners])))
+    rows = torch.from_numpy(train.read(np.concatenate([own, partners[draws.mixed_K]])))
     labels = torch.from_numpy(train.labels_NC)
     labels_BC = augment.mix_labels(labels[own], labels[partners], torch.from_numpy(draws.lambda_B))
     num_frames_B = torch.from_numpy(np.maximum(train.num_frames_N[own], train.num_frames_N[partners]))

@@ -56,3 +56,19 @@ def test_noise_is_bounded_and_keyed():
     out = apply(draws, config, zeros, zeros, 0.0, 0.5)
     assert 0 <= out.min() <= out.max() <= 0.1
     assert torch.equal(out, apply(draws, config, zeros, zeros, 0.0, 0.5))
+
+
+def test_apply_is_its_parts_and_only_mixed_clips_have_partners():
+    config = AugmentConfig(mixup_rate=0.5, freq_mask_bins=3, time_mask_frames=9)
+    draws = draw(config, 3, 1, np.arange(12), 12, 40, 8)
+    clips, partners = torch.randn(12, 40, 8), torch.randn(12, 40, 8)
+    assert 0 < len(draws.mixed_K) < 12
+    mixed = mix_power(clips, partners, torch.from_numpy(draws.lambda_B))
+    hidden = torch.zeros(12, 40, 8, dtype=torch.bool)
+    for row, (freq, time) in enumerate(zip(draws.freq_mask_B2, draws.time_mask_B2, strict=True)):
+        hidden[row, :, freq[0] : freq.sum()] = True
+        hidden[row, time[0] : time.sum()] = True
+    expected = (mixed.masked_fill(hidden, 0.0) - -5.0) / 8.0
+    before = clips.clone()
+    torch.testing.assert_close(apply(draws, config, clips, partners[draws.mixed_K], -5.0, 4.0), expected)
+    assert torch.equal(clips, before)
