@@ -113,7 +113,7 @@ def apply(
     Args:
         draws: from `draw`.
         config: the recipe's augmentation.
-        fbank_BTM: raw log-mel, float32.
+        fbank_BTM: raw log-mel, float16 or float32; not changed.
         partner_KTM: the partners' raw log-mel of those K clips that are mixed, in their order.
         mean: of the training set.
         std: of the training set.
@@ -121,13 +121,13 @@ def apply(
     Returns:
         Normalised float32 [B, T, M].
     """
-    mixed_BTM = fbank_BTM.clone()
+    out_BTM = fbank_BTM.to(torch.float32, copy=True)  # the one copy: what follows is in place
     mixed_K = torch.as_tensor(draws.mixed_K, device=fbank_BTM.device)
     if len(mixed_K):
         lambda_K = torch.as_tensor(draws.lambda_B[draws.mixed_K], device=fbank_BTM.device)
-        mixed_BTM[mixed_K] = mix_power(fbank_BTM[mixed_K], partner_KTM, lambda_K)
-    normal_BTM = mask(mixed_BTM, draws.freq_mask_B2, draws.time_mask_B2).sub_(mean).div_(2 * std)
-    return _noise_and_roll(normal_BTM, draws) if config.noise else normal_BTM
+        out_BTM[mixed_K] = mix_power(out_BTM[mixed_K], partner_KTM.float(), lambda_K)
+    mask_(out_BTM, draws.freq_mask_B2, draws.time_mask_B2).sub_(mean).div_(2 * std)
+    return _noise_and_roll(out_BTM, draws) if config.noise else out_BTM
 
 
 def mix_power(fbank_BTM: torch.Tensor, partner_BTM: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
@@ -144,13 +144,13 @@ def mix_labels(labels_BC: torch.Tensor, partner_BC: torch.Tensor, lambda_B: torc
     return labels_BC * share_B1 + partner_BC * (1 - share_B1)
 
 
-def mask(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.ndarray) -> torch.Tensor:
-    """Set one band of bins and one of frames to 0 in raw log-mel, padding included, as published."""
+def mask_(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.ndarray) -> torch.Tensor:
+    """Set one band of bins and one of frames to 0 in raw log-mel, in place, padding included, as published."""
     device = fbank_BTM.device
     hidden_BM = _span(freq_mask_B2, fbank_BTM.shape[2], device)
     hidden_BT = _span(time_mask_B2, fbank_BTM.shape[1], device)
     # A quarter of masked_fill's time; what is not finite stays so, for the trainer to find.
-    return fbank_BTM * ~hidden_BT[:, :, None] * ~hidden_BM[:, None, :]
+    return fbank_BTM.mul_(~hidden_BT[:, :, None]).mul_(~hidden_BM[:, None, :])
 
 
 def _draw_one(

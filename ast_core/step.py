@@ -40,7 +40,7 @@ def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, m
     torch.manual_seed(hash((job.seed, state.progress.step)) % 2**31)  # whatever draws on a device, by step
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(optim, epoch, state.progress.step)
-    fbank_BTM, partner_KTM = batch.fbank_BTM.to(device).float(), batch.partner_KTM.to(device).float()
+    fbank_BTM, partner_KTM = batch.fbank_BTM.to(device), batch.partner_KTM.to(device)
     input_BTM = augment.apply(batch.draws, job.augment, fbank_BTM, partner_KTM, mean, std)
     state.optimizer.zero_grad(set_to_none=True)
     loss = _accumulate_gradient(state, job, batch, input_BTM)

@@ -37,9 +37,8 @@ class OurInputs:
     def next_batch(self) -> torch.Tensor:
         """Normalised [B, T, M]."""
         batch = read_batch(self.job, self.reader, 1, self.order_N, next(self.steps))
-        fbank_BTM, partner_KTM = batch.fbank_BTM.float(), batch.partner_KTM.float()
         mean, std = published_loader.MEAN, published_loader.STD
-        return augment.apply(batch.draws, self.job.augment, fbank_BTM, partner_KTM, mean, std)
+        return augment.apply(batch.draws, self.job.augment, batch.fbank_BTM, batch.partner_KTM, mean, std)
 
 
 class PublishedInputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ast_core.augment import apply, draw, mask, mix_labels, mix_power
+from ast_core.augment import apply, draw, mask_, mix_labels, mix_power
 from ast_core.config import AugmentConfig
 
 CONFIG = AugmentConfig(mixup_rate=0.5, freq_mask_bins=48, time_mask_frames=192, noise=True)
@@ -43,7 +43,7 @@ def test_mixing_is_in_the_power_domain_and_lambda_one_changes_no_bit():
 
 
 def test_mask_writes_raw_zero():
-    out = mask(torch.full((1, 6, 5), -4.0), np.array([[1, 2]]), np.array([[3, 1]]))
+    out = mask_(torch.full((1, 6, 5), -4.0), np.array([[1, 2]]), np.array([[3, 1]]))
     assert (out[0, :, 1:3] == 0).all()
     assert (out[0, 3] == 0).all()
     assert (out[0, 0, [0, 3, 4]] == -4).all()
