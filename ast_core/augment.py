@@ -125,17 +125,16 @@ def apply(
     mixed_K = torch.as_tensor(draws.mixed_K, device=fbank_BTM.device)
     if len(mixed_K):
         lambda_K = torch.as_tensor(draws.lambda_B[draws.mixed_K], device=fbank_BTM.device)
-        out_BTM[mixed_K] = mix_power(out_BTM[mixed_K], partner_KTM.float(), lambda_K)
+        out_BTM[mixed_K] = mix_power(fbank_BTM[mixed_K], partner_KTM, lambda_K)
     mask_(out_BTM, draws.freq_mask_B2, draws.time_mask_B2).sub_(mean).div_(2 * std)
     return _noise_and_roll(out_BTM, draws) if config.noise else out_BTM
 
 
 def mix_power(fbank_BTM: torch.Tensor, partner_BTM: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
     """Log-mel of `l * w1 + (1 - l) * w2` without the cross terms: `log(l^2 e^a + (1 - l)^2 e^b)`; lambda 1 is exact."""
-    own_B11 = 2 * torch.log(lambda_B).to(fbank_BTM.dtype)[:, None, None]
-    other_B11 = 2 * torch.log1p(-lambda_B).to(fbank_BTM.dtype)[:, None, None]
-    mixed_BTM = torch.logaddexp(fbank_BTM + own_B11, partner_BTM + other_B11)
-    return torch.where((lambda_B < 1)[:, None, None], mixed_BTM, fbank_BTM)
+    own_BTM = fbank_BTM + 2 * torch.log(lambda_B).float()[:, None, None]
+    other_BTM = partner_BTM + 2 * torch.log1p(-lambda_B).float()[:, None, None]
+    return torch.logaddexp(own_BTM, other_BTM, out=own_BTM)
 
 
 def mix_labels(labels_BC: torch.Tensor, partner_BC: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:

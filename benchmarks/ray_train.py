@@ -46,7 +46,7 @@ class Size:
     turns: int
 
 
-FULL, QUICK = Size(steps=120, batch=4, epochs=5, turns=4), Size(steps=4, batch=2, epochs=2, turns=1)
+FULL, QUICK = Size(steps=80, batch=4, epochs=5, turns=2), Size(steps=4, batch=2, epochs=2, turns=1)
 
 
 def settings_in(folder: Path, name: str, size: Size, epochs: int) -> TrainSettings:
