@@ -55,7 +55,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
     _draw(settings, test.output, results)
     _log(settings, test, results, {"data_hash": reader.index.data_hash, "bundles": digest(identities)})
     Console().print(results_of.bundles_table(results))
-    Console().print(results_of.classes_table(*list(results.items())[-1]))
+    shown = _headline(results)
+    Console().print(results_of.classes_table(shown, results[shown]))
     if test.absent:
         Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
     return summary
@@ -152,8 +153,14 @@ def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
     return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
 
 
+def _headline(results: dict[str, dict[str, Any]]) -> str:
+    """The bundle that stands for the run: the ensemble, else the only member (its last epoch comes after it)."""
+    return "ensemble" if "ensemble" in results else next(iter(results))
+
+
 def _draw(settings: EvaluateSettings, output: Path, results: dict[str, dict[str, Any]]) -> None:
-    name, result = list(results.items())[-1]
+    name = _headline(results)
+    result = results[name]
     precision = results_of.numbers({label: row["ap"] for label, row in result["per_class"].items()})
     chance = results_of.numbers(result["metrics"])["chance_mAP"]
     plot_per_class(output / "per_class_ap.png", f"{settings.experiment}, {name}: average precision", precision, chance)

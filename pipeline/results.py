@@ -113,7 +113,7 @@ def classes_table(name: str, result: Result) -> Table:
     known = [(label, row) for label, row in rows if row["ap"] is not None]
     shown = known if len(known) <= 2 * SHOWN_CLASSES else [*known[:SHOWN_CLASSES], *known[-SHOWN_CLASSES:]]
     table = Table("class", title=f"classes of {name}" + ("" if shown == known else ", the best and the worst"))
-    for column in ("positives", "AP", "AUC", "best F1", "at threshold", "precision", "recall"):
+    for column in ("clips", "AP", "AUC", "best F1", "at score", "prec.", "recall"):
         table.add_column(column, justify="right")
     for label, row in shown:
         keys = ("ap", "auc", "f1", "threshold", "precision", "recall")
