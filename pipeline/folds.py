@@ -33,7 +33,7 @@ WAYS = {
 
 
 def folds(settings: FoldsSettings) -> dict[str, Any]:
-    """Prepare once, train once a fold, write `folds-result/folds.json` and log it.
+    """Prepare once, train once a fold, write `folds-result/seed-N/folds.json` and log it; each seed stays beside others.
 
     Returns:
         `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
@@ -55,9 +55,11 @@ def folds(settings: FoldsSettings) -> dict[str, Any]:
             member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
     result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
-    write_json(settings.run_dir / "folds-result" / "folds.json", result)
-    _log(settings, result)
+    output = settings.run_dir / "folds-result" / f"seed-{settings.seed}"
+    write_json(output / "folds.json", result)
+    _log(settings, result, output)
     Console().print(_table(result))
+    Console().print(f"Wrote {output / 'folds.json'}", soft_wrap=True)
     return result
 
 
@@ -111,14 +113,14 @@ def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str,
     }
 
 
-def _log(settings: FoldsSettings, result: dict[str, Any]) -> None:
+def _log(settings: FoldsSettings, result: dict[str, Any], output: Path) -> None:
     tracking.open_store(settings.tracking)
-    tags = {"stage": "folds", "run_dir": str(settings.run_dir)}
+    tags = {"stage": "folds", "run_dir": str(settings.run_dir), "seed": str(settings.seed)}
     params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
     with tracking.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
         flat = {f"{way}_{key}": result[way][key] for way in WAYS for key in ("mean", "std")}
         tracking.log_metrics(run_id, flat)
-        tracking.log_artifacts(run_id, settings.run_dir / "folds-result")
+        tracking.log_artifacts(run_id, output)
 
 
 def _table(result: dict[str, Any]) -> Table:
