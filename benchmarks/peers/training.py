@@ -163,6 +163,7 @@ def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device
     On a CPU that is every storage saved for the backward pass, once, without the parameters.
     """
     if device.type == "cuda":
+        call()  # compiles, and makes the optimiser's state, which is no activation
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
