@@ -33,7 +33,7 @@ WAYS = {
 
 
 def folds(settings: FoldsSettings) -> dict[str, Any]:
-    """Prepare once, train once a fold, write `folds-result/seed-N/folds.json` and log it; each seed stays beside others.
+    """Prepare once, train once a fold, write and log `folds-result/seed-N/folds.json`; seeds stay beside each other.
 
     Returns:
         `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
