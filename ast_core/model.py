@@ -36,8 +36,11 @@ BACKBONES = {
     "deit_base_distilled_patch16_224": Backbone(768, 12, 12, True),
     "deit_base_distilled_patch16_384": Backbone(768, 12, 12, True),
     "deit_base_patch16_224": Backbone(768, 12, 12, False),
+    "deit_base_patch16_384": Backbone(768, 12, 12, False),
     "vit_base_patch16_224": Backbone(768, 12, 12, False),
+    "vit_base_patch16_384": Backbone(768, 12, 12, False),
     "vit_large_patch16_224": Backbone(1024, 24, 16, False),
+    "vit_large_patch16_384": Backbone(1024, 24, 16, False),
     "ast_micro": Backbone(96, 4, 3, True),
     "ast_mini": Backbone(144, 6, 3, True),
 }

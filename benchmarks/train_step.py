@@ -27,14 +27,13 @@ from peers.comparison import (
     print_ratio,
     verdict,
 )
-from peers.made_data import write_shards
+from peers.made_data import CLASSES, write_shards
 from peers.training import (
     OurStep,
     PeerStep,
     clock_of,
     finishing,
     job_on,
-    macs,
     profiled,
     published_step,
     saved_mib,
@@ -42,6 +41,7 @@ from peers.training import (
 )
 
 from ast_core.config import Job
+from ast_core.cost import cost
 
 GOALS = {"cpu": {"published": 1.7}, "cuda": {"published": 3.0, "transformers sdpa": 1.5}}
 ACTIVATIONS_GOAL = 0.5
@@ -124,7 +124,7 @@ def compare_adam(ours: OurStep, published: PeerStep, device: torch.device) -> No
 
 def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) -> None:
     """Clips and floating-point operations a second, and what share of the device's peak that is."""
-    gmacs = macs(ours.state.model, ours.job) / 1e9
+    gmacs = cost(ours.job.model, ours.job.front_end, CLASSES, ours.job.augment).macs / 1e9
     clips_per_s = 1 / statistics.median(seconds)
     tflops = clips_per_s * 6 * gmacs / 1000  # forward, and twice that backward; two operations a multiply-accumulate
     share = tflops / peak_tflops

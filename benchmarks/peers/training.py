@@ -183,16 +183,6 @@ def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device
     return sum(storage.nbytes() for storage in kept.values()) / 2**20
 
 
-def macs(model: AST, job: Job) -> float:
-    """Multiply-accumulates of a clip's forward pass: linear layers and attention's two products."""
-    size = BACKBONES[job.model.backbone]
-    freq, time = patch_grid(job.model, job.front_end.num_mel_bins, job.front_end.target_frames)
-    patch = job.model.patch_freq * job.model.patch_time
-    seen = (freq - job.augment.patchout_freq) * (time - job.augment.patchout_time) + model.prefix_tokens
-    blocks = size.depth * (12 * seen * size.embed_dim**2 + 2 * seen**2 * size.embed_dim)
-    return blocks + freq * time * patch * size.embed_dim + size.embed_dim * CLASSES
-
-
 @contextlib.contextmanager
 def profiled(device: torch.device) -> Iterator[None]:
     """Print torch's table of the costliest operators of what runs inside."""
