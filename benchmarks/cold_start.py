@@ -1,5 +1,7 @@
 """Wall time from the start of `python pipeline/train.py`, on a Ray and an MLflow store of its own, to its first step.
 
+Beside it what bounds it: a bare Ray Train of two workers whose function only imports torch.
+
 python benchmarks/cold_start.py
 """
 
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from peers.comparison import arguments, print_machine, verdict
@@ -28,21 +31,47 @@ FLAGS = """
     --optim.epochs 1 --optim.average-first-epoch 1 --optim.batch-size 4 --optim.checkpoint-every-steps 1
 """
 
+BARE = """
+import sys
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+def begun(config):
+    import pathlib
+    import torch
+    (pathlib.Path(config["folder"]) / "begun").touch()
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+scaling, run = ScalingConfig(num_workers=2), RunConfig(storage_path=sys.argv[1])
+TorchTrainer(begun, train_loop_config={"folder": sys.argv[1]}, scaling_config=scaling, run_config=run).fit()
+"""
+
+
+def bare_s(folder: Path) -> float:
+    """Seconds until the first of two bare workers of Ray Train runs."""
+    folder.mkdir()
+    return _until([sys.executable, "-c", BARE, str(folder)], folder, (folder / "begun").exists)
+
 
 def first_step_s(shards: Path, folder: Path) -> float:
     """Seconds until the first step's checkpoint is there, a few milliseconds after the step; then lets the run end."""
     command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *FLAGS.split()]
     command += ["--shards", str(shards), "--run-dir", str(folder), "--tracking", f"sqlite:///{folder / 'mlflow.db'}"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     checkpoints = folder / "members" / "seed-0" / "checkpoints"
     folder.mkdir()
+    return _until(command, folder, lambda: any(checkpoints.glob("step-*/COMMITTED.json")))
+
+
+def _until(command: list[str], folder: Path, there: Callable[[], bool]) -> float:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with (folder / "log").open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)  # noqa: S603
         try:
-            while not any(checkpoints.glob("step-*/COMMITTED.json")):
+            while not there():
                 if process.poll() is not None:
-                    raise SystemExit(f"Training ended before its first step:\n{(folder / 'log').read_text()}")
+                    raise SystemExit(f"It ended before its time:\n{(folder / 'log').read_text()}")
                 time.sleep(0.005)
             seconds = time.monotonic() - started
         finally:
@@ -58,10 +87,13 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         shards = write_shards(Path(name) / "shards", {"train": 16, "test": 8}, FRONT_END, classes=4)
-        runs = [first_step_s(shards, Path(name) / f"run-{number}") for number in range(1 if args.quick else RUNS)]
+        count = range(1 if args.quick else RUNS)
+        runs = [first_step_s(shards, Path(name) / f"run-{number}") for number in count]
+        bare = statistics.median(bare_s(Path(name) / f"bare-{number}") for number in count)
     middle = statistics.median(runs)
     print(f"first step after {', '.join(f'{seconds:.1f}' for seconds in runs)} s, ", end="")
     print(f"median {middle:.1f} s; goal under {GOAL_S} s: {verdict(middle < GOAL_S)}")
+    print(f"a bare Ray Train's workers run after {bare:.1f} s; ours add {middle - bare:.1f} s")
     print_machine()
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -20,8 +20,11 @@ from ast_core.average import average_weights
 from ast_core.bundle import DESCRIPTION, write_bundle
 from ast_core.config import OptimConfig, require
 from ast_core.shards import ShardIndex
+from pipeline.lineage import run_of
 from pipeline.settings import CombineSettings, parse, run_stage
 
+Role = Literal["member", "last", "epochs", "ensemble"]
+"""What a bundle is to its run: members and ensembles are registered, the others are there to compare with."""
 Part = tuple[str, dict[str, torch.Tensor], dict[str, Any]]
 
 
@@ -41,9 +44,10 @@ def combine(settings: CombineSettings) -> list[Path]:
     for column in ("bundle", "made of", "digest"):
         table.add_column(column)
 
-    def write(name: str, members: list[Part], made_of: str, seeds: Sequence[int]) -> None:
+    def write(name: str, members: list[Part], made_of: str, seeds: Sequence[int], role: Role) -> None:
         folder = settings.run_dir / "bundles" / name
-        digest = write_bundle(folder, members, index.single_label, {**facts, "seeds": list(seeds), "made_of": made_of})
+        own = {"seeds": list(seeds), "made_of": made_of, "role": role, "train_runs": _train_runs(settings, seeds)}
+        digest = write_bundle(folder, members, index.single_label, {**facts, **own})
         table.add_row(name, made_of, digest[:12])
         written.append(folder)
 
@@ -54,16 +58,22 @@ def combine(settings: CombineSettings) -> list[Path]:
         parts.append(part)
         if settings.optim.weights != "last":
             last = epochs[settings.optim.epochs]
-            write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed])
+            write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed], "last")
         if settings.epoch_ensembles:
             every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, settings.optim.epochs + 1)]
-            write(f"{name}-epochs", every, f"mean of {len(every)} epochs' probabilities", [seed])
-        write(name, [part], made_of, [seed])
+            write(f"{name}-epochs", every, f"mean of {len(every)} epochs' probabilities", [seed], "epochs")
+        write(name, [part], made_of, [seed], "member")
     if len(parts) > 1:
-        write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds)
+        write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds, "ensemble")
     _remove_stale(settings.run_dir / "bundles", written)
     Console().print(table)
     return written
+
+
+def _train_runs(settings: CombineSettings, seeds: Sequence[int]) -> list[str]:
+    """MLflow's ids of the trainings that were tracked."""
+    runs = (run_of(settings.run_dir / "members" / f"seed-{seed}") for seed in seeds)
+    return [run for run in runs if run]
 
 
 def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:

@@ -29,37 +29,56 @@ from pipeline.settings import EvaluateSettings, parse, run_stage
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
-    """Score the bundles, write scores, metrics and pictures to `evaluation/`, log them.
-
-    A member is scored once, in however many bundles it is; a bundle that was scored on this data already, not again.
-    With a list of clips, metrics are of these alone and go to `evaluation/LIST/`.
+    """Measure the bundles of a run, draw pictures, show and log it all.
 
     Returns:
         The metrics of `ast_core.metrics.evaluate_scores` by bundle.
 
     Raises:
-        UserError: no bundle, no such split or no clip in it, a bundle of other labels or another front end, or a list
-            that names no clip of the split.
+        UserError: as `measure`.
     """
-    split = settings.data.test_split
-    reader = ShardReader(settings.shards, [split])
-    require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
-    descriptions = _descriptions(settings.run_dir / "bundles", reader)
-    facts = {"data_hash": reader.index.data_hash, "split": split}
-    identities = {name: {"bundle_digest": value["digest"], **facts} for name, value in descriptions.items()}
-    scores = _scores(settings, descriptions, identities, reader)
+    reader = _reader(settings)
     test = _test(settings, reader)
-    results = {name: _result(test, identities[name], name, scores_NC, reader) for name, scores_NC in scores.items()}
-    summary = {name: results_of.numbers(result["metrics"]) for name, result in results.items()}
-    write_json(test.output / "summary.json", {name: result["metrics"] for name, result in results.items()})
+    results = measure(settings)
     _draw(settings, test.output, results)
-    _log(settings, test, results, {"data_hash": reader.index.data_hash, "bundles": digest(identities)})
+    _log(settings, test, results, reader.index.data_hash)
     Console().print(results_of.bundles_table(results))
     shown = _headline(results)
     Console().print(results_of.classes_table(shown, results[shown]))
     if test.absent:
         Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
-    return summary
+    return {name: results_of.numbers(result["metrics"]) for name, result in results.items()}
+
+
+def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
+    """Score the bundles and write scores and metrics to `evaluation/`.
+
+    A member is scored once, in however many bundles it is; a bundle that was scored on this data already, not again.
+    With a list of clips, metrics are of these alone and go to `evaluation/LIST/`.
+
+    Returns:
+        What `evaluation/NAME.json` holds, by bundle; ensembles last.
+
+    Raises:
+        UserError: no bundle, no such split or no clip in it, a bundle of other labels or another front end, or a list
+            that names no clip of the split.
+    """
+    reader = _reader(settings)
+    descriptions = _descriptions(settings.run_dir / "bundles", reader)
+    facts = {"data_hash": reader.index.data_hash, "split": settings.data.test_split}
+    identities = {name: {"bundle_digest": value["digest"], **facts} for name, value in descriptions.items()}
+    scores = _scores(settings, descriptions, identities, reader)
+    test = _test(settings, reader)
+    results = {name: _result(test, identities[name], name, scores_NC, reader) for name, scores_NC in scores.items()}
+    write_json(test.output / "summary.json", {name: result["metrics"] for name, result in results.items()})
+    return results
+
+
+def _reader(settings: EvaluateSettings) -> ShardReader:
+    split = settings.data.test_split
+    reader = ShardReader(settings.shards, [split])
+    require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
+    return reader
 
 
 @dataclass(frozen=True)
@@ -130,12 +149,11 @@ def _result(
 
 
 def _descriptions(bundles: Path, reader: ShardReader) -> dict[str, dict[str, Any]]:
-    """Each bundle's description, members first, the ensemble last; UserError where it does not fit the shards."""
-    found = sorted(path.parent for path in bundles.glob(f"*/{DESCRIPTION}"))
+    """Each bundle's description, the largest ensemble last; UserError where it does not fit the shards."""
+    found = {path.parent: read_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
     require(bool(found), f"There is no bundle in {bundles}: run combine first.")
     descriptions = {}
-    for folder in sorted(found, key=lambda path: path.name == "ensemble"):
-        description = read_json(folder / DESCRIPTION, "Bundle")
+    for folder, description in sorted(found.items(), key=lambda item: _members_of_ensemble(item[1])):
         labels, wanted = description["labels"], list(reader.index.labels)
         require(
             labels == wanted,
@@ -153,12 +171,17 @@ def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
     return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
 
 
-def _headline(results: dict[str, dict[str, Any]]) -> str:
-    """The bundle that stands for the run: the ensemble, else the only member (its last epoch comes after it)."""
-    return "ensemble" if "ensemble" in results else next(iter(results))
+def _members_of_ensemble(description: dict[str, Any]) -> int:
+    return len(description["members"]) if description["facts"].get("role") == "ensemble" else 0
 
 
-def _draw(settings: EvaluateSettings, output: Path, results: dict[str, dict[str, Any]]) -> None:
+def _headline(results: dict[str, results_of.Result]) -> str:
+    """The bundle that stands for the run: the largest ensemble, else the only member (its last epoch comes after)."""
+    last = list(results)[-1]
+    return last if last.startswith("ensemble") else next(iter(results))
+
+
+def _draw(settings: EvaluateSettings, output: Path, results: dict[str, results_of.Result]) -> None:
     name = _headline(results)
     result = results[name]
     precision = results_of.numbers({label: row["ap"] for label, row in result["per_class"].items()})
@@ -168,9 +191,10 @@ def _draw(settings: EvaluateSettings, output: Path, results: dict[str, dict[str,
     plot_curves(output / "learning_curves.png", {path.parent.name: read_history(path) for path in members})
 
 
-def _log(settings: EvaluateSettings, test: _Test, results: dict[str, dict[str, Any]], facts: dict[str, str]) -> None:
+def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.Result], data_hash: str) -> None:
     tracking.open_store(settings.tracking)
-    tags = {"stage": "evaluate", "run_dir": str(settings.run_dir), **facts}
+    bundles = digest({name: result["bundle_digest"] for name, result in results.items()})
+    tags = {"stage": "evaluate", "run_dir": str(settings.run_dir), "data_hash": data_hash, "bundles": bundles}
     params = {"shards": settings.shards, "split": settings.data.test_split, "clip_list": settings.clip_list or ""}
     flat: dict[str, float] = {}
     for name, result in results.items():

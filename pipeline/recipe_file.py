@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def recipe_flags(name_or_path: str, variant: str, sections: set[str] | None = No
     both = (
         {key: value for key, value in part.items() if not sections or key in sections} for part in (values, changes)
     )
-    return [flag for part in both for flag in _as_flags(part)]
+    return [flag for part in both for flag in as_flags(part)]
 
 
 def last_value(flags: Sequence[str], name: str, default: str) -> str:
@@ -53,17 +53,24 @@ def _recipe_values(name_or_path: str) -> dict[str, Any]:
         raise UserError(f"Recipe {path} is not TOML: {error}.") from None
 
 
-def _as_flags(values: dict[str, Any], prefix: str = "--") -> list[str]:
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A dotted key as tables: `model.freq_stride` is inside `model`."""
+    head, _, rest = key.partition(".")
+    return {head: nested(rest, value) if rest else value}
+
+
+def as_flags(values: Mapping[str, Any], prefix: str = "--") -> list[str]:
+    """Nested tables as flags; keys whose value is None, which TOML does not have, are left out."""
     flags: list[str] = []
     for key, value in values.items():
         name = prefix + key.replace("_", "-")
-        if isinstance(value, dict):
-            flags += _as_flags(value, name + ".")
+        if isinstance(value, Mapping):
+            flags += as_flags(value, name + ".")
         elif isinstance(value, bool):
             head, _, last = name.rpartition(".")
             flags.append(name if value else f"{head}.no-{last}")
         elif isinstance(value, list):
             flags += [name, *(str(item) for item in value)]
-        else:
+        elif value is not None:
             flags += [name, str(value)]
     return flags

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,9 +26,10 @@ from ast_core.config import (
     PrepareConfig,
     Recipe,
     require,
+    to_dict,
 )
 from ast_core.errors import ClipError, UserError
-from pipeline.recipe_file import last_value, recipe_flags
+from pipeline.recipe_file import as_flags, last_value, nested, recipe_flags
 
 Variant = Literal["published", "paper"]
 SettingsT = TypeVar("SettingsT")
@@ -77,6 +78,8 @@ class TrainSettings(Common):
 
     seed: int = 0
     """Seed of this member: order, augmentation, initial weights."""
+    parent_run: str = ""
+    """MLflow run that this training is shown under."""
     data: DataConfig = field(default_factory=DataConfig)
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -180,6 +183,22 @@ def load_recipe(name_or_path: str, variant: str = "published") -> Recipe:
     return tyro.cli(Recipe, args=recipe_flags(name_or_path, variant), description=f"Recipe {name_or_path}.")
 
 
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some keys changed, checked by the flags' own parser.
+
+    Args:
+        recipe: or settings that hold one.
+        changes: values by dotted key, such as `model.freq_stride`.
+
+    Raises:
+        UserError: nothing is where `model.init` points. A wrong key or type exits with tyro's suggestion.
+    """
+    own = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
+    flags = as_flags(own) + [flag for key, value in changes.items() for flag in as_flags(nested(key, value))]
+    changed = tyro.cli(Recipe, args=flags, description=f"A recipe with {', '.join(changes) or 'no change'}.")
+    return _resolved(changed)  # type: ignore[no-any-return]
+
+
 def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
     """Settings from a stage's command line; its recipe, if it takes one, gives the defaults.
 
@@ -262,6 +281,8 @@ def _resolved(settings: Any) -> Any:
         changes["clip_list"] = settings.clip_list and settings.clip_list.absolute()
     if isinstance(settings, ExportSettings):
         changes["output"] = settings.output.absolute()
+    if not hasattr(settings, "tracking"):
+        return dataclasses.replace(settings, **changes)
     store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
     changes["tracking"] = store or f"sqlite:///{Path('work/mlflow.db').absolute()}"
     return dataclasses.replace(settings, **changes)

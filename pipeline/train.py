@@ -24,6 +24,7 @@ from ast_core.files import write_json
 from ast_core.shards import ShardIndex
 from ast_core.trainer import is_finished
 from pipeline import cluster, tracking
+from pipeline.lineage import note_run
 from pipeline.progress import EpochBar, metrics_table
 from pipeline.rank import train_rank
 from pipeline.settings import TrainSettings, parse, run_stage
@@ -51,7 +52,7 @@ def train(settings: TrainSettings) -> Path:
         "data_hash": index.data_hash,
         "run_dir": str(settings.run_dir),
         "folder_id": tracking.folder_id(job.folder),
-    }
+    } | ({tracking.PARENT: settings.parent_run} if settings.parent_run else {})
     with _alone(job.folder):
         tracking.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
@@ -61,6 +62,7 @@ def train(settings: TrainSettings) -> Path:
             tracking.MetricsFollower(run_id, history),
             EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
         ):
+            note_run(job.folder, run_id)
             if is_finished(job):  # what the tracker lacks of it follows all the same
                 Console().print(f"{job.folder.name} is trained already.")
             else:

@@ -117,7 +117,9 @@ PAPER = {
         "full",
         "Balanced against full training set",
         (
-            Variant("balanced", {"data.train_splits": ["balanced_train"], "optim.sampler": "shuffle"}, _published(0.347)),
+            Variant(
+                "balanced", {"data.train_splits": ["balanced_train"], "optim.sampler": "shuffle"}, _published(0.347)
+            ),
             Variant(
                 "full",
                 {"data.train_splits": ["balanced_train", "unbalanced_train"], "optim.sampler": "balanced"},
@@ -160,7 +162,9 @@ def load_study(name_or_path: str) -> Study:
 
 def _own(path: Path, values: dict[str, Any]) -> Study:
     known = {"title", "note", "variants", "grid", "range", "samples", "sampler", "seed", "early_stopping"}
-    require(set(values) <= known, f"Study {path} has the keys {sorted(set(values) - known)}; known are {sorted(known)}.")
+    require(
+        set(values) <= known, f"Study {path} has the keys {sorted(set(values) - known)}; known are {sorted(known)}."
+    )
     stopping, sampler = values.get("early_stopping", "none"), values.get("sampler", "random")
     require(stopping in get_args(EarlyStopping), f"Study {path}: early_stopping is none or asha, not {stopping!r}.")
     require(sampler in get_args(Sampler), f"Study {path}: sampler is random or sobol, not {sampler!r}.")

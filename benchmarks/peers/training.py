@@ -16,7 +16,7 @@ from torch import nn
 
 from ast_core.batches import Batch, batches
 from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, ModelConfig, OptimConfig, Precision
-from ast_core.model import AST, BACKBONES, patch_grid
+from ast_core.model import BACKBONES
 from ast_core.shards import ShardReader
 from ast_core.state import State, fresh
 from ast_core.step import AUTOCAST, step

@@ -61,7 +61,10 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
     result = folds(settings)
     assert list(result["curves"]) == list(FOLDS)
     assert all(len(curve) == 2 for curve in result["curves"].values())
-    assert json.loads((tmp_path / "run" / "folds-result" / "seed-0" / "folds.json").read_text())["nested"] == result["nested"]
+    assert (
+        json.loads((tmp_path / "run" / "folds-result" / "seed-0" / "folds.json").read_text())["nested"]
+        == result["nested"]
+    )
     weights = sorted((tmp_path / "run" / "folds").rglob("epoch-0002/model.safetensors"))
     assert len(weights) == 3
     before = [path.stat().st_mtime_ns for path in weights]
