@@ -44,7 +44,7 @@ def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chanc
     axes.axvline(chance, color="#c44e52", linestyle="--", label=f"chance {chance:.3f}")
     axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision", title=title)
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -69,7 +69,7 @@ def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
         axes.xaxis.get_major_locator().set_params(integer=True)
         if histories:
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.ndarray, labels: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.nda
     axes.invert_yaxis()
     axes.set(xlabel="start of the window, s", title=title.replace("$", r"\$"))
     figure.colorbar(mesh, ax=axes, label="probability")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.ndarray, seconds: float) -> None:
@@ -114,7 +114,7 @@ def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.nd
     above.set(ylabel="mel bin", title=title.replace("$", r"\$"))
     below.set(ylabel="mel bin", xlabel="s", title="attention rollout, largest = 1")
     figure.colorbar(drawn, ax=below)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -123,6 +123,7 @@ def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
     return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Commit a figure as PNG."""
     with committed(path) as beside:
         FigureCanvasAgg(figure).print_png(str(beside))  # type: ignore[no-untyped-call]

@@ -61,11 +61,18 @@ class EpochBar:
 
 def headline(row: dict[str, Any]) -> str:
     """The row's score as a person names it: accuracy where there is one, else mAP."""
-    for ending in ("_accuracy", "_mAP"):
-        for key, value in row.items():
-            if key.endswith(ending):
-                return f"{key.replace('_', ' ')} {value:.3f}"
-    return ""
+    key = headline_key(row)
+    return f"{key.replace('_', ' ')} {row[key]:.3f}" if key else ""
+
+
+def headline_key(row: dict[str, Any]) -> str:
+    """Its name in the row; "" if there is none."""
+    return next((key for ending in ("_accuracy", "_mAP") for key in row if key.endswith(ending)), "")
+
+
+def headline_value(row: dict[str, Any]) -> float:
+    """The score itself."""
+    return float(row[headline_key(row)])
 
 
 def metrics_table(title: str, history: Path) -> Table:

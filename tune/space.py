@@ -240,10 +240,7 @@ def _draws(
 
 def _between(table: Mapping[str, Any], share: float) -> Any:
     low, high = table["low"], table["high"]
-    if table.get("log"):
-        value = float(low * (high / low) ** share)
-    else:
-        value = float(low + (high - low) * share)
+    value = float(low * (high / low) ** share) if table.get("log") else float(low + (high - low) * share)
     return round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.4g}")
 
 

@@ -1,0 +1,226 @@
+"""Run a study: its variants, each with several seeds, as Ray Tune trials over the pipeline's own stages.
+
+python tune/search.py --study overlap --recipe esc50 --data.source ESC-50 --repeats 3
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import tomli_w
+from ray.tune import ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler
+from rich.console import Console
+
+from ast_core.config import EnsembleConfig, Recipe, require, to_dict
+from ast_core.files import committed, digest
+from ast_core.shards import INDEX, ShardIndex
+from pipeline import cluster, tracking
+from pipeline.prepare import prepare
+from pipeline.progress import read_history
+from pipeline.settings import PrepareSettings, RunSettings, parse, run_stage, section_values, with_changes
+from tune.board import Board
+from tune.report import Table, tabulate, write_report
+from tune.space import Study, Variant, load_study
+from tune.trial import SCORE, Trial, run_trial
+
+LOST = 2
+"""Times that a trial whose process was lost is started again; it goes on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class SearchSettings(RunSettings):
+    """Settings of `search`."""
+
+    study: str = "overlap"
+    """A study of the paper (overlap, patch, positions, pretraining, full, ensemble) or a TOML file of your own."""
+    repeats: int = 1
+    """Seeds of each variant, from 0; the table shows mean and standard deviation."""
+    winner: Path | None = None
+    """Also write the best variant to this file, as a recipe."""
+
+    @property
+    def study_dir(self) -> Path:
+        """Where the study's trials and results are."""
+        return self.run_dir / "studies" / Path(self.study).stem
+
+
+def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
+    """Prepare once, run what trials are not done, write table, plot and CSV to `studies/STUDY/`, log all.
+
+    Returns:
+        The table, and the trials with their results on disk.
+
+    Raises:
+        UserError: no such study, a variant that the recipe cannot be changed to, or no trial could be finished.
+    """
+    require(settings.repeats >= 1, f"--repeats is {settings.repeats}; give 1 or more.")
+    study = load_study(settings.study)
+    recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
+    tracking.open_store(settings.tracking)
+    tags = {
+        "stage": "study",
+        "study": study.name,
+        "run_dir": str(settings.run_dir),
+        "folder_id": tracking.folder_id(settings.study_dir),
+    }
+    with (
+        cluster.connected(settings.address, settings.workers),
+        tracking.start_run(
+            settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags
+        ) as run_id,
+    ):
+        shards = {name: _shards(settings, recipe) for name, recipe in recipes.items()}
+        trials = [
+            _trial(settings, variant, seed, recipes[variant.name], shards[variant.name], run_id)
+            for variant in study.variants
+            for seed in range(variant.repeats or settings.repeats)
+        ]
+        _run(settings, study, trials)
+        table = tabulate(study, trials)
+        write_report(settings.study_dir, table)
+        tracking.log_artifacts(run_id, settings.study_dir / "report", under="study")
+        tracking.log_metrics(
+            run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
+        )
+    table.show(Console())
+    _check(trials)
+    if settings.winner:
+        _write_winner(settings.winner.absolute(), table, recipes)
+    return table, trials
+
+
+def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
+    """Where a variant's shards are, and their hash: those of the run, unless its front end is another one."""
+    shards = settings.shards
+    if recipe.front_end != settings.front_end:
+        shards = shards.with_name(f"{shards.name}-{digest(to_dict(recipe.front_end))[:8]}")
+    if (shards / INDEX).is_file():
+        return shards, ShardIndex.load(shards).data_hash
+    own = dataclasses.replace(
+        section_values(settings, PrepareSettings),
+        shards=shards, data=recipe.data, front_end=recipe.front_end, prepare=recipe.prepare,
+    )  # fmt: skip
+    return shards, prepare(own).data_hash
+
+
+def _trial(
+    settings: SearchSettings, variant: Variant, seed: int, recipe: Recipe, shards: tuple[Path, str], run_id: str
+) -> Trial:
+    sections = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)}
+    folder = settings.study_dir / "trials" / variant.name / f"seed-{seed}"
+    own = dataclasses.replace(
+        section_values(settings, RunSettings),
+        **{**sections, "ensemble": EnsembleConfig(seeds=(seed,))},
+        run_dir=folder, shards=shards[0],
+    )  # fmt: skip
+    return Trial(variant.name, own, shards[1], run_id)
+
+
+def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
+    """Run the trials that have no result. Under ASHA all are told to it again, so that it compares with all."""
+    pending = [trial for trial in trials if trial.result() is None]
+    console = Console()
+    console.print(f"{len(trials)} trials, {len(trials) - len(pending)} done before, {len(pending)} to run")
+    if not pending:
+        return
+    asha = study.early_stopping == "asha"
+    with Board(trials), _scratch(settings.study_dir / ".ray") as scratch:
+        grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
+    if asha:
+        _note_stopped(trials)
+    _raise_bugs(grid, pending)
+
+
+def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, asha: bool) -> Tuner:
+    """Trials side by side as far as their workers fit: more would wait for each other's for ever."""
+    epochs = max(trial.settings.optim.epochs for trial in trials)
+    # The last epoch is no reason to stop: the test comes after it.
+    scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
+    resources = ray.cluster_resources()
+    slots = int(resources.get("GPU" if cluster.uses_gpu() else "CPU", 1))
+    side_by_side = max(1, slots // cluster.worker_count(settings.workers))
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
+    return Tuner(
+        # Every CPU is for the workers; Ray Tune takes no trial that asks for nothing at all.
+        ray.tune.with_resources(run_trial, {"memory": 2**20}),
+        param_space={"trial": ray.tune.grid_search(list(trials))},
+        tune_config=TuneConfig(
+            metric=SCORE, mode="max", scheduler=scheduler, max_concurrent_trials=side_by_side, reuse_actors=not asha
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=LOST),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Ray's own notes; the trials' folders are what counts, and a killed search goes on from them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_stopped(trials: Sequence[Trial]) -> None:
+    """Write down what ASHA ended early: it is a result, not a trial to run again."""
+    for trial in trials:
+        rows = read_history(trial.history)
+        if trial.result() is None and not (trial.folder / "trial.json").is_file() and rows:
+            trial.note("stopped", epochs=len(rows), seconds=sum(row["seconds"] for row in rows))
+
+
+def _raise_bugs(grid: ResultGrid, pending: Sequence[Trial]) -> None:
+    if any(trial.result() is None for trial in pending):
+        for number in range(len(grid)):
+            error = grid[number].error
+            if error is not None:
+                raise error
+
+
+def _check(trials: Sequence[Trial]) -> None:
+    failed = [trial for trial in trials if trial.result() is None]
+    names = "; ".join(f"{trial.name} (see {trial.folder / 'log.txt'})" for trial in failed)
+    require(not failed, f"{len(failed)} of {len(trials)} trials failed: {names}. Mend the cause and run it again.")
+
+
+def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
+    best = table.best()
+    recipe = recipes[best.variant]
+    sections = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
+    values = {name: {k: v for k, v in section.items() if v is not None} for name, section in sections.items()}
+    with committed(path) as beside:
+        beside.write_text(
+            f"# {best.variant} of the study {table.study.name}: {best.shown} {table.metric} on {table.data}.\n"
+            + tomli_w.dumps(values),
+            encoding="utf-8",
+        )
+    Console().print(f"Wrote the best, {best.variant}, to {path}", markup=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study as a program."""
+    run_stage(lambda: search(parse(SearchSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from tune.search import main
+
+    main()

@@ -1,0 +1,160 @@
+"""One trial of a study: a member trained, combined and tested in a run folder of its own, in an actor of Ray Tune."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ray import tune
+from rich.console import Console
+
+from ast_core.config import Recipe, to_dict
+from ast_core.errors import UserError
+from ast_core.files import digest, read_json, write_json
+from pipeline import tracking
+from pipeline.combine import combine
+from pipeline.evaluate import measure
+from pipeline.lineage import run_of
+from pipeline.progress import headline_value, read_history
+from pipeline.results import numbers
+from pipeline.settings import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, section_values
+from pipeline.train import train
+
+RESULT = "trial.json"
+SCORE = "score"
+"""What Ray Tune compares: the headline metric of the held-out split, the validation split where there is one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant with one seed."""
+
+    variant: str
+    settings: RunSettings
+    """With one seed, and a run folder of this trial's own."""
+    data_hash: str
+    parent_run: str
+    """MLflow run of the study; "" if the tracker is away."""
+
+    @property
+    def seed(self) -> int:
+        """The trial's only seed."""
+        return self.settings.ensemble.seeds[0]
+
+    @property
+    def name(self) -> str:
+        """As shown."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Run folder."""
+        return self.settings.run_dir
+
+    @property
+    def history(self) -> Path:
+        """Curve of the training."""
+        return self.folder / "members" / f"seed-{self.seed}" / "metrics.jsonl"
+
+    @property
+    def identity(self) -> str:
+        """What a stored result must be of to count as this trial's."""
+        recipe = {f.name: to_dict(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
+        return digest({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
+
+    def result(self) -> dict[str, Any] | None:
+        """What it gave, if it was done with these very settings and data; a failure is nothing."""
+        path = self.folder / RESULT
+        found: dict[str, Any] | None = read_json(path, "Trial's result") if path.is_file() else None
+        return found if found and found["identity"] == self.identity and found["status"] != "failed" else None
+
+    def note(self, status: str, **more: Any) -> None:
+        """Commit its result."""
+        write_json(
+            self.folder / RESULT,
+            {"identity": self.identity, "status": status, "variant": self.variant, "seed": self.seed, **more},
+        )
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """What Ray Tune runs: train (or go on), combine, test, commit the result; report each epoch's score.
+
+    What the user must mend is the trial's result, told in the study's table; anything else is Ray Tune's to retry.
+    """
+    trial: Trial = config["trial"]
+    with _log_to(trial.folder / "log.txt"):
+        try:
+            with _Reporter(trial.history):
+                train(_train_settings(trial))
+            if trial.result() is None:
+                _test(trial)
+        except (UserError, SystemExit) as error:
+            Console().print(f"Failed: {error}", markup=False)
+            trial.note("failed", reason=str(error))
+
+
+def _train_settings(trial: Trial) -> TrainSettings:
+    member = section_values(trial.settings, TrainSettings)
+    return dataclasses.replace(member, seed=trial.seed, parent_run=trial.parent_run)
+
+
+def _test(trial: Trial) -> None:
+    combine(section_values(trial.settings, CombineSettings))
+    results = measure(section_values(trial.settings, EvaluateSettings))
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in numbers(values).items()}
+    run_id = run_of(trial.history.parent)
+    tracking.log_metrics(run_id, flat)
+    tracking.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
+    trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """What the stages say goes to the trial's log: the study's screen is for the study."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("a", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+class _Reporter:
+    """Reports each epoch of the curve on disk to Ray Tune, from the first, also those of before a resume.
+
+    Ray Tune may end the trial at any report: it then ends this process, and what is trained is on disk.
+    """
+
+    def __init__(self, history: Path) -> None:
+        self._history = history
+        self._reported = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._report()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.5):
+            self._report()
+
+    def _report(self) -> None:
+        for row in read_history(self._history)[self._reported :]:
+            tune.report({"epoch": int(row["epoch"]), SCORE: headline_value(row)})
+            self._reported += 1
