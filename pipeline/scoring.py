@@ -74,7 +74,13 @@ def _scorers(settings: EvaluateSettings, most: int) -> list[Any]:
     resources, gpu = ray.cluster_resources(), cluster.uses_gpu()
     room = int(resources.get("GPU" if gpu else "CPU", 1))
     workers = max(1, min(cluster.worker_count(settings.workers), room, most))
-    actor = ray.remote(Scorer).options(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=2, max_task_retries=2)
+    actor = ray.remote(Scorer).options(
+        num_cpus=1,
+        num_gpus=1 if gpu else 0,
+        max_restarts=2,
+        max_task_retries=2,
+        scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has room for itself only
+    )
     return [actor.remote(settings.shards, settings.data.test_split) for _ in range(workers)]
 
 

@@ -24,7 +24,9 @@ from tune.plots import plot_study
 from tune.space import BALANCED, FULL, Study
 from tune.trial import Trial
 
-NO_MINUS = "\N{PLUS-MINUS SIGN}"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+PAPERS = {BALANCED: "paper bal.", FULL: "paper full"}
+"""Headings of the published numbers."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,15 @@ class Table:
         own: dict[str, Callable[[Line], str]] = {
             "variant": lambda row: row.variant,
             "patches": lambda row: str(row.cost.patches),
-            "GMAC a clip": lambda row: f"{row.cost.macs / 1e9:.3g}",
-            "M parameters": lambda row: f"{row.cost.parameters / 1e6:.3g}",
-            f"ours, {self.metric}": lambda row: row.shown,
-            "ours, last epoch": lambda row: _shown(row.last),
-            "training, s": lambda row: f"{row.seconds:.0f}",
+            "GMAC": lambda row: f"{row.cost.macs / 1e9:.3g}",
+            "M par.": lambda row: f"{row.cost.parameters / 1e6:.3g}",
+            self.metric: lambda row: row.shown,
+            "last epoch": lambda row: _shown(row.last),
+            "train s": lambda row: f"{row.seconds:.0f}",
         }
         for name in (BALANCED, FULL):
             if any(name in row.published for row in self.rows):
-                own[f"paper, {name}"] = lambda row, name=name: (  # type: ignore[misc]
+                own[PAPERS[name]] = lambda row, name=name: (  # type: ignore[misc]
                     f"{row.published[name]:.3f}" if name in row.published else ""
                 )
         return own
@@ -105,14 +107,17 @@ class Table:
     def caption(self) -> str:
         """Whose numbers are whose."""
         note = f" {self.study.note}" if self.study.note else ""
-        return f"Ours: {self.data}; mean {NO_MINUS} standard deviation over seeds. The paper's: AudioSet.{note}"
+        return (
+            f"{self.metric} and last epoch are ours, on {self.data}; mean {PLUS_MINUS} standard deviation over seeds. "
+            f"The paper's are mAP on AudioSet, trained on its balanced or its full set.{note}"
+        )
 
     def show(self, console: Console) -> None:
         """Print it."""
         best = max((row.mean for row in self.rows if row.scores), default=math.nan)
         table = rich.table.Table(title=self.study.title, caption=self.caption, caption_justify="left")
         for number, heading in enumerate(self.columns()):
-            table.add_column(heading, justify="right" if number else "left")
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(cell(row) for cell in self.columns().values()), style="bold" if row.mean == best else "")
         console.print(table)
@@ -196,5 +201,5 @@ def _data(trial: Trial, index: ShardIndex) -> str:
 def _shown(scores: Sequence[float]) -> str:
     if not scores:
         return ""
-    spread = f" {NO_MINUS} {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    spread = f" {PLUS_MINUS} {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
     return f"{statistics.fmean(scores):.3f}{spread}"
