@@ -19,6 +19,8 @@ from ast_core.model import AST
 from ast_core.pretrained import load_exactly
 
 DESCRIPTION = "bundle.json"
+MEANING = ("model", "front_end", "mean", "std", "loss")
+"""What, besides labels, a member's weights mean."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,25 @@ class Bundle:
         if huggingface.is_folder(folder):
             return _of_huggingface(folder)
         description = read_json(folder / DESCRIPTION, "Bundle's description")
-        members = []
-        for entry in description["members"]:
-            path = folder / entry["file"]
-            require(path.parent == folder, f"{folder / DESCRIPTION} names a file outside its folder: {entry['file']}.")
-            found = sha256_of(path) if path.is_file() else "no file"
-            if found != entry["sha256"]:
-                raise DamagedError(
-                    f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again."
-                )
-            members.append(_member(entry, load_file(path), len(description["labels"])))
+        classes = len(description["labels"])
+        members = [_member(entry, _weights(folder, entry), classes) for entry in description["members"]]
         labels, single = tuple(description["labels"]), description["single_label"]
         return Bundle(labels, single, tuple(members), description["digest"], description["facts"])
+
+
+def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[str, Any]]]:
+    """Name, weights and identity of each member, as `write_bundle` takes them.
+
+    Raises:
+        UserError: there is no bundle in the folder.
+        DamagedError: a file's hash differs from the description's.
+    """
+    description = read_json(folder / DESCRIPTION, "Bundle's description")
+    labels = description["labels"]
+    return [
+        (entry["name"], _weights(folder, entry), {"labels": labels, **{key: entry[key] for key in MEANING}})
+        for entry in description["members"]
+    ]
 
 
 def write_bundle(
@@ -91,12 +100,22 @@ def write_bundle(
         path = folder / f"member-{number}.safetensors"
         with committed(path) as beside:
             save_file({key: value.contiguous() for key, value in weights.items()}, beside)
-        settings = {key: identity[key] for key in ("model", "front_end", "mean", "std", "loss")}
+        settings = {key: identity[key] for key in MEANING}
         entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
     content = {"labels": labels, "single_label": single_label, "members": entries}
     value = digest(content)
     write_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
     return value
+
+
+def _weights(folder: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
+    path = folder / entry["file"]
+    require(path.parent == folder, f"{folder / DESCRIPTION} names a file outside its folder: {entry['file']}.")
+    found = sha256_of(path) if path.is_file() else "no file"
+    if found != entry["sha256"]:
+        raise DamagedError(f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again.")
+    weights: dict[str, torch.Tensor] = load_file(path)
+    return weights
 
 
 def _of_huggingface(folder: Path) -> Bundle:

@@ -1,0 +1,168 @@
+"""Ensemble-S and Ensemble-M: members trained as the trials of a study, then only arithmetic on their stored scores.
+
+python tune/ensemble.py --recipe audioset_full --data.source AUDIOSET
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rich.table
+from rich.console import Console
+
+from ast_core.bundle import read_members, write_bundle
+from ast_core.ensemble import mean_probabilities
+from ast_core.errors import UserError
+from ast_core.files import committed, read_json
+from ast_core.metrics import evaluate_scores
+from ast_core.shards import ShardReader
+from pipeline.evaluate import evaluate
+from pipeline.results import read_scores, write_scores
+from pipeline.settings import EvaluateSettings, parse, run_stage, section_values
+from tune.search import SearchSettings, search
+from tune.trial import Trial
+
+SINGLE, MULTI = "ensemble-s", "ensemble-m"
+"""Members of the study's first variant, and all."""
+
+
+@dataclass(frozen=True)
+class EnsembleSettings(SearchSettings):
+    """Settings of `ensemble`."""
+
+    study: str = "ensemble"
+    """Members: the paper's (16 x 16 patches at strides 10, 12, 14, 16), or a TOML file's: its first variant with
+    `--repeats` seeds is Ensemble-S, all its variants are Ensemble-M."""
+    repeats: int = 3
+    """Seeds of the first variant; variants of the paper's study have one each but for it."""
+    subsets: bool = False
+    """Also score every subset of two members and more, to `report/subsets.csv`."""
+
+
+def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
+    """Train what members are missing; write bundles and evaluation of each member, S and M to the study's folder.
+
+    Returns:
+        Metrics by bundle.
+
+    Raises:
+        UserError: as `search`, or members that were not tested on the same clips.
+    """
+    _, trials = search(settings)
+    reader = ShardReader(settings.shards, [settings.data.test_split])
+    scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
+    first = trials[0].variant
+    groups = {SINGLE: [t for t in trials if t.variant == first], MULTI: list(trials)}
+    for name, members in groups.items():
+        if len(members) > 1 and (name == SINGLE or len(members) > len(groups[SINGLE])):
+            _join(settings, name, members, reader, [scores[_name(trial)] for trial in members])
+    results = evaluate(_evaluation(settings))
+    _show(results, list(scores))
+    if settings.subsets:
+        _write_subsets(settings.study_dir / "report" / "subsets.csv", scores, reader)
+    return results
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.variant}-seed-{trial.seed}"
+
+
+def _evaluation(settings: EnsembleSettings) -> EvaluateSettings:
+    values = section_values(settings, EvaluateSettings)
+    return EvaluateSettings(**{**vars(values), "run_dir": settings.study_dir})
+
+
+def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
+    """Copy a trial's standing bundle beside the others, with its scores: float32 [N, C]."""
+    source = trial.folder / "bundles" / f"seed-{trial.seed}"
+    facts = read_json(source / "bundle.json", "Bundle")["facts"]
+    members = [(_name(trial), weights, identity) for _, weights, identity in read_members(source)]
+    bundle_digest = write_bundle(
+        settings.study_dir / "bundles" / _name(trial), members, reader.index.single_label, facts
+    )
+    stored = trial.folder / "evaluation" / f"seed-{trial.seed}-scores.parquet"
+    own = read_json(source / "bundle.json", "Bundle")["digest"]
+    scores_NC = read_scores(stored, _identity(settings, own, reader))
+    if scores_NC is None:
+        raise UserError(f"{stored} is not of {source} and the split {settings.data.test_split}: remove it.")
+    return _keep(settings, _name(trial), bundle_digest, scores_NC, reader)
+
+
+def _join(
+    settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
+) -> None:
+    bundles = [settings.study_dir / "bundles" / _name(trial) for trial in trials]
+    described = [read_json(bundle / "bundle.json", "Bundle")["facts"] for bundle in bundles]
+    facts = {
+        "recipe": settings.experiment,
+        "data_hash": reader.index.data_hash,
+        "seeds": sorted({trial.seed for trial in trials}),
+        "made_of": f"mean of {len(trials)} members' probabilities",
+        "role": "ensemble",
+        "train_runs": [run for own in described for run in own.get("train_runs", [])],
+    }
+    members = [member for bundle in bundles for member in read_members(bundle)]
+    bundle_digest = write_bundle(settings.study_dir / "bundles" / name, members, reader.index.single_label, facts)
+    _keep(settings, name, bundle_digest, mean_probabilities(scores), reader)
+
+
+def _keep(
+    settings: EnsembleSettings, name: str, bundle_digest: str, scores_NC: np.ndarray, reader: ShardReader
+) -> np.ndarray:
+    """Store scores where `evaluate` finds them: it then computes nothing again."""
+    path = settings.study_dir / "evaluation" / f"{name}-scores.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_scores(path, _identity(settings, bundle_digest, reader), scores_NC, reader)
+    return scores_NC
+
+
+def _identity(settings: EnsembleSettings, bundle_digest: str, reader: ShardReader) -> dict[str, str]:
+    return {
+        "bundle_digest": bundle_digest,
+        "data_hash": reader.index.data_hash,
+        "split": settings.data.test_split,
+    }
+
+
+def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
+    """Gains over the members' mean, and over the best of them."""
+    key = "accuracy" if "accuracy" in results[members[0]] else "mAP"
+    single = [results[name][key] for name in members]
+    table = rich.table.Table("ensemble", key, "over the members' mean", "over the best member", title="gain")
+    for name in (SINGLE, MULTI):
+        if name in results:
+            value = results[name][key]
+            table.add_row(
+                name, f"{value:.4f}", f"{value - sum(single) / len(single):+.4f}", f"{value - max(single):+.4f}"
+            )
+    Console().print(table)
+
+
+def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReader) -> None:
+    lines = ["members,metric,value,names"]
+    single = reader.index.single_label
+    key = "accuracy" if single else "mAP"
+    for size in range(2, len(scores) + 1):
+        for names in itertools.combinations(scores, size):
+            mean_NC = mean_probabilities([scores[name] for name in names])
+            value = evaluate_scores(mean_NC, reader.labels_NC, single)[key]
+            lines.append(f"{size},{key},{value:.6f},{' '.join(names)}")
+    with committed(path) as beside:
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run it as a program."""
+    run_stage(lambda: ensemble(parse(EnsembleSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from tune.ensemble import main
+
+    main()
