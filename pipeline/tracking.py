@@ -47,8 +47,7 @@ from ast_core.errors import UserError
 
 ResultT = TypeVar("ResultT")
 SQLITE = "sqlite:///"
-PARENT = "mlflow.parentRunId"
-"""Tag that puts a run under another one."""
+PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
 PARAM_CHARACTERS = 500
 """Longer values are cut; the whole settings are in the run folder."""
 BATCH = 100
