@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ast_core import huggingface
 from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require, to_dict
+from ast_core.decisions import FILE as DECISIONS
+from ast_core.decisions import Decisions, load_decisions
 from ast_core.ensemble import Member
 from ast_core.errors import DamagedError
 from ast_core.files import committed, digest, read_json, sha256_of, write_json
@@ -34,6 +36,8 @@ class Bundle:
     """SHA-256 over weights, labels and settings: the same model has the same digest."""
     facts: dict[str, Any]
     """Where it came from: data hash, recipe, seeds, epochs."""
+    decisions: Decisions | None = None
+    """Calibration and thresholds, if they were fitted."""
 
     @property
     def front_end(self) -> FrontEndConfig:
@@ -54,7 +58,8 @@ class Bundle:
         classes = len(description["labels"])
         members = [_member(entry, _weights(folder, entry), classes) for entry in description["members"]]
         labels, single = tuple(description["labels"]), description["single_label"]
-        return Bundle(labels, single, tuple(members), description["digest"], description["facts"])
+        decisions = load_decisions(folder, description["digest"])
+        return Bundle(labels, single, tuple(members), description["digest"], description["facts"], decisions)
 
 
 def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[str, Any]]]:
@@ -104,8 +109,16 @@ def write_bundle(
         entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
     content = {"labels": labels, "single_label": single_label, "members": entries}
     value = digest(content)
+    _forget_decisions(folder, value)
     write_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
     return value
+
+
+def _forget_decisions(folder: Path, bundle_digest: str) -> None:
+    """Thresholds of other weights are none."""
+    path = folder / DECISIONS
+    if path.is_file() and read_json(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
+        path.unlink()
 
 
 def _weights(folder: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:

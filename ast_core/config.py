@@ -228,11 +228,28 @@ class EnsembleConfig:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the members; three are the paper's Ensemble-S."""
+    epochs: bool = False
+    """Also a bundle of each member's epochs that predicts their mean (the published log's 0.4647 beside 0.4590)."""
 
     def __post_init__(self) -> None:
         """Check that members differ."""
         require(bool(self.seeds), "ensemble.seeds is empty; give at least one seed.")
         require(len(set(self.seeds)) == len(self.seeds), f"ensemble.seeds {self.seeds} has a seed twice.")
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Learning from a teacher's probabilities beside the labels."""
+
+    teacher: str = ""
+    """A bundle folder or registry URI whose probabilities of the training clips are learned from; empty for none. It
+    may differ in size, patches and strides, not in labels or front end."""
+    weight: float = 0.5
+    """Share of the teacher in the targets; the labels have the rest."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        require(0 <= self.weight <= 1, f"distil.weight is {self.weight}; give 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -247,6 +264,9 @@ class Job:
     model: ModelConfig
     augment: AugmentConfig
     optim: OptimConfig
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    teacher_scores: Path | None = None
+    """The teacher's probabilities of the training clips, as `ast_core.score_table` writes them."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +279,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ast_core.config import WAYS_IN, Job, require, to_dict
 from ast_core.shards import ShardReader
+from ast_core.targets import teacher_identity
 
 
 def normalisation(job: Job, train: ShardReader) -> tuple[float, float]:
@@ -42,4 +43,4 @@ def run_identity(job: Job, train: ShardReader) -> dict[str, Any]:
         "optim": optim,
         "seed": job.seed,
         "train_splits": list(job.data.train_splits),
-    }
+    } | teacher_identity(job)

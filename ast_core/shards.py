@@ -29,6 +29,7 @@ from ast_core.errors import DamagedError
 from ast_core.files import committed, read_json, sha256_of
 
 INDEX = "index.json"
+REJECTS = "rejects.parquet"
 ROW_GROUP = 8
 LARGEST_PAGE_HEAD = 128
 """Bytes before a page's values: 31 in what pyarrow writes. Two pages' heads would not be taken for one."""
@@ -156,6 +157,7 @@ class ShardReader:
             UserError: no shards, or no such split.
             DamagedError: a part is missing or not the file that was committed.
         """
+        self.folder, self.splits = folder, tuple(splits)
         self.index = ShardIndex.load(folder)
         self.index.require_splits(splits)
         self._shape = (int(self.index.front_end["target_frames"]), int(self.index.front_end["num_mel_bins"]))
@@ -173,6 +175,8 @@ class ShardReader:
         for path, count in zip(self._paths, rows, strict=True):
             with _damage_named(path):
                 self._open(path, count)
+        self.targets_NC = self.labels_NC
+        """What training aims at: the labels, unless others are put in their place."""
 
     def _open(self, path: Path, rows: int) -> None:
         """Keep a part's file open and take in its small columns; ValueError where it is not what was written."""

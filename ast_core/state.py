@@ -110,8 +110,8 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
 def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:
     """UserError with what differs, unless a checkpoint is of the run that `identity` says."""
     changed = [
-        f"{part}.{key}" for part, values in identity.items() for key, value in values.items()
-        if digest(stored[part].get(key)) != digest(value)
+        f"{part}.{key}" for part in identity for key in {**stored[part], **identity[part]}
+        if digest(stored[part].get(key)) != digest(identity[part].get(key))
     ]  # fmt: skip
     require(
         not changed,

@@ -22,6 +22,7 @@ from ast_core.schedule import learning_rate
 from ast_core.shards import ShardReader
 from ast_core.state import State, finish_epoch, fresh, require_same_run, resume, save
 from ast_core.step import step
+from ast_core.targets import soft_targets
 
 
 def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
@@ -42,6 +43,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device) -> None:
     )
     train = ShardReader(job.shards, job.data.train_splits)
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
+    train.targets_NC = soft_targets(job, train)
     mean, std = normalisation(job, train)
     state = fresh(job, train, device, world)
     identity = _identity(job, train)

@@ -59,7 +59,7 @@ def combine(settings: CombineSettings) -> list[Path]:
         if settings.optim.weights != "last":
             last = epochs[settings.optim.epochs]
             write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed], "last")
-        if settings.epoch_ensembles:
+        if settings.ensemble.epochs:
             every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, settings.optim.epochs + 1)]
             write(f"{name}-epochs", every, f"mean of {len(every)} epochs' probabilities", [seed], "epochs")
         write(name, [part], made_of, [seed], "member")

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ast_core.bundle import DESCRIPTION
 from ast_core.clip_list import cover, read_ids
 from ast_core.config import require
-from ast_core.ensemble import mean_probabilities
 from ast_core.files import digest, read_json, write_json
+from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
-from pipeline import cluster, tracking
 from pipeline import results as results_of
+from pipeline import tracking
+from pipeline.lineage import note_run
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_history
-from pipeline.scoring import score_members
+from pipeline.scoring import bundle_scores, describe_all
 from pipeline.settings import EvaluateSettings, parse, run_stage
+from pipeline.teacher import compare
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
@@ -45,6 +46,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
     Console().print(results_of.bundles_table(results))
     shown = _headline(results)
     Console().print(results_of.classes_table(shown, results[shown]))
+    if settings.distil.teacher and settings.clip_list is None:
+        Console().print(compare(settings, reader, results))
     if test.absent:
         Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
     return {name: results_of.numbers(result["metrics"]) for name, result in results.items()}
@@ -53,7 +56,6 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
 def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
     """Score the bundles and write scores and metrics to `evaluation/`.
 
-    A member is scored once, in however many bundles it is; a bundle that was scored on this data already, not again.
     With a list of clips, metrics are of these alone and go to `evaluation/LIST/`.
 
     Returns:
@@ -64,10 +66,9 @@ def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
             that names no clip of the split.
     """
     reader = _reader(settings)
-    descriptions = _descriptions(settings.run_dir / "bundles", reader)
-    facts = {"data_hash": reader.index.data_hash, "split": settings.data.test_split}
-    identities = {name: {"bundle_digest": value["digest"], **facts} for name, value in descriptions.items()}
-    scores = _scores(settings, descriptions, identities, reader)
+    bundles = describe_all(settings.run_dir / "bundles", reader)
+    identities = {name: identity_of(described.digest, reader) for name, described in bundles.items()}
+    scores = bundle_scores(settings, bundles, reader, settings.run_dir / "evaluation")
     test = _test(settings, reader)
     results = {name: _result(test, identities[name], name, scores_NC, reader) for name, scores_NC in scores.items()}
     write_json(test.output / "summary.json", {name: result["metrics"] for name, result in results.items()})
@@ -109,32 +110,12 @@ def _test(settings: EvaluateSettings, reader: ShardReader) -> _Test:
     return _Test(output, coverage.indices_N, coverage.listed, of, coverage.absent, settings.bootstrap)
 
 
-def _scores(
-    settings: EvaluateSettings,
-    descriptions: dict[str, dict[str, Any]],
-    identities: dict[str, dict[str, str]],
-    reader: ShardReader,
-) -> dict[str, np.ndarray]:
-    """Each bundle's probabilities of the whole split, float32 [N, C]; those on disk, and others scored now."""
-    paths = {name: settings.run_dir / "evaluation" / f"{name}-scores.parquet" for name in descriptions}
-    known = {name: results_of.read_scores(path, identities[name]) for name, path in paths.items()}
-    pending = {name: value for name, value in descriptions.items() if known[name] is None}
-    if pending:
-        with cluster.connected(settings.address, settings.workers):
-            by_member = score_members(settings, pending, reader)
-        for name, description in pending.items():
-            scores_NC = mean_probabilities([by_member[entry["sha256"]] for entry in description["members"]])
-            results_of.write_scores(paths[name], identities[name], scores_NC, reader)
-            known[name] = scores_NC
-    return {name: scores_NC for name, scores_NC in known.items() if scores_NC is not None}
-
-
 def _result(
     test: _Test, identity: dict[str, str], name: str, scores_NC: np.ndarray, reader: ShardReader
 ) -> dict[str, Any]:
     """A bundle's metrics on the clips that count; those on disk if they are of the same scores, clips and resamples."""
     path = test.output / f"{name}.json"
-    facts = {**identity, "clips": digest(test.indices_N.tolist()), "resamples": test.resamples}
+    facts = {**identity, "evaluated_on": _which(test, reader), "resamples": test.resamples}
     if path.is_file():
         known: dict[str, Any] = read_json(path, "Evaluation")
         if all(known.get(key) == value for key, value in facts.items()):
@@ -148,31 +129,10 @@ def _result(
     return result
 
 
-def _descriptions(bundles: Path, reader: ShardReader) -> dict[str, dict[str, Any]]:
-    """Each bundle's description, the largest ensemble last; UserError where it does not fit the shards."""
-    found = {path.parent: read_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
-    require(bool(found), f"There is no bundle in {bundles}: run combine first.")
-    descriptions = {}
-    for folder, description in sorted(found.items(), key=lambda item: _members_of_ensemble(item[1])):
-        labels, wanted = description["labels"], list(reader.index.labels)
-        require(
-            labels == wanted,
-            f"{folder} was trained on {len(labels)} labels that are not the {len(wanted)} of the shards in use"
-            f"{_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
-        )
-        fits = all(entry["front_end"] == reader.index.front_end for entry in description["members"])
-        require(fits, f"{folder} was trained with another front end than the shards in use. Prepare with its own.")
-        descriptions[folder.name] = description
-    return descriptions
-
-
-def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
-    pairs = enumerate(zip(labels, wanted, strict=False))
-    return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
-
-
-def _members_of_ensemble(description: dict[str, Any]) -> int:
-    return len(description["members"]) if description["facts"].get("role") == "ensemble" else 0
+def _which(test: _Test, reader: ShardReader) -> str:
+    """A hash of the clips that count and their labels: results on the same ones can be compared, however prepared."""
+    labels = [np.flatnonzero(reader.labels_NC[index]).tolist() for index in test.indices_N]
+    return digest([[reader.clip_ids[index] for index in test.indices_N], labels, list(reader.index.labels)])
 
 
 def _headline(results: dict[str, results_of.Result]) -> str:
@@ -203,6 +163,7 @@ def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.
             ends_by_name = zip(("low", "high"), ends, strict=True)
             flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
     with tracking.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
+        note_run(settings.run_dir / "evaluation", run_id)
         tracking.log_metrics(run_id, flat)
         tracking.log_artifacts(run_id, test.output)
 

@@ -15,7 +15,7 @@ from ast_core.bundle import Bundle
 from ast_core.config import require
 from ast_core.huggingface import HuggingFaceModel, write_folder
 from ast_core.portable import export_onnx
-from pipeline.predict import bundle_folder
+from pipeline.registry import bundle_folder
 from pipeline.settings import ExportSettings, parse, run_stage
 
 

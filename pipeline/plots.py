@@ -117,6 +117,48 @@ def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.nd
     save(figure, path)
 
 
+def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
+    """Draw a clip's log-mel as a small picture.
+
+    Args:
+        path: PNG to write.
+        fbank_TM: raw log-mel.
+        seconds: that T frames are.
+    """
+    figure = Figure(figsize=(4.2, 1.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(fbank_TM.T, cmap="magma", origin="lower", aspect="auto", extent=(0, seconds, 0, fbank_TM.shape[1]))
+    axes.set_xlabel("s", fontsize=8)
+    axes.set_ylabel("mel bin", fontsize=8)
+    axes.tick_params(labelsize=7)
+    save(figure, path)
+
+
+def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw a confusion matrix as shares of each true class, a row a class.
+
+    Args:
+        path: PNG to write.
+        matrix_CC: clips by true and by predicted class.
+        labels: C names.
+    """
+    share_CC = matrix_CC / np.maximum(matrix_CC.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.26 * len(labels)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    names = [label[:24].replace("$", r"\$") for label in labels]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for row, column in zip(*np.nonzero(matrix_CC), strict=True):
+        light = share_CC[row, column] > 0.5
+        count = str(matrix_CC[row, column])
+        axes.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if light else "black")
+    axes.set(xlabel="taken for", ylabel="is")
+    figure.colorbar(drawn, ax=axes, label="share of the class")
+    save(figure, path)
+
+
 def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
     """The headline metric: accuracy where there is one, else mAP."""
     keys = sorted({key for row in rows for key in row})

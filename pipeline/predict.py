@@ -10,23 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import soundfile
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from ast_core.audio import load_waveform
 from ast_core.bundle import Bundle
 from ast_core.config import require
 from ast_core.errors import ClipError
-from ast_core.files import committed, write_json
 from ast_core.predictor import Predictor
-from pipeline import pictures, tracking
+from pipeline import pictures
+from pipeline.registry import bundle_folder
 from pipeline.settings import PredictSettings, parse, run_stage
+from pipeline.tagging import Tagging
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
 
@@ -35,7 +32,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     """Predict every file; a broken one is reported and the others go on.
 
     Returns:
-        Probabilities, float32 [C], by path.
+        Probabilities, float32 [C], by path; calibrated ones with `decide`.
 
     Raises:
         UserError: no such input or model, or no file could be used.
@@ -48,6 +45,10 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     files = list(_files(settings.inputs))
     require(bool(files), "There is no audio file in what was given.")
     bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
+    require(
+        not settings.decide or bundle.decisions is not None,
+        f"{settings.model} has no thresholds to decide by: run calibrate (and register) first.",
+    )
     predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
     scores: dict[str, np.ndarray] = {}
     faults: dict[str, str] = {}
@@ -58,20 +59,15 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
             pictures.write(settings, predictor, path, waveform_N)
         except ClipError as error:
             faults[str(path)] = str(error)
-    Console().print(_table(bundle, scores, faults, settings.top_k))
+    tagging = Tagging(bundle.labels, scores, faults)
+    if settings.decide:
+        tagging = tagging.decide(bundle)
+    Console().print(tagging.table(settings.top_k))
     Console().print(f"{len(files)} files = {len(scores)} predicted + {len(faults)} refused")
     if settings.output:
-        _write(settings.output, bundle, scores, faults)
+        tagging.write(settings.output)
     require(bool(scores), "None of the files could be used; the table says why.")
-    return scores
-
-
-def bundle_folder(model: str, store: str) -> Path:
-    """The folder of a bundle, or of a registered model, fetched from `store`."""
-    if model.startswith(("models:/", "runs:/")):
-        tracking.open_store(store)
-        return tracking.fetch_bundle(model)
-    return Path(model).absolute()
+    return tagging.scores
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:
@@ -82,33 +78,6 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
         else:
             yield path
-
-
-def _table(bundle: Bundle, scores: dict[str, np.ndarray], faults: dict[str, str], top_k: int) -> Table:
-    table = Table(title="predictions")
-    table.add_column("file", overflow="fold")
-    table.add_column("labels")
-    for path, scores_C in scores.items():
-        top = np.argsort(-scores_C, kind="stable")[:top_k]
-        table.add_row(Path(path).name, ", ".join(f"{bundle.labels[c]} {scores_C[c]:.3f}" for c in top))
-    for path, reason in faults.items():
-        table.add_row(Path(path).name, f"refused: {reason}".replace("[", "\\["), style="red")
-    return table
-
-
-def _write(path: Path, bundle: Bundle, scores: dict[str, np.ndarray], faults: dict[str, str]) -> None:
-    """A row a file: path, error, and each label's probability."""
-    rows = [{"path": p, "error": "", **dict(zip(bundle.labels, s.tolist(), strict=True))} for p, s in scores.items()]
-    rows += [{"path": p, "error": reason, **dict.fromkeys(bundle.labels)} for p, reason in faults.items()]
-    if path.suffix == ".json":
-        write_json(path, rows)
-        return
-    table = pa.Table.from_pylist(rows)
-    with committed(path) as beside:
-        if path.suffix == ".csv":
-            pyarrow.csv.write_csv(table, beside)
-        else:
-            pyarrow.parquet.write_table(table, beside)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

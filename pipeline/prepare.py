@@ -26,7 +26,7 @@ from rich.table import Table
 from ast_core.config import require, to_dict
 from ast_core.files import committed, digest, read_json, write_json
 from ast_core.manifest import Clip, Manifest, load_manifest
-from ast_core.shards import INDEX, ShardIndex
+from ast_core.shards import INDEX, REJECTS, ShardIndex
 from pipeline import cluster
 from pipeline.part import Part, is_done, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
@@ -34,7 +34,7 @@ from pipeline.synthesise import synthesise
 
 AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
 """Published mean and standard deviation, shown beside a data set's own."""
-REJECTS = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
+REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
 
 
 def prepare(settings: PrepareSettings) -> ShardIndex:
@@ -59,8 +59,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     else:
         Console().print("Every shard is there already: nothing to do.")
     splits, rejects = _books(parts)
-    with committed(settings.shards / "rejects.parquet") as beside:
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS), beside)
+    with committed(settings.shards / REJECTS) as beside:
+        pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), beside)
     _report(settings.shards, splits)
     _check_rejects(settings, splits, rejects)
     index = _write_index(settings, manifest, splits)
@@ -198,7 +198,7 @@ def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[
     require(
         rejected <= settings.prepare.max_reject_share * present,
         f"{rejected} of {present} clips were rejected, more than prepare.max-reject-share "
-        f"{settings.prepare.max_reject_share} allows. See {settings.shards / 'rejects.parquet'}; "
+        f"{settings.prepare.max_reject_share} allows. See {settings.shards / REJECTS}; "
         "mend the clips or raise the limit.",
     )
 

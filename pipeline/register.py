@@ -1,4 +1,4 @@
-"""Register a run's members and ensemble as MLflow models; the alias `champion` moves last.
+"""Register a run's members and ensembles as MLflow models; the best so far is `champion`, the newest `challenger`.
 
 python pipeline/register.py --recipe esc50 --run-dir work/esc50
 """
@@ -10,6 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,57 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.bundle import Bundle
+from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
 from ast_core.files import read_json
-from pipeline import tracking
+from pipeline import registry, tracking
 from pipeline.card import model_card
-from pipeline.serving import AUDIO, Tagger
+from pipeline.registry import CHALLENGER, CHAMPION
+from pipeline.serving import AUDIO
 from pipeline.settings import RegisterSettings, parse, run_stage
 
-ALIAS = "champion"
-"""What `predict` asks for."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bundle that is to be a model's version."""
+
+    name: str
+    folder: Path
+    bundle: Bundle
+    evaluation: dict[str, Any]
+    """Content of its `evaluation/NAME.json`."""
+
+    @property
+    def decisions_digest(self) -> str:
+        """Of its thresholds; "" without."""
+        return self.bundle.decisions.digest if self.bundle.decisions else ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a version is told by, where it came from, and what promotion looks at."""
+        facts, metrics = self.bundle.facts, self.evaluation["metrics"]
+        metric = "accuracy" if "accuracy" in metrics else "mAP"
+        return {
+            "bundle_digest": self.bundle.digest,
+            "decisions_digest": self.decisions_digest,
+            "data_hash": str(facts.get("data_hash", "")),
+            "recipe": str(facts.get("recipe", "")),
+            "seeds": ", ".join(str(seed) for seed in facts.get("seeds", [])),
+            "train_runs": ", ".join(facts.get("train_runs", [])),
+            "labels": str(len(self.bundle.labels)),
+            "members": str(len(self.bundle.members)),
+            "metric": metric,
+            "score": repr(metrics[metric]),
+            "evaluated_on": str(self.evaluation.get("evaluated_on", "")),
+        }
 
 
 def register(settings: RegisterSettings) -> dict[str, int]:
-    """Register the ensemble (or the only member) as NAME and each member as NAME-seed-N.
+    """Register the largest ensemble (or the only member) as NAME, other bundles as NAME-BUNDLE.
 
     A bundle that is registered already keeps its version. An alias is set only after its version was fetched back and
-    its hashes were verified.
+    its hashes were verified: `challenger` always, `champion` where there is none or the score on the very same test
+    clips is better than its.
 
     Returns:
         The version by model name.
@@ -44,75 +79,97 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     Raises:
         UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
     """
-    names = _names(settings)
-    evaluations = {folder: _evaluation(settings, folder) for folder in names.values()}
+    candidates = _candidates(settings)
     tracking.open_store(settings.tracking)
     tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}
     versions: dict[str, int] = {}
-    digests: dict[str, str] = {}
+    verdicts: dict[str, str] = {}
     # Two registrations of one run at a time would each miss the other's version.
     with (
         filelock.FileLock(settings.run_dir / ".register.lock"),
         tracking.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id,
     ):
         require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
-        for name, folder in names.items():
-            bundle = Bundle.load(folder)
-            versions[name] = _version(name, folder, bundle, run_id, evaluations[folder])
-            digests[name] = bundle.digest
-        for name, version in versions.items():
-            stored = Bundle.load(tracking.fetch_bundle(f"models:/{name}/{version}"))
-            require(stored.digest == digests[name], f"{name} version {version} in the registry is another bundle.")
-        for name, version in versions.items():
-            tracking.set_alias(name, ALIAS, version)
-    Console().print(_table(versions, digests))
+        for own in candidates:
+            versions[own.name] = _version(own, run_id)
+        for own in candidates:
+            stored = Bundle.load(registry.fetch_bundle(f"models:/{own.name}/{versions[own.name]}"))
+            whole = stored.digest == own.bundle.digest
+            require(whole, f"{own.name} version {versions[own.name]} in the registry is another bundle.")
+        for own in candidates:
+            verdicts[own.name] = _set_aliases(own, versions[own.name], settings.force)
+    Console().print(_table(versions, candidates, verdicts))
+    for name, verdict in verdicts.items():
+        if verdict:
+            Console(soft_wrap=True).print(f"{name}: {verdict}", markup=False)
     uri = shlex.quote(settings.tracking)
     Console(soft_wrap=True).print(f"Registry's page: mlflow ui --backend-store-uri {uri}", markup=False)
     return versions
 
 
-def _names(settings: RegisterSettings) -> dict[str, Path]:
-    """Bundle folders by model name, the main one last: its alias is what everyone uses."""
+def _candidates(settings: RegisterSettings) -> list[Candidate]:
+    """Members and ensembles, the main one last: its alias is what everyone uses."""
     bundles = settings.run_dir / "bundles"
-    described = sorted(path.parent for path in bundles.glob("seed-*/bundle.json"))
-    members = [folder for folder in described if folder.name.removeprefix("seed-").isdigit()]
-    require(bool(members), f"There is no bundle in {bundles}: run combine first.")
-    ensemble = bundles / "ensemble"
-    whole = (ensemble / "bundle.json").is_file()
-    require(whole or len(members) == 1, f"{ensemble} is missing for {len(members)} members: run combine again.")
-    names = {f"{settings.model_name}-{folder.name}": folder for folder in members}
-    return names | {settings.model_name: ensemble if whole else members[0]}
+    described = {path.parent: read_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
+    roles = {folder: content["facts"].get("role") for folder, content in described.items()}
+    members = [folder for folder, role in roles.items() if role == "member"]
+    ensembles = [folder for folder, role in roles.items() if role == "ensemble"]
+    require(bool(members), f"There is no bundle of a member in {bundles}: run combine first.")
+    require(
+        bool(ensembles) or len(members) == 1,
+        f"{bundles} has {len(members)} members and no ensemble: run combine again.",
+    )
+    main = max(ensembles, key=lambda folder: len(described[folder]["members"]), default=members[0])
+    names = {folder: f"{settings.model_name}-{folder.name}" for folder in [*members, *ensembles] if folder != main}
+    if main in members:
+        names[members[0]] = f"{settings.model_name}-{members[0].name}"
+    own = [(name, folder) for folder, name in names.items()] + [(settings.model_name, main)]
+    return [Candidate(name, folder, Bundle.load(folder), _evaluation(settings, folder)) for name, folder in own]
 
 
 def _evaluation(settings: RegisterSettings, folder: Path) -> dict[str, Any]:
     path = settings.run_dir / "evaluation" / f"{folder.name}.json"
     result: dict[str, Any] = read_json(path, "Evaluation (run evaluate)")
-    own = read_json(folder / "bundle.json", "Bundle")["digest"]
+    own = read_json(folder / DESCRIPTION, "Bundle")["digest"]
     require(result["bundle_digest"] == own, f"{folder} changed after it was evaluated: run evaluate again.")
     return result
 
 
-def _version(name: str, folder: Path, bundle: Bundle, run_id: str, evaluation: dict[str, Any]) -> int:
+def _version(own: Candidate, run_id: str) -> int:
     """The model's version that holds this bundle: the known one, or a new one. Its texts are set either way."""
-    card = model_card(name, bundle, evaluation)
-    version = tracking.find_version(name, bundle.digest)
+    card = model_card(own.name, own.bundle, own.evaluation)
+    version = registry.find_version(own.name, own.bundle.digest, own.decisions_digest)
     if version is None:
-        example = _example(bundle.front_end.sample_rate_hz)
-        metrics = {key: value for key, value in evaluation["metrics"].items() if value is not None}
-        tags = {
-            "bundle_digest": bundle.digest,
-            "data_hash": str(bundle.facts.get("data_hash", "")),
-            "recipe": str(bundle.facts.get("recipe", "")),
-            "labels": str(len(bundle.labels)),
-            "members": str(len(bundle.members)),
-        }
-        version = tracking.add_version(name, folder, run_id, example, Tagger(folder).predict(example), metrics, tags)
+        example = _example(own.bundle.front_end.sample_rate_hz)
+        metrics = {key: value for key, value in own.evaluation["metrics"].items() if value is not None}
+        version = registry.add_version(own.name, own.folder, run_id, example, own.bundle.labels, metrics, own.tags)
     with tempfile.TemporaryDirectory() as scratch:
         readme = Path(scratch) / "README.md"
         readme.write_text(card, encoding="utf-8")
-        tracking.log_artifacts(run_id, readme, under=f"cards/{name}")
-    tracking.describe_version(name, version, card)
+        tracking.log_artifacts(run_id, readme, under=f"models/{own.name}")
+    tracking.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
+    registry.describe_version(own.name, version, card)
     return version
+
+
+def _per_class(own: Candidate) -> Path:
+    return own.folder.parents[1] / "evaluation" / f"{own.folder.name}-per-class.csv"
+
+
+def _set_aliases(own: Candidate, version: int, force: bool) -> str:
+    """Point the aliases; gives why another version stays the champion, "" if this one is it."""
+    registry.set_alias(own.name, CHALLENGER, version)
+    champion = registry.aliased(own.name, CHAMPION)
+    if champion is not None and champion.number != version and not force:
+        score, theirs = float(own.tags["score"]), champion.tags.get("score", "")
+        if champion.tags.get("evaluated_on") != own.tags["evaluated_on"] or not theirs:
+            return f"version {champion.number} stays champion: it was tested on other clips; --force promotes this one"
+        retuned = champion.tags.get("bundle_digest") == own.bundle.digest
+        if not (score > float(theirs) or retuned):
+            return f"version {champion.number} stays champion: {float(theirs):.4f}, this one {score:.4f}"
+    if champion is None or champion.number != version:
+        registry.set_alias(own.name, CHAMPION, version)
+    return ""
 
 
 def _example(rate_hz: int) -> pd.DataFrame:
@@ -123,10 +180,13 @@ def _example(rate_hz: int) -> pd.DataFrame:
     return pd.DataFrame({AUDIO: [content.getvalue()]})
 
 
-def _table(versions: dict[str, int], digests: dict[str, str]) -> Table:
-    table = Table("model", "version", "alias", "digest", title="register")
-    for name, version in versions.items():
-        table.add_row(name, str(version), ALIAS, digests[name][:12])
+def _table(versions: dict[str, int], candidates: Sequence[Candidate], verdicts: dict[str, str]) -> Table:
+    table = Table("model", "version", "score", "aliases", title="register")
+    for own in candidates:
+        score = f"{own.tags['metric']} {float(own.tags['score']):.4f}"
+        table.add_row(
+            own.name, str(versions[own.name]), score, CHALLENGER + ("" if verdicts[own.name] else f", {CHAMPION}")
+        )
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,42 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 from rich.table import Table
 
 from ast_core import metrics
 from ast_core.bootstrap import bootstrap_intervals
 from ast_core.files import committed
-from ast_core.shards import ShardReader
 from ast_core.thresholds import best_f1
 
 Result = dict[str, Any]
 HEADLINES = {"accuracy": "accuracy", "mAP": "mAP", "mAUC": "mAUC", "d_prime": "d'"}
 SHOWN_CLASSES = 6
 """Best and worst classes on screen; the CSV has all."""
-
-
-def read_scores(path: Path, identity: Mapping[str, str]) -> np.ndarray | None:
-    """Scores, float32 [N, C], that were written for the same bundle and data; None if there are none."""
-    if not path.is_file():
-        return None
-    table = pyarrow.parquet.read_table(path)
-    if (table.schema.metadata or {}).get(b"identity") != _bytes(identity):
-        return None
-    return np.array(table["scores"].to_pylist(), np.float32).reshape(table.num_rows, -1)
-
-
-def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray, reader: ShardReader) -> None:
-    """Commit each clip's scores and labels, with what they are of."""
-    table = pa.table(
-        {
-            "clip_id": pa.array(reader.clip_ids, pa.string()),
-            "scores": pa.array(list(scores_NC), pa.list_(pa.float32())),
-            "labels": pa.array([np.flatnonzero(row > 0) for row in reader.labels_NC], pa.list_(pa.int32())),
-        }
-    ).replace_schema_metadata({"identity": _bytes(identity)})
-    with committed(path) as beside:
-        pyarrow.parquet.write_table(table, beside)
 
 
 def measure(
@@ -127,7 +101,3 @@ def _with_interval(value: float, interval: Sequence[float | None] | None) -> str
         return f"{value:.4f}"
     low, high = (math.inf if end is None else end for end in interval)
     return f"{value:.4f} \\[{low:.3f}, {high:.3f}]"
-
-
-def _bytes(identity: Mapping[str, str]) -> bytes:
-    return json.dumps(dict(identity), sort_keys=True).encode()

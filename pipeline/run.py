@@ -1,4 +1,4 @@
-"""The main job: prepare, train each member, combine, evaluate, register, predict, from one recipe.
+"""The main job: prepare, train each member, combine, evaluate, calibrate, register, predict, report, from one recipe.
 
 python pipeline/run.py --recipe demo
 """
@@ -18,18 +18,23 @@ from rich.table import Table
 
 from ast_core.files import write_json
 from ast_core.manifest import load_manifest
-from pipeline import cluster
+from pipeline import cluster, registry
+from pipeline.calibrate import calibrate
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
 from pipeline.prepare import prepare
 from pipeline.register import register
+from pipeline.registry import CHAMPION
+from pipeline.report import report
 from pipeline.settings import (
+    CalibrateSettings,
     CombineSettings,
     EvaluateSettings,
     PredictSettings,
     PrepareSettings,
     RegisterSettings,
+    ReportSettings,
     RunSettings,
     TrainSettings,
     parse,
@@ -65,13 +70,16 @@ def run(settings: RunSettings) -> None:
             timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
         bundles = timed("combine", lambda: combine(section_values(settings, CombineSettings)))
         summary = timed("evaluate", lambda: evaluate(section_values(settings, EvaluateSettings)))
-        timed("register", lambda: register(section_values(settings, RegisterSettings)))
+        if settings.data.validation_split:  # thresholds are not for the test split to choose
+            timed("calibrate", lambda: calibrate(section_values(settings, CalibrateSettings)))
+        versions = timed("register", lambda: register(section_values(settings, RegisterSettings)))
     recordings = _test_recordings(settings)
-    model = f"models:/{settings.model_name}@champion"
+    model = _uri(settings.model_name, versions[settings.model_name])
     again = PredictSettings(inputs=recordings, model=model, top_k=3, tracking=settings.tracking)
     timed("predict", lambda: predict(again))
+    timed("report", lambda: report(section_values(settings, ReportSettings)))
     write_json(settings.run_dir / "seconds.json", seconds)
-    _report(settings, seconds, summary, bundles[-1])
+    _show(settings, seconds, summary, bundles[-1], model)
 
 
 def _test_recordings(settings: RunSettings) -> tuple[Path, ...]:
@@ -83,8 +91,14 @@ def _test_recordings(settings: RunSettings) -> tuple[Path, ...]:
     return tuple(found[:SHOWN_RECORDINGS])
 
 
-def _report(
-    settings: RunSettings, seconds: dict[str, float], summary: dict[str, dict[str, float]], bundle: Path
+def _uri(name: str, version: int) -> str:
+    """By its alias if this version is the champion."""
+    champion = registry.aliased(name, CHAMPION)
+    return f"models:/{name}@{CHAMPION}" if champion and champion.number == version else f"models:/{name}/{version}"
+
+
+def _show(
+    settings: RunSettings, seconds: dict[str, float], summary: dict[str, dict[str, float]], bundle: Path, model: str
 ) -> None:
     table = Table(title="time")
     table.add_column("stage")
@@ -97,10 +111,10 @@ def _report(
     key = "accuracy" if "accuracy" in score else "mAP"
     console = Console(soft_wrap=True, highlight=False)  # whole lines: a person copies the commands
     console.rule("done")
-    model = f"models:/{settings.model_name}@champion"
     console.print(f"Made: {model}, {bundle.name} of {len(settings.ensemble.seeds)} members")
     console.print(f"Test {key}: [bold]{score[key]:.3f}[/] (chance {score[f'chance_{key}']:.3f})")
     console.print(f"Everything of this run is in {settings.run_dir}", markup=False)
+    console.print(f"One page of it all: {settings.run_dir / 'report.html'}", markup=False)
     console.print("Runs, curves and the registry's page, at http://127.0.0.1:5000/#/models, with this command:")
     console.print(f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(settings.tracking)}", markup=False)
     console.print("Tag a recording of your own:")

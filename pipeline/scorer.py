@@ -24,16 +24,16 @@ class Place:
 
 
 class Scorer:
-    """One worker: the test split, and the member that it scored last.
+    """One worker: some splits, and the member that it scored last.
 
     Args:
         shards: folder.
-        split: to score.
+        splits: to score.
     """
 
-    def __init__(self, shards: Path, split: str) -> None:
+    def __init__(self, shards: Path, splits: tuple[str, ...]) -> None:
         torch.set_num_threads(1)
-        self._reader = ShardReader(shards, [split])
+        self._reader = ShardReader(shards, splits)
         self._loaded: tuple[Place, Predictor] | None = None
 
     def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from ast_core.audio import load_waveform
+from ast_core.audio import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, load_waveform, resample
 from ast_core.bundle import Bundle
 from ast_core.errors import ClipError
 from ast_core.predictor import Predictor
 
 AUDIO = "audio"
 """Input column: a recording's bytes, in any format that libsndfile reads. Base64 in a JSON request."""
+WAVEFORM, RATE = "waveform", "sample_rate_hz"
+"""Input columns: or a recording's samples, mono, nominally in [-1, 1], and their rate; without it, the model's."""
 ERROR = "clip_error"
 """Output column: why a recording could not be used, else ""."""
 
@@ -28,7 +32,7 @@ class Tagger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._predictor = Predictor(Bundle.load(folder))
+        self._predictor = Predictor(Bundle.load(folder), "cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(
         self,
@@ -38,31 +42,45 @@ class Tagger:
         """Probabilities of recordings.
 
         Args:
-            model_input: column `audio`, the bytes of a recording a row.
+            model_input: a row a recording: `audio`, its bytes, or `waveform`, its samples, with `sample_rate_hz`.
             params: not used.
 
         Returns:
             A row a recording: a column a label, float32, NaN where `clip_error` says why there is none.
         """
-        bundle = self._predictor.bundle
+        labels = self._predictor.bundle.labels
         scores, errors = [], []
-        for content in model_input[AUDIO]:
-            scores_C, error = self._one(content)
-            scores.append(scores_C)
-            errors.append(error)
-        scores_BC = np.array(scores, np.float32).reshape(len(scores), len(bundle.labels))
-        return pd.DataFrame(scores_BC, columns=list(bundle.labels)).assign(**{ERROR: errors})
-
-    def _one(self, content: bytes) -> tuple[np.ndarray, str]:
-        bundle = self._predictor.bundle
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(content)
-            file.flush()
+        for row in model_input.to_dict("records"):
             try:
-                waveform_N = load_waveform(file.name, bundle.front_end.sample_rate_hz)
-                return self._predictor.probabilities(waveform_N), ""
+                scores.append(self._predictor.probabilities(self._waveform(row)))
+                errors.append("")
             except ClipError as error:
-                return np.full(len(bundle.labels), np.nan, np.float32), str(error)
+                scores.append(np.full(len(labels), np.nan, np.float32))
+                errors.append(str(error))
+        scores_BC = np.array(scores, np.float32).reshape(len(scores), len(labels))
+        return pd.DataFrame(scores_BC, columns=list(labels), index=model_input.index).assign(**{ERROR: errors})
+
+    def _waveform(self, row: dict[Any, Any]) -> np.ndarray:
+        """Mono samples [N] at the model's rate."""
+        rate_hz = self._predictor.bundle.front_end.sample_rate_hz
+        content, samples = row.get(AUDIO), row.get(WAVEFORM)
+        if isinstance(content, bytes):
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(content)
+                file.flush()
+                return load_waveform(file.name, rate_hz)
+        if samples is None or isinstance(samples, float):  # pandas' way to say that a row has none
+            raise ClipError("read", f"the row has neither {AUDIO} (bytes) nor {WAVEFORM} (samples)")
+        waveform_N = np.asarray(samples, np.float32)
+        if waveform_N.ndim != 1 or not len(waveform_N):
+            raise ClipError("read", f"{WAVEFORM} has the shape {waveform_N.shape}; give one list of mono samples")
+        if not np.abs(waveform_N).max() <= MAX_AMPLITUDE:
+            raise ClipError("read", f"{WAVEFORM} has samples that are not finite or far from [-1, 1]")
+        given = row.get(RATE)
+        from_hz = rate_hz if given is None or math.isnan(given) else int(given)
+        if not MIN_RATE_HZ <= from_hz <= MAX_RATE_HZ:
+            raise ClipError("read", f"{RATE} is {from_hz}; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+        return resample(waveform_N, from_hz, rate_hz)
 
 
 def _load_pyfunc(data_path: str) -> Tagger:

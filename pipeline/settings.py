@@ -19,6 +19,7 @@ from rich.console import Console
 from ast_core.config import (
     AugmentConfig,
     DataConfig,
+    DistilConfig,
     EnsembleConfig,
     FrontEndConfig,
     ModelConfig,
@@ -85,14 +86,13 @@ class TrainSettings(Common):
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
 
 
 @dataclass(frozen=True)
 class CombineSettings(Common):
     """Settings of `combine`."""
 
-    epoch_ensembles: bool = False
-    """Also a bundle of each member's epochs that predicts their mean (the published log's 0.4647 beside 0.4590)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
@@ -106,6 +106,21 @@ class EvaluateSettings(Common):
     clip_list: Path | None = None
     """Test on these clips only: ids a line, a CSV whose first column they are, or a segments file of AudioSet's."""
     data: DataConfig = field(default_factory=DataConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+
+
+@dataclass(frozen=True)
+class CalibrateSettings(Common):
+    """Settings of `calibrate`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class ReportSettings(Common):
+    """Settings of `report`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,8 @@ class RegisterSettings(Common):
 
     model_name: Annotated[str, _filled("ast-RECIPE")] = ""
     """Name in the registry. Members are NAME-seed-0 and so on."""
+    force: bool = False
+    """Make it the champion, whatever it scored and on what."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,9 @@ class PredictSettings:
     """A registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
     top_k: int = 5
     """Labels shown a file."""
+    decide: bool = False
+    """Give the labels that a recording has, by the thresholds that `calibrate` stored in the model, and calibrated
+    probabilities."""
     output: Path | None = None
     """Also write all probabilities to this .csv, .json or .parquet file."""
     timeline: Path | None = None
@@ -255,6 +275,27 @@ def _existing(init: str) -> str:
     return str(path)
 
 
+def _existing_teacher(teacher: str) -> str:
+    path = Path(teacher).expanduser().absolute()
+    require(path.is_dir(), f"distil.teacher: there is no {path}. Give a bundle's folder or models:/NAME@champion.")
+    return str(path)
+
+
+def _sources(settings: Any) -> dict[str, Any]:
+    """Data, teacher and first weights by absolute paths."""
+    changes: dict[str, Any] = {}
+    data = getattr(settings, "data", None)
+    if data is not None and data.source and data.source != "synthetic":
+        changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
+    distil = getattr(settings, "distil", None)
+    if isinstance(distil, DistilConfig) and distil.teacher and not distil.teacher.startswith(("models:/", "runs:/")):
+        changes["distil"] = dataclasses.replace(distil, teacher=_existing_teacher(distil.teacher))
+    model = getattr(settings, "model", None)
+    if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
+        changes["model"] = dataclasses.replace(model, init=_existing(model.init))
+    return changes
+
+
 def _resolved(settings: Any) -> Any:
     """Absolute paths and names in place of empty ones: Ray changes its workers' folder."""
     changes: dict[str, Any] = {}
@@ -266,12 +307,7 @@ def _resolved(settings: Any) -> Any:
         changes["experiment"] = settings.experiment or recipe
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_name(settings).replace('_', '-')}"
-    data = getattr(settings, "data", None)
-    if data is not None and data.source and data.source != "synthetic":
-        changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
-    model = getattr(settings, "model", None)
-    if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
-        changes["model"] = dataclasses.replace(model, init=_existing(model.init))
+    changes |= _sources(settings)
     if isinstance(settings, PredictSettings):
         changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
         for name in ("output", "timeline", "attention"):

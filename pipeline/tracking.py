@@ -1,13 +1,11 @@
-"""The only mlflow import: store, runs, metrics that follow a training, artifacts, the registry.
+"""MLflow's tracking: the store, runs, metrics that follow a training, artifacts.
 
 Training never waits for the tracker or dies with it: what a run logs is tried, and a failure is one line on stderr.
-The registry is another matter: what it cannot do raises `UserError`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -34,28 +32,20 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)  # mlflow reads them when it is imported
 
 import mlflow
-import mlflow.pyfunc
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 
-from ast_core.config import require
 from ast_core.errors import UserError
 
 ResultT = TypeVar("ResultT")
 SQLITE = "sqlite:///"
-PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
+PARENT = "mlflow.parentRunId"
+"""The tag that puts a run under another one."""
 PARAM_CHARACTERS = 500
 """Longer values are cut; the whole settings are in the run folder."""
 BATCH = 100
 """Parameters or tags that one request may hold."""
-REQUIREMENTS = (
-    "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
-)  # fmt: skip
-"""What a registered model needs, at the versions it was registered with."""
 
 
 def open_store(uri: str) -> None:
@@ -83,7 +73,7 @@ def open_store(uri: str) -> None:
             client.search_registered_models(max_results=1)
     except Exception as error:
         raise UserError(
-            f"The MLflow store {uri} cannot be opened: {_first_line(error)}. If another MLflow version made it, run "
+            f"The MLflow store {uri} cannot be opened: {first_line(error)}. If another MLflow version made it, run "
             f"`mlflow db upgrade {uri}`; else mend it or give another --tracking."
         ) from error
 
@@ -212,7 +202,7 @@ class MetricsFollower:
         except Exception as error:
             self._logged = None
             if not self._warned:
-                _warn(f"epochs are not logged for now ({_first_line(error)}); they are kept in {self._history}")
+                _warn(f"epochs are not logged for now ({first_line(error)}); they are kept in {self._history}")
             self._warned = True
 
     def _ask(self) -> None:
@@ -226,81 +216,6 @@ class MetricsFollower:
         batch = [Metric(key, value, clock_ms, epoch) for key, value in numbers.items()]
         MlflowClient().log_batch(self._run_id, metrics=batch)
         self._logged = epoch
-
-
-def find_version(name: str, digest: str) -> int | None:
-    """The registered version of a model that holds the bundle with this digest; the newest if there are several."""
-    with _registry(f"{name} could not be looked up"):
-        found = MlflowClient().search_model_versions(f"name = '{name}' and tags.bundle_digest = '{digest}'")
-        return max((int(version.version) for version in found), default=None)
-
-
-def add_version(
-    name: str, bundle: Path, run_id: str, example: pd.DataFrame, answer: pd.DataFrame, metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-) -> int:  # fmt: skip
-    """Upload a bundle as a pyfunc model, then register it. No pickle: weights stay the bundle's own files.
-
-    Args:
-        name: in the registry; made if it is not there.
-        bundle: folder.
-        run_id: active run that the model belongs to.
-        example: input to show.
-        answer: what the model says to it; with the example it gives the signature.
-        metrics: shown beside the model.
-        tags: of the version.
-
-    Returns:
-        The version. Nothing shows in the registry before the upload is whole.
-
-    Raises:
-        UserError: the registry cannot be reached or written.
-    """
-    packages = [Path(__file__).resolve().parents[1] / package for package in ("ast_core", "pipeline")]
-    with _registry(f"{name} could not be registered"):
-        model = mlflow.pyfunc.log_model(
-            name=name,
-            loader_module="pipeline.serving",
-            data_path=str(bundle),
-            code_paths=[str(package) for package in packages],
-            signature=_signature(example, answer),
-            input_example=example,
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
-            metadata=dict(tags),
-        )
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        mlflow.log_metrics(finite, run_id=run_id, model_id=model.model_id)
-        version: ModelVersion = mlflow.register_model(model.model_uri, name, tags=dict(tags))
-        return int(version.version)
-
-
-def describe_version(name: str, version: int, description: str) -> None:
-    """Show a text beside a version and its model. UserError if the registry does not take it."""
-    with _registry(f"{name} could not be described"):
-        MlflowClient().update_model_version(name, str(version), description)
-        MlflowClient().update_registered_model(name, description)
-
-
-def set_alias(name: str, alias: str, version: int) -> None:
-    """Point an alias at a version. UserError if the registry does not take it."""
-    with _registry(f"the alias {alias} could not be set"):
-        MlflowClient().set_registered_model_alias(name, alias, str(version))
-
-
-def fetch_bundle(uri: str) -> Path:
-    """The folder of a registered model's bundle, downloaded unless the store is on this machine.
-
-    Args:
-        uri: `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`.
-
-    Raises:
-        UserError: no such model, or it holds no bundle.
-    """
-    with _registry(f"{uri} could not be fetched"):
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    found = sorted(folder.glob("**/bundle.json"))
-    require(len(found) == 1, f"{uri} is not a model of this pipeline: {len(found)} bundles in {folder}.")
-    return found[0].parent
 
 
 def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
@@ -357,11 +272,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _signature(example: pd.DataFrame, answer: pd.DataFrame) -> ModelSignature:
-    signature: ModelSignature = mlflow.models.infer_signature(example, answer)
-    return signature
-
-
 def _rows(history: Path) -> list[dict[str, Any]]:
     """The whole lines of the history; a last one without its end is left for later."""
     if not history.is_file():
@@ -374,21 +284,11 @@ def _database(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
-@contextlib.contextmanager
-def _registry(what: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow at {mlflow.get_tracking_uri()}: {what}: {_first_line(error)}.") from error
-
-
 def _tried(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
     try:
         return action()
     except Exception as error:
-        _warn(f"{what} ({_first_line(error)})")
+        _warn(f"{what} ({first_line(error)})")
         return otherwise
 
 
@@ -396,5 +296,6 @@ def _warn(sentence: str) -> None:
     print(f"MLflow: {sentence}.", file=sys.stderr)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

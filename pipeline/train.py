@@ -6,6 +6,7 @@ python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ from pipeline.lineage import note_run
 from pipeline.progress import EpochBar, metrics_table
 from pipeline.rank import train_rank
 from pipeline.settings import TrainSettings, parse, run_stage
+from pipeline.teacher import teach
 
 RESTARTS = 3
 """Times that lost workers are started again; each resumes from the newest verified checkpoint."""
@@ -43,7 +45,7 @@ def train(settings: TrainSettings) -> Path:
         UserError: the shards are missing or of other settings, another launch holds the run, or the loss is not finite.
     """
     index = ShardIndex.load(settings.shards)
-    job = job_of(settings)
+    job = dataclasses.replace(job_of(settings), teacher_scores=teach(settings))
     run = {"settings": to_dict(settings) | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}}
     name = f"{settings.experiment}-{job.folder.name}"
     tags = {
@@ -84,6 +86,7 @@ def job_of(settings: TrainSettings) -> Job:
         model=settings.model,
         augment=settings.augment,
         optim=settings.optim,
+        distil=settings.distil,
     )
 
 

@@ -5,6 +5,7 @@ python tune/ensemble.py --recipe audioset_full --data.source AUDIOSET
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
@@ -15,15 +16,27 @@ import numpy as np
 import rich.table
 from rich.console import Console
 
-from ast_core.bundle import read_members, write_bundle
+from ast_core.bundle import DESCRIPTION, read_members, write_bundle
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
 from ast_core.files import committed, read_json
 from ast_core.metrics import evaluate_scores
+from ast_core.score_table import identity_of, read_scores, write_scores
 from ast_core.shards import ShardReader
+from pipeline.calibrate import calibrate
 from pipeline.evaluate import evaluate
-from pipeline.results import read_scores, write_scores
-from pipeline.settings import EvaluateSettings, parse, run_stage, section_values
+from pipeline.register import register
+from pipeline.report import report
+from pipeline.settings import (
+    CalibrateSettings,
+    EvaluateSettings,
+    RegisterSettings,
+    ReportSettings,
+    SettingsT,
+    parse,
+    run_stage,
+    section_values,
+)
 from tune.search import SearchSettings, search
 from tune.trial import Trial
 
@@ -45,7 +58,7 @@ class EnsembleSettings(SearchSettings):
 
 
 def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
-    """Train what members are missing; write bundles and evaluation of each member, S and M to the study's folder.
+    """Train what members are missing; evaluate and register each member, S and M as bundles of the study's folder.
 
     Returns:
         Metrics by bundle.
@@ -61,10 +74,14 @@ def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
     for name, members in groups.items():
         if len(members) > 1 and (name == SINGLE or len(members) > len(groups[SINGLE])):
             _join(settings, name, members, reader, [scores[_name(trial)] for trial in members])
-    results = evaluate(_evaluation(settings))
+    results = evaluate(_of_study(settings, EvaluateSettings))
+    if settings.data.validation_split:
+        calibrate(_of_study(settings, CalibrateSettings))
     _show(results, list(scores))
     if settings.subsets:
         _write_subsets(settings.study_dir / "report" / "subsets.csv", scores, reader)
+    register(_of_study(settings, RegisterSettings))
+    report(_of_study(settings, ReportSettings))
     return results
 
 
@@ -72,32 +89,40 @@ def _name(trial: Trial) -> str:
     return f"{trial.variant}-seed-{trial.seed}"
 
 
-def _evaluation(settings: EnsembleSettings) -> EvaluateSettings:
-    values = section_values(settings, EvaluateSettings)
-    return EvaluateSettings(**{**vars(values), "run_dir": settings.study_dir})
+def _of_study(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
+    """A stage's settings, for the study's folder."""
+    return dataclasses.replace(section_values(settings, kind), run_dir=settings.study_dir)  # type: ignore[type-var]
 
 
 def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
-    """Copy a trial's standing bundle beside the others, with its scores: float32 [N, C]."""
-    source = trial.folder / "bundles" / f"seed-{trial.seed}"
-    facts = read_json(source / "bundle.json", "Bundle")["facts"]
-    members = [(_name(trial), weights, identity) for _, weights, identity in read_members(source)]
-    bundle_digest = write_bundle(
-        settings.study_dir / "bundles" / _name(trial), members, reader.index.single_label, facts
-    )
-    stored = trial.folder / "evaluation" / f"seed-{trial.seed}-scores.parquet"
-    own = read_json(source / "bundle.json", "Bundle")["digest"]
-    scores_NC = read_scores(stored, _identity(settings, own, reader))
+    """Copy a trial's standing bundle, and that of its epochs if it has one, beside the others; its scores [N, C]."""
+    own = f"seed-{trial.seed}"
+    if (trial.folder / "bundles" / f"{own}-epochs").is_dir():
+        _copy(settings, trial, f"{own}-epochs", f"{_name(trial)}-epochs", reader)
+    return _copy(settings, trial, own, _name(trial), reader)
+
+
+def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
+    source = trial.folder / "bundles" / bundle
+    description = read_json(source / DESCRIPTION, "Bundle")
+    parts = [
+        (name if len(description["members"]) == 1 else part, weights, identity)
+        for part, weights, identity in read_members(source)
+    ]
+    target = settings.study_dir / "bundles" / name
+    bundle_digest = write_bundle(target, parts, reader.index.single_label, description["facts"])
+    stored = trial.folder / "evaluation" / f"{bundle}-scores.parquet"
+    scores_NC = read_scores(stored, identity_of(description["digest"], reader))
     if scores_NC is None:
         raise UserError(f"{stored} is not of {source} and the split {settings.data.test_split}: remove it.")
-    return _keep(settings, _name(trial), bundle_digest, scores_NC, reader)
+    return _keep(settings, name, bundle_digest, scores_NC, reader)
 
 
 def _join(
     settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
 ) -> None:
     bundles = [settings.study_dir / "bundles" / _name(trial) for trial in trials]
-    described = [read_json(bundle / "bundle.json", "Bundle")["facts"] for bundle in bundles]
+    described = [read_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
     facts = {
         "recipe": settings.experiment,
         "data_hash": reader.index.data_hash,
@@ -116,30 +141,21 @@ def _keep(
 ) -> np.ndarray:
     """Store scores where `evaluate` finds them: it then computes nothing again."""
     path = settings.study_dir / "evaluation" / f"{name}-scores.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_scores(path, _identity(settings, bundle_digest, reader), scores_NC, reader)
+    write_scores(path, identity_of(bundle_digest, reader), scores_NC, reader)
     return scores_NC
 
 
-def _identity(settings: EnsembleSettings, bundle_digest: str, reader: ShardReader) -> dict[str, str]:
-    return {
-        "bundle_digest": bundle_digest,
-        "data_hash": reader.index.data_hash,
-        "split": settings.data.test_split,
-    }
-
-
 def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
-    """Gains over the members' mean, and over the best of them."""
+    """Gains over the members' mean, and over the best of them; the mean of epochs' predictions over its own member."""
     key = "accuracy" if "accuracy" in results[members[0]] else "mAP"
-    single = [results[name][key] for name in members]
-    table = rich.table.Table("ensemble", key, "over the members' mean", "over the best member", title="gain")
-    for name in (SINGLE, MULTI):
+    groups = {SINGLE: [m for m in members if m.rpartition("-seed-")[0] == members[0].rpartition("-seed-")[0]]}
+    groups |= {MULTI: list(members)} | {f"{member}-epochs": [member] for member in members}
+    table = rich.table.Table("ensemble", key, "over its members' mean", "over the best", title="gain")
+    for name, own in groups.items():
         if name in results:
-            value = results[name][key]
-            table.add_row(
-                name, f"{value:.4f}", f"{value - sum(single) / len(single):+.4f}", f"{value - max(single):+.4f}"
-            )
+            value, single = results[name][key], [results[member][key] for member in own]
+            gains = (value - sum(single) / len(single), value - max(single))
+            table.add_row(name, f"{value:.4f}", *(f"{gain:+.4f}" for gain in gains))
     Console().print(table)
 
 

@@ -117,7 +117,7 @@ class Table:
         best = max((row.mean for row in self.rows if row.scores), default=math.nan)
         table = rich.table.Table(title=self.study.title, caption=self.caption, caption_justify="left")
         for number, heading in enumerate(self.columns()):
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+            table.add_column(heading, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
         for row in self.rows:
             table.add_row(*(cell(row) for cell in self.columns().values()), style="bold" if row.mean == best else "")
         console.print(table)

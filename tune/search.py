@@ -22,13 +22,22 @@ from ray.tune import ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from ast_core.config import EnsembleConfig, Recipe, require, to_dict
+from ast_core.config import Recipe, require, to_dict
 from ast_core.files import committed, digest
 from ast_core.shards import INDEX, ShardIndex
 from pipeline import cluster, tracking
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
-from pipeline.settings import PrepareSettings, RunSettings, parse, run_stage, section_values, with_changes
+from pipeline.report import report
+from pipeline.settings import (
+    PrepareSettings,
+    ReportSettings,
+    RunSettings,
+    parse,
+    run_stage,
+    section_values,
+    with_changes,
+)
 from tune.board import Board
 from tune.report import Table, tabulate, write_report
 from tune.space import Study, Variant, load_study
@@ -94,6 +103,7 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
             run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
         )
     table.show(Console())
+    report(section_values(settings, ReportSettings))
     _check(trials)
     if settings.winner:
         _write_winner(settings.winner.absolute(), table, recipes)
@@ -121,7 +131,7 @@ def _trial(
     folder = settings.study_dir / "trials" / variant.name / f"seed-{seed}"
     own = dataclasses.replace(
         section_values(settings, RunSettings),
-        **{**sections, "ensemble": EnsembleConfig(seeds=(seed,))},
+        **{**sections, "ensemble": dataclasses.replace(recipe.ensemble, seeds=(seed,))},
         run_dir=folder, shards=shards[0],
     )  # fmt: skip
     return Trial(variant.name, own, shards[1], run_id)

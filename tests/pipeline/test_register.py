@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from mlflow import MlflowClient
 
 from ast_core.bundle import Bundle, write_bundle
 from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.decisions import Decisions
 from ast_core.errors import DamagedError, UserError
 from ast_core.files import write_json
 from ast_core.model import AST
-from pipeline import tracking
+from pipeline import registry, tracking
 from pipeline.register import _example, register
 from pipeline.serving import Tagger
 from pipeline.settings import RegisterSettings
@@ -47,15 +54,19 @@ def part(seed: int) -> tuple[str, dict[str, torch.Tensor], dict[str, object]]:
     return f"seed-{seed}", model.state_dict(), {**identity, "loss": "bce"}
 
 
-def write_run(folder: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
+def write_run(folder: Path, seeds: tuple[int, ...] = (0, 1), score: float = 0.5, clips_of: str = "c") -> None:
     parts = [part(seed) for seed in seeds]
-    for name, members in [*((p[0], [p]) for p in parts), ("ensemble", parts), (f"seed-{seeds[0]}-last", [parts[0]])]:
-        facts = {"recipe": "test", "data_hash": "d", "seeds": list(seeds), "made_of": "epoch 1"}
+    last = (f"seed-{seeds[0]}-last", [parts[0]], "last")
+    for name, members, role in [*((p[0], [p], "member") for p in parts), ("ensemble", parts, "ensemble"), last]:
+        facts = {"recipe": "test", "data_hash": "d", "seeds": list(seeds), "made_of": "epoch 1", "role": role}
+        facts["train_runs"] = [f"run-{seed}" for seed in seeds]
         digest = write_bundle(folder / "bundles" / name, members, False, facts)
-        scores = {"mAP": 0.5, "mAUC": 0.6, "d_prime": None, "chance_mAP": 0.3}
+        scores = {"mAP": score, "mAUC": 0.6, "d_prime": None, "chance_mAP": 0.3}
         clips = {"clips_listed": 9, "clips_evaluated": 8}
-        evaluation = {"bundle_digest": digest, "split": "test", "metrics": scores, **clips}
-        write_json(folder / "evaluation" / f"{name}.json", evaluation)
+        rows = {label: {"ap": 0.1 * n, "positives": n} for n, label in enumerate(LABELS)}
+        evaluation = {"bundle_digest": digest, "split": "test", "metrics": scores, "per_class": rows, **clips}
+        write_json(folder / "evaluation" / f"{name}.json", {**evaluation, "evaluated_on": clips_of})
+        (folder / "evaluation" / f"{name}-per-class.csv").write_text("label,ap\n")
 
 
 @pytest.fixture
@@ -74,10 +85,10 @@ def test_registered_models_are_whole_served_alike_and_not_doubled(settings: Regi
     version = MlflowClient().get_model_version_by_alias("ast-test", "champion")
     local = Bundle.load(settings.run_dir / "bundles" / "ensemble")
     assert version.tags["bundle_digest"] == local.digest
-    assert Bundle.load(tracking.fetch_bundle("models:/ast-test/1")).digest == local.digest
+    assert Bundle.load(registry.fetch_bundle("models:/ast-test/1")).digest == local.digest
     assert "8 of the 9 clips" in version.description
     assert "mAP | 0.5" in version.description
-    stored = tracking.fetch_bundle("models:/ast-test@champion").parents[1]
+    stored = registry.fetch_bundle("models:/ast-test@champion").parents[1]
     assert not [path for path in stored.rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
 
     served = _predict_elsewhere(settings.tracking, tmp_path)
@@ -101,21 +112,72 @@ def _predict_elsewhere(uri: str, folder: Path) -> dict[str, list[float]]:
     return answer  # type: ignore[no-any-return]
 
 
-def test_another_bundle_is_another_version(settings: RegisterSettings) -> None:
+def champion(name: str = "ast-test") -> int:
+    return int(MlflowClient().get_model_version_by_alias(name, "champion").version)
+
+
+def replace_run(settings: RegisterSettings, seeds: tuple[int, ...], **values: Any) -> None:
+    shutil.rmtree(settings.run_dir / "bundles")
+    write_run(settings.run_dir, seeds, **values)
+
+
+def test_only_a_better_one_on_the_same_clips_becomes_champion(settings: RegisterSettings, capsys) -> None:
     register(settings)
-    write_run(settings.run_dir, (0, 2))
-    for path in (settings.run_dir / "bundles" / "seed-1").iterdir():
-        path.unlink()
+    replace_run(settings, (0, 2), score=0.5)
     assert register(settings) == {"ast-test": 2, "ast-test-seed-0": 1, "ast-test-seed-2": 1}
-    assert int(MlflowClient().get_model_version_by_alias("ast-test", "champion").version) == 2
+    assert champion() == 1
+    assert int(MlflowClient().get_model_version_by_alias("ast-test", "challenger").version) == 2
+    assert "ast-test: version 1 stays champion: 0.5000, this one 0.5000" in capsys.readouterr().out
+
+    replace_run(settings, (0, 3), score=0.9, clips_of="others")
+    register(settings)
+    assert champion() == 1
+    register(dataclasses.replace(settings, force=True))
+    assert champion() == 3
+
+    replace_run(settings, (0, 4), score=0.91, clips_of="others")
+    assert register(settings)["ast-test"] == 4
+    assert champion() == 4
+    tags = MlflowClient().get_model_version("ast-test", "4").tags
+    assert (tags["seeds"], tags["train_runs"], tags["score"]) == ("0, 4", "run-0, run-4", "0.91")
+
+
+def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterSettings) -> None:
+    register(settings)
+    folder = settings.run_dir / "bundles" / "ensemble"
+    threes = (1.0,) * 3
+    Decisions(Bundle.load(folder).digest, {"split": "validation"}, False, threes, threes, threes).write(folder)
+    assert register(settings)["ast-test"] == 2
+    assert register(settings)["ast-test"] == 2
+    assert champion() == 2
+    assert Bundle.load(registry.fetch_bundle("models:/ast-test@champion")).decisions is not None
+
+
+def test_waveforms_and_files_are_tagged_alike(settings: RegisterSettings) -> None:
+    tagger = Tagger(settings.run_dir / "bundles" / "ensemble")
+    rng = np.random.default_rng(0)
+    samples_N = (rng.normal(0, 0.1, 8000) * 32768).astype(np.int16)
+    content = io.BytesIO()
+    soundfile.write(content, samples_N, 8000, format="WAV")
+    rows = [
+        {"audio": content.getvalue()},
+        {"waveform": (samples_N / 32768).tolist(), "sample_rate_hz": 8000},
+        {"waveform": [0.0, float("nan")]},
+        {"waveform": [[0.0], [0.1]]},
+        {"waveform": [0.0] * 9000, "sample_rate_hz": 7},
+        {},
+    ]
+    answer = tagger.predict(pd.DataFrame(rows))
+    np.testing.assert_allclose(answer.loc[0, LABELS].to_numpy(float), answer.loc[1, LABELS].to_numpy(float), atol=1e-6)
+    reasons = answer["clip_error"].tolist()
+    assert reasons[:2] == ["", ""]
+    for reason, word in zip(reasons[2:], ("not finite", "shape (2, 1)", "is 7", "neither"), strict=True):
+        assert word in reason
 
 
 def test_the_alias_stays_where_the_upload_is_damaged(settings: RegisterSettings) -> None:
     register(settings)
-    write_run(settings.run_dir, (3, 4))
-    for seed in (0, 1):
-        for path in (settings.run_dir / "bundles" / f"seed-{seed}").iterdir():
-            path.unlink()
+    replace_run(settings, (3, 4))
     weights = settings.run_dir / "bundles" / "ensemble" / "member-1.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(DamagedError, match=r"member-1\.safetensors"):
@@ -133,4 +195,4 @@ def test_a_uri_without_a_model_is_one_sentence(settings: RegisterSettings) -> No
     tracking.open_store(settings.tracking)
     mlflow.set_tracking_uri(settings.tracking)
     with pytest.raises(UserError, match="could not be fetched"):
-        tracking.fetch_bundle("models:/nothing@champion")
+        registry.fetch_bundle("models:/nothing@champion")

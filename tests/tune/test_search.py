@@ -20,7 +20,7 @@ from ast_core.bundle import Bundle
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
 from ast_core.files import read_json
-from pipeline.results import read_scores
+from ast_core.score_table import read_scores
 from pipeline.settings import parse
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search

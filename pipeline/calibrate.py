@@ -1,0 +1,102 @@
+"""Fit each bundle's calibration and thresholds on the validation split; `predict --decide` uses them.
+
+python pipeline/calibrate.py --recipe speech_commands --run-dir work/speech_commands
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ast_core.calibration import calibration_error, f1_scores, fit_decisions
+from ast_core.config import require
+from ast_core.decisions import Decisions
+from ast_core.files import write_json
+from ast_core.score_table import identity_of
+from ast_core.shards import ShardReader
+from pipeline.results import plain
+from pipeline.scoring import bundle_scores, describe_all
+from pipeline.settings import CalibrateSettings, parse, run_stage
+
+Effect = dict[str, float]
+
+
+def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
+    """Write `decisions.json` into every bundle of a run, and show on the test split what it does.
+
+    Returns:
+        The decisions by bundle.
+
+    Raises:
+        UserError: no validation split, no clip in it, or no bundle.
+    """
+    split = settings.data.validation_split
+    require(
+        bool(split),
+        "There is no data.validation-split to fit on: thresholds chosen on the test split would look better than they "
+        "are. Name one.",
+    )
+    validation, test = (ShardReader(settings.shards, [name]) for name in (split, settings.data.test_split))
+    require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
+    bundles = describe_all(settings.run_dir / "bundles", validation)
+    scores = bundle_scores(settings, bundles, validation, settings.run_dir / "calibration")
+    tested = bundle_scores(settings, bundles, test, settings.run_dir / "evaluation")
+    decisions, effects = {}, {}
+    single = validation.index.single_label
+    for name, described in bundles.items():
+        fitted_on = {key: value for key, value in identity_of("", validation).items() if value}
+        fitted = fit_decisions(scores[name], validation.labels_NC, single, described.digest, fitted_on)
+        fitted.write(described.folder)
+        decisions[name] = fitted
+        effects[name] = _effect(fitted, tested[name], test.labels_NC)
+    _keep(settings.run_dir / "calibration" / "summary.json", effects)
+    Console().print(_table(effects, f"fitted on {len(validation)} clips of {split}, seen on {len(test)} of the test"))
+    return decisions
+
+
+def _effect(fitted: Decisions, scores_NC: np.ndarray, labels_NC: np.ndarray) -> Effect:
+    single = fitted.one_label
+    effect = {
+        "calibration_error": calibration_error(scores_NC, labels_NC, single),
+        "calibration_error_fitted": calibration_error(fitted.calibrated(scores_NC), labels_NC, single),
+    }
+    if not single:
+        effect["micro_f1"], effect["macro_f1"] = f1_scores(scores_NC >= 0.5, labels_NC)
+        effect["micro_f1_fitted"], effect["macro_f1_fitted"] = f1_scores(fitted.decide(scores_NC), labels_NC)
+    return effect
+
+
+def _keep(path: Path, effects: dict[str, Effect]) -> None:
+    write_json(path, {name: plain(effect) for name, effect in effects.items()})
+
+
+def _table(effects: dict[str, Effect], title: str) -> Table:
+    """Before and after."""
+    table = Table("bundle", title=f"calibrate: {title}")
+    names = {
+        "calibration_error": "calibration error", "micro_f1": "micro F1, from 0.5 to fitted",
+        "macro_f1": "macro F1, from 0.5 to fitted",
+    }  # fmt: skip
+    shown = [key for key in names if key in next(iter(effects.values()))]
+    for key in shown:
+        table.add_column(names[key], justify="right")
+    for name, effect in effects.items():
+        table.add_row(name, *(f"{effect[key]:.3f} to {effect[f'{key}_fitted']:.3f}" for key in shown))
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: calibrate(parse(CalibrateSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.calibrate import main
+
+    main()

@@ -1,0 +1,199 @@
+"""One HTML page of a run, readable without a network: data, curves, results beside the paper's, classes, mistakes.
+
+python pipeline/report.py --recipe esc50 --run-dir work/esc50
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow.parquet
+from rich.console import Console
+
+from ast_core.files import committed, read_json
+from ast_core.score_table import identity_of, read_scores
+from ast_core.shards import REJECTS, ShardIndex, ShardReader
+from pipeline import tracking
+from pipeline.hard_clips import confused, confusion_matrix, hardest
+from pipeline.lineage import run_of
+from pipeline.plots import plot_confusion
+from pipeline.published import PUBLISHED
+from pipeline.results import HEADLINES
+from pipeline.settings import ReportSettings, parse, run_stage
+
+MOST_DRAWN = 60
+"""Classes of a confusion matrix that one can still read."""
+MOST_REASONS = 12
+
+
+def report(settings: ReportSettings) -> Path:
+    """Write `report.html` from what a run's stages, and its studies, left on disk; whatever is missing is left out.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: there are no shards.
+    """
+    index = ShardIndex.load(settings.shards)
+    evaluation = settings.run_dir / "evaluation"
+    summary = _json(evaluation / "summary.json")
+    page = {
+        "title": settings.experiment,
+        "data": _data(settings, index),
+        "rejects": _rejects(settings.shards),
+        "headlines": HEADLINES,
+        "results": summary,
+        "gains": _gains(settings.run_dir),
+        "published": PUBLISHED.get(index.layout, ()),
+        "distillation": _json(evaluation / "distillation.json"),
+        "calibration": _json(settings.run_dir / "calibration" / "summary.json"),
+        "pictures": [_inline(path) for path in sorted(evaluation.glob("[lp]*.png"))],
+        "studies": list(_studies(settings.run_dir / "studies")),
+        "settings": _json(next(iter(sorted(settings.run_dir.glob("members/*/run.json"))), Path())),
+        **_of_main_bundle(settings, index, summary),
+    }
+    path = settings.run_dir / "report.html"
+    with committed(path) as beside:
+        beside.write_text(_template().render(page), encoding="utf-8")
+    tracking.open_store(settings.tracking)
+    tracking.log_artifacts(run_of(evaluation), path)
+    Console(soft_wrap=True).print(f"Report: {path}", markup=False)
+    return path
+
+
+def _template() -> jinja2.Template:
+    source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, default=str)
+    return environment.from_string(source)
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    """A table's cell; empty for what is not there."""
+    return "" if value in {None, ""} else f"{float(value):.{digits}f}"
+
+
+def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
+    mean, std = index.statistics(settings.data.train_splits)
+    books = {
+        name: {key: split[key] for key in ("listed", "kept", "rejected", "missing")}
+        for name, split in index.splits.items()
+    }
+    source = settings.data.source
+    return {
+        "source": "audio made by the project" if source == "synthetic" else Path(source).name,
+        "layout": index.layout, "books": books, "labels": len(index.labels), "single_label": index.single_label,
+        "mean": mean, "std": std, "hash": index.data_hash, "front_end": index.front_end,
+        "train": " + ".join(settings.data.train_splits), "test": settings.data.test_split,
+    }  # fmt: skip
+
+
+def _rejects(shards: Path) -> list[tuple[str, int]]:
+    """Reasons and how many clips each."""
+    path = shards / REJECTS
+    if not path.is_file():
+        return []
+    rows = pyarrow.parquet.read_table(path, columns=["stage", "reason"]).to_pylist()
+    return Counter(f"{row['stage']}: {row['reason']}" for row in rows).most_common(MOST_REASONS)
+
+
+def _of_main_bundle(settings: ReportSettings, index: ShardIndex, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes, hardest clips and confusion of the bundle that stands for the run."""
+    name = _main(settings.run_dir, summary)
+    if not name:
+        return {"main": "", "classes": {}}
+    evaluation = read_json(settings.run_dir / "evaluation" / f"{name}.json", "Evaluation")
+    found = {"main": name, "classes": evaluation["per_class"], "metrics": evaluation["metrics"]}
+    reader = ShardReader(settings.shards, [settings.data.test_split])
+    path = settings.run_dir / "evaluation" / f"{name}-scores.parquet"
+    scores_NC = read_scores(path, identity_of(evaluation["bundle_digest"], reader))
+    if scores_NC is None:
+        return found
+    pictures = settings.run_dir / "report"
+    found["hard"] = [
+        {**dataclasses.asdict(card), "picture": _inline(card.picture)} for card in hardest(reader, scores_NC, pictures)
+    ]
+    return found | (_confusion(reader, scores_NC, pictures) if index.single_label else {})
+
+
+def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> dict[str, Any]:
+    matrix_CC, labels = confusion_matrix(scores_NC, reader.labels_NC), reader.index.labels
+    found: dict[str, Any] = {"confused": confused(matrix_CC, labels)}
+    if len(labels) <= MOST_DRAWN:
+        plot_confusion(pictures / "confusion.png", matrix_CC, labels)
+        found["confusion"] = _inline(pictures / "confusion.png")
+    return found
+
+
+def _main(run_dir: Path, summary: Mapping[str, Any]) -> str:
+    """The largest ensemble, else the first member."""
+    roles = {name: _json(run_dir / "bundles" / name / "bundle.json") for name in summary}
+    known = [(name, content) for name, content in roles.items() if content]
+    ensembles = [(len(c["members"]), name) for name, c in known if c["facts"].get("role") == "ensemble"]
+    members = [name for name, content in known if content["facts"].get("role") == "member"]
+    return max(ensembles)[1] if ensembles else next(iter(members), "")
+
+
+def _gains(run_dir: Path) -> list[dict[str, Any]]:
+    """Each ensemble of a run beside its members' mean and best."""
+    summary = _json(run_dir / "evaluation" / "summary.json")
+    described = {name: _json(run_dir / "bundles" / name / "bundle.json") for name in summary}
+    roles = {name: content.get("facts", {}).get("role") for name, content in described.items()}
+    key = next((key for key in HEADLINES if summary and key in next(iter(summary.values()))), "")
+    single = {name: summary[name][key] for name, role in roles.items() if role == "member"}
+    rows = []
+    for name in (name for name, role in roles.items() if role == "ensemble"):
+        own = [single[entry["name"]] for entry in described[name]["members"] if entry["name"] in single]
+        if own:
+            best, mean, value = max(own), sum(own) / len(own), summary[name][key]
+            row = {"name": name, "members": len(own), "metric": key, "score": value, "mean": mean, "best": best}
+            rows.append(row)
+    return rows
+
+
+def _studies(folder: Path) -> Iterator[dict[str, Any]]:
+    """Tables, pictures and ensembles of the studies under a run."""
+    for path in sorted(folder.glob("*/report/*.csv")):
+        if path.stem != path.parents[1].name:
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        picture = path.with_suffix(".png")
+        yield {
+            "name": path.stem, "rows": rows, "gains": _gains(path.parents[1]),
+            "picture": _inline(picture) if picture.is_file() else "",
+        }  # fmt: skip
+
+
+def _inline(path: Path) -> str:
+    """A picture as a data URI: the page is one file."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(path, "Result") if path.is_file() else {}
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: report(parse(ReportSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.report import main
+
+    main()

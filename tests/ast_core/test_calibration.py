@@ -1,0 +1,109 @@
+"""Calibration and thresholds: they undo a known distortion, leave what they cannot know, and survive the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from ast_core.calibration import calibration_error, f1_scores, fit_decisions
+from ast_core.decisions import Decisions, evidence, from_evidence, load_decisions
+from ast_core.errors import DamagedError
+from ast_core.files import write_json
+
+CLIPS = 4000
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+@pytest.fixture
+def several() -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from sigmoid(z), and scores that say sigmoid(2 z - 3): far too sure, and too low."""
+    rng = np.random.default_rng(0)
+    z_NC = rng.normal(-1, 2, (CLIPS, 3))
+    labels_NC = (rng.random(z_NC.shape) < sigmoid(z_NC)).astype(np.float32)
+    return sigmoid(2 * z_NC - 3).astype(np.float32), labels_NC
+
+
+def test_platt_undoes_a_distortion_and_thresholds_gain(several) -> None:
+    scores_NC, labels_NC = several
+    fitted = fit_decisions(scores_NC[: CLIPS // 2], labels_NC[: CLIPS // 2], False, "b", {"split": "validation"})
+    np.testing.assert_allclose(fitted.slope_C, 0.5, atol=0.06)
+    np.testing.assert_allclose(fitted.offset_C, 1.5, atol=0.25)
+    scores_NC, labels_NC = scores_NC[CLIPS // 2 :], labels_NC[CLIPS // 2 :]
+    before = calibration_error(scores_NC, labels_NC, one_label=False)
+    assert calibration_error(fitted.calibrated(scores_NC), labels_NC, one_label=False) < 0.02 < before
+    assert f1_scores(fitted.decide(scores_NC), labels_NC)[1] > f1_scores(scores_NC >= 0.5, labels_NC)[1] + 0.1
+
+
+def test_platt_equals_sklearns_logistic_regression_where_his_targets_hardly_count(several) -> None:
+    scores_NC, labels_NC = several
+    fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
+    logit_N1 = evidence(scores_NC, one_label=False)[:, :1]
+    peer = LogisticRegression(C=1e9, tol=1e-8).fit(logit_N1, labels_NC[:, 0])
+    assert fitted.slope_C[0] == pytest.approx(peer.coef_[0, 0], abs=3e-3)
+    assert fitted.offset_C[0] == pytest.approx(peer.intercept_[0], abs=6e-3)
+
+
+def test_a_temperature_undoes_overconfidence_and_keeps_the_order() -> None:
+    rng = np.random.default_rng(0)
+    z_NC = rng.normal(0, 2, (CLIPS, 5))
+    true_NC = np.exp(z_NC) / np.exp(z_NC).sum(1, keepdims=True)
+    labels_NC = np.eye(5, dtype=np.float32)[[rng.choice(5, p=row) for row in true_NC]]
+    sure_NC = np.exp(3 * z_NC) / np.exp(3 * z_NC).sum(1, keepdims=True)
+    fitted = fit_decisions(sure_NC.astype(np.float32), labels_NC, True, "b", {})
+    assert fitted.slope_C[0] == pytest.approx(1 / 3, abs=0.02)
+    calibrated_NC = fitted.calibrated(sure_NC.astype(np.float32))
+    assert calibration_error(calibrated_NC, labels_NC, one_label=True) < 0.03
+    assert (calibrated_NC.argmax(1) == sure_NC.argmax(1)).all()
+    assert (fitted.decide(sure_NC).sum(1) == 1).all()
+
+
+def test_a_class_without_positives_or_negatives_is_left_alone() -> None:
+    scores_NC = np.array([[0.9, 0.2, 0.6], [0.8, 0.1, 0.3]], np.float32)
+    fitted = fit_decisions(scores_NC, np.array([[1, 0, 1], [1, 0, 0]], np.float32), False, "b", {})
+    np.testing.assert_allclose(fitted.calibrated(scores_NC)[:, :2], scores_NC[:, :2], atol=1e-6)
+    assert fitted.threshold_C[1] == 0.5
+    assert fitted.decide(scores_NC)[:, 0].all()
+
+
+def test_each_fitted_threshold_takes_the_clip_it_was_taken_from(several) -> None:
+    scores_NC, labels_NC = several
+    fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
+    calibrated_NC = fitted.calibrated(scores_NC)
+    for c in range(3):
+        at = np.isclose(calibrated_NC[:, c], fitted.threshold_C[c], atol=1e-9)
+        assert at.any()
+        assert fitted.decide(scores_NC)[at, c].all()
+
+
+def test_evidence_and_back_hold_at_the_ends() -> None:
+    scores_BC = np.array([[0.0, 1.0, 0.5]], np.float32)
+    assert np.isfinite(evidence(scores_BC, one_label=False)).all()
+    np.testing.assert_allclose(
+        from_evidence(evidence(scores_BC, one_label=False), one_label=False), scores_BC, atol=2e-6
+    )
+
+
+def test_the_calibration_error_of_a_known_table() -> None:
+    """Two bins: 0.9 said of four, three right; 0.1 said of four, one right: gaps 0.15 each."""
+    scores_NC = np.array([[0.9]] * 4 + [[0.1]] * 4, np.float32)
+    labels_NC = np.array([[1], [1], [1], [0], [1], [0], [0], [0]], np.float32)
+    assert calibration_error(scores_NC, labels_NC, one_label=False) == pytest.approx(0.15, abs=1e-6)
+
+
+def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: Path) -> None:
+    own = Decisions("b", {"split": "v"}, False, (1.0, 2.0), (0.0, 0.5), (0.5, 0.1))
+    assert load_decisions(tmp_path, "b") is None
+    own.write(tmp_path)
+    assert load_decisions(tmp_path, "b") == own
+    with pytest.raises(DamagedError, match="another bundle"):
+        load_decisions(tmp_path, "c")
+    write_json(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
+    with pytest.raises(DamagedError, match="calibrate again"):
+        load_decisions(tmp_path, "b")
