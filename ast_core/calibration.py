@@ -44,9 +44,16 @@ def fit_decisions(
     fits = [_platt(evidence_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes)]
     slope_C, offset_C = (tuple(values) for values in zip(*fits, strict=True))
     calibrated_NC = from_evidence(evidence_NC * np.array(slope_C) + np.array(offset_C), one_label)
-    points = [best_f1(calibrated_NC[:, c], labels_NC[:, c] > 0.5).threshold for c in range(classes)]
-    thresholds = tuple(0.5 if math.isnan(point) else point for point in points)
+    thresholds = tuple(_threshold(calibrated_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes))
     return Decisions(**own, slope_C=slope_C, offset_C=offset_C, threshold_C=thresholds)  # type: ignore[arg-type]
+
+
+def _threshold(calibrated_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """Midway from the lowest score that the best F1 takes to the next one below: other clips fall to either side."""
+    lowest = best_f1(calibrated_N, positive_N).threshold
+    if math.isnan(lowest):
+        return 0.5
+    return (lowest + float(calibrated_N[calibrated_N < lowest].max(initial=0.0))) / 2
 
 
 def _platt(logit_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:

@@ -15,13 +15,16 @@ LABELS = ("low", "middle", "high")
 FRONT_END = FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS)
 
 
-def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = ()) -> Path:
+def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = (), single_label: bool = True) -> Path:
     """Splits of clips whose label is the third of the mel bins that is loud; `broken` ones are NaN.
+
+    With several labels a clip, every fourth clip has a second loud third.
 
     Args:
         folder: of the shards.
         clips: how many by split; their ids are SPLIT-0 and so on.
         broken: clip ids.
+        single_label: whether each clip has exactly one.
     """
     rng = np.random.default_rng(0)
     splits = {}
@@ -30,13 +33,22 @@ def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = 
         for number in range(count):
             fbank_TM = rng.normal(-8, 2, (FRAMES, BINS))
             label = number % len(LABELS)
-            fbank_TM[:, label * 5 : label * 5 + 5] += 6
+            others = {(label + 1) % len(LABELS)} if number % 4 == 3 and not single_label else set()
+            for loud in {label} | others:
+                fbank_TM[:, loud * 5 : loud * 5 + 5] += 6
             clip_id = f"{split}-{number}"
-            rows.append(Row(clip_id, (label,), FRAMES, (fbank_TM * (np.nan if clip_id in broken else 1)).astype("<f2")))
+            rows.append(
+                Row(
+                    clip_id,
+                    tuple(sorted({label} | others)),
+                    FRAMES,
+                    (fbank_TM * (np.nan if clip_id in broken else 1)).astype("<f2"),
+                )
+            )
         part = write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS)
         books = {"listed": count + 1, "kept": count, "rejected": 0, "missing": 1}
         sums = {key: part[key] for key in ("sum", "sum_sq", "count")}
         splits[split] = {**books, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
-    meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": True}
+    meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
     write_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder

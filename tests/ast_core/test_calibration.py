@@ -13,6 +13,7 @@ from ast_core.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.decisions import Decisions, evidence, from_evidence, load_decisions
 from ast_core.errors import DamagedError
 from ast_core.files import write_json
+from ast_core.thresholds import best_f1
 
 CLIPS = 4000
 
@@ -72,14 +73,14 @@ def test_a_class_without_positives_or_negatives_is_left_alone() -> None:
     assert fitted.decide(scores_NC)[:, 0].all()
 
 
-def test_each_fitted_threshold_takes_the_clip_it_was_taken_from(several) -> None:
+def test_thresholds_give_the_best_f1_there_is_and_lie_between_clips(several) -> None:
     scores_NC, labels_NC = several
     fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
-    calibrated_NC = fitted.calibrated(scores_NC)
+    calibrated_NC, decided_NC = fitted.calibrated(scores_NC), fitted.decide(scores_NC)
     for c in range(3):
-        at = np.isclose(calibrated_NC[:, c], fitted.threshold_C[c], atol=1e-9)
-        assert at.any()
-        assert fitted.decide(scores_NC)[at, c].all()
+        best = best_f1(scores_NC[:, c], labels_NC[:, c] > 0.5).f1
+        assert f1_scores(decided_NC[:, [c]], labels_NC[:, [c]])[1] == pytest.approx(best, abs=1e-9)
+        assert not np.isclose(calibrated_NC[:, c], fitted.threshold_C[c], rtol=0, atol=1e-12).any()
 
 
 def test_evidence_and_back_hold_at_the_ends() -> None:

@@ -1,0 +1,72 @@
+"""The page: whole in one file, with nothing of the network, and true to the numbers beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prepared import write_shards
+
+from ast_core.bundle import read_members, write_bundle
+from pipeline.evaluate import evaluate
+from pipeline.hard_clips import clip_losses, confused, confusion_matrix
+from pipeline.report import report
+from pipeline.settings import DataConfig, EvaluateSettings, ReportSettings
+
+HOSTILE = "<script>alert('x')</script> & \"co\""
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
+    """A run of one member, with a label that would be code on a careless page."""
+    write_shards(tmp_path / "shards", {"train": 6, "test": 9})
+    path = tmp_path / "shards" / "index.json"
+    index = json.loads(path.read_text())
+    labels = [HOSTILE, *index["labels"][1:]]
+    path.write_text(json.dumps({**index, "labels": labels}))
+    name, weights, identity = read_members(trained_bundle)[0]
+    write_bundle(trained_bundle, [(name, weights, {**identity, "labels": labels})], True, {"role": "member"})
+    return tmp_path
+
+
+def settings_of(run_dir: Path, kind):
+    values = {"run_dir": run_dir, "shards": run_dir / "shards", "experiment": "test", "workers": 1}
+    return kind(**values, tracking=f"sqlite:///{run_dir}/mlflow.db", data=DataConfig(source="clips"))
+
+
+def test_the_page_is_one_file_and_says_what_the_evaluation_says(run_dir: Path, ray_session) -> None:
+    results = evaluate(settings_of(run_dir, EvaluateSettings))
+    page = report(settings_of(run_dir, ReportSettings)).read_text()
+    assert f"accuracy {results['seed-0']['accuracy']:.3f}" in page
+    assert f"{results['seed-0']['mAP']:.4f}" in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
+    assert sources
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
+    for section in ("Data", "Hardest clips", "What is taken for what", "Curves and classes"):
+        assert section in page
+    assert page.count('class="card"') == 8
+
+
+def test_before_any_training_the_page_is_of_the_data(run_dir: Path) -> None:
+    page = report(dataclasses.replace(settings_of(run_dir, ReportSettings), run_dir=run_dir / "nothing")).read_text()
+    assert "<td>train</td>" in page
+    assert "Hardest" not in page
+
+
+def test_losses_and_confusion_of_a_known_table() -> None:
+    scores_NC = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.5, 0.4, 0.1]], np.float32)
+    labels_NC = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
+    np.testing.assert_allclose(clip_losses(scores_NC, labels_NC, True), -np.log([0.8, 0.3, 0.6, 0.4]), rtol=1e-5)
+    both = -(np.log(0.8) + 2 * np.log(0.9)) / 3
+    assert clip_losses(scores_NC, labels_NC, False)[0] == pytest.approx(both, rel=1e-5)
+    matrix_CC = confusion_matrix(scores_NC, labels_NC)
+    np.testing.assert_array_equal(matrix_CC, [[1, 0, 0], [2, 0, 0], [0, 0, 1]])
+    pair = confused(matrix_CC, ("a", "b", "c"))
+    assert [(one.true, one.taken_for, one.clips, one.of) for one in pair] == [("b", "a", 2, 2)]

@@ -1,0 +1,83 @@
+"""Distillation from bundle to comparison: the student may be smaller, and stands beside its teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prepared import BINS, FRAMES, write_shards
+
+from ast_core.bundle import Bundle, read_members, write_bundle
+from ast_core.config import DistilConfig
+from ast_core.errors import UserError
+from ast_core.score_table import identity_of, read_scores
+from ast_core.shards import ShardReader
+from pipeline.combine import combine
+from pipeline.evaluate import evaluate
+from pipeline.settings import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, parse, section_values
+from pipeline.train import train
+
+
+def settings_of(folder: Path, run: str, *more: str) -> RunSettings:
+    flags = f"""
+    --recipe esc50_small --run-dir {folder / run} --shards {folder / "shards"} --workers 1 --ensemble.seeds 0 1
+    --tracking sqlite:///{folder / "mlflow.db"} --experiment test --data.train-splits train --data.test-split test
+    --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
+    --model.patch-freq {BINS} --model.freq-stride {BINS} --augment.freq-mask-bins 4 --augment.time-mask-frames 8
+    --optim.epochs 2 --optim.batch-size 6 --optim.average-first-epoch 1 --optim.warmup-steps 4
+    """
+    return parse(RunSettings, "", [*flags.split(), *more])
+
+
+def make(settings: RunSettings) -> dict[str, dict[str, float]]:
+    for seed in settings.ensemble.seeds:
+        train(dataclasses.replace(section_values(settings, TrainSettings), seed=seed))
+    combine(section_values(settings, CombineSettings))
+    return evaluate(section_values(settings, EvaluateSettings))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
+    return tmp_path
+
+
+@pytest.mark.timeout(400)
+def test_a_student_stands_beside_its_teacher(folder: Path, ray_session, capsys) -> None:
+    taught = make(settings_of(folder, "teacher"))
+    teacher = folder / "teacher" / "bundles" / "ensemble"
+    student = settings_of(
+        folder, "student", "--distil.teacher", str(teacher), "--ensemble.seeds", "5", "--model.time-stride", "16",
+    )  # fmt: skip
+    own = make(student)
+    assert "distilled from ensemble" in capsys.readouterr().out
+
+    reader = ShardReader(folder / "shards", ["train"])
+    stored = folder / "student" / "teacher" / "teacher-scores.parquet"
+    scores_NC = read_scores(stored, identity_of(Bundle.load(teacher).digest, reader))
+    assert scores_NC is not None
+    assert np.isfinite(scores_NC).all()
+    rows = json.loads((folder / "student" / "evaluation" / "distillation.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher's seed-0", "teacher's seed-1", "teacher", "student seed-5"]
+    assert rows[2]["score"] == pytest.approx(taught["ensemble"]["accuracy"])
+    assert rows[3]["score"] == own["seed-5"]["accuracy"]
+    assert rows[3]["macs"] * 3 < rows[2]["macs"]
+
+    written = stored.stat().st_mtime_ns
+    make(student)  # nothing is trained or scored again
+    assert stored.stat().st_mtime_ns == written
+
+
+def test_a_teacher_that_cannot_teach_is_refused(folder: Path, trained_bundle: Path) -> None:
+    with pytest.raises(UserError, match=r"distil\.teacher: there is no"):
+        settings_of(folder, "student", "--distil.teacher", "nowhere")
+    write_shards(folder / "shards", {"train": 42, "test": 21})  # the bundle came with shards of its own
+    name, weights, identity = read_members(trained_bundle)[0]
+    other = folder / "other"
+    write_bundle(other, [(name, weights, {**identity, "labels": ["low", "high", "middle"]})], True, {})
+    student = section_values(settings_of(folder, "student"), TrainSettings)
+    with pytest.raises(UserError, match=r"label 1: 'high', not 'middle'"):
+        train(dataclasses.replace(student, distil=DistilConfig(str(other))))
