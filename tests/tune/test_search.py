@@ -72,7 +72,8 @@ def test_a_killed_study_goes_on_and_its_members_join_to_ensembles(folder: Path, 
     best = tomllib.loads((folder / "best.toml").read_text())
     assert best["model"]["time_stride"] == {"wide": 8, "fine": 4}[table.best().variant]
     _check_tracked(folder)
-    _check_ensembles(folder, ensemble(parse(EnsembleSettings, "", flags(folder, "--subsets"))))
+    _check_ensembles(folder, ensemble(parse(EnsembleSettings, "", flags(folder, "--subsets", "--ensemble.epochs"))))
+    _check_registered(folder)
 
 
 def _kill_after_first_trial(folder: Path, trials: Path) -> None:
@@ -105,7 +106,9 @@ def _check_tracked(folder: Path) -> None:
 def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None:
     """S is the mean of the first variant's members, M of all; the bundles say so, too."""
     study = folder / "run" / "studies" / "strides"
-    assert list(results) == ["fine-seed-0", "wide-seed-0", "wide-seed-1", "ensemble-s", "ensemble-m"]
+    singles = ["fine-seed-0", "wide-seed-0", "wide-seed-1"]
+    with_epochs = [name for single in singles for name in (single, f"{single}-epochs")]
+    assert list(results) == [*with_epochs, "ensemble-s", "ensemble-m"]
 
     def stored(name: str) -> np.ndarray:
         identity = read_json(study / "evaluation" / f"{name}.json", "Evaluation")
@@ -124,6 +127,22 @@ def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None
     assert len(bundle.facts["train_runs"]) == 3
     subsets = (study / "report" / "subsets.csv").read_text().splitlines()
     assert len(subsets) == 1 + 3 + 1
+    epochs = Bundle.load(study / "bundles" / "wide-seed-1-epochs")
+    assert len(epochs.members) == 3
+    page = (study / "report.html").read_text()
+    assert f"{results['ensemble-m']['accuracy']:.4f}" in page
+    assert "strides" in (folder / "run" / "report.html").read_text()
+
+
+def _check_registered(folder: Path) -> None:
+    """The largest ensemble under the recipe's name; members, and the other ensemble, each a model beside it."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    names = {model.name for model in client.search_registered_models()}
+    own = {"fine-seed-0", "wide-seed-0", "wide-seed-1", "ensemble-s"}
+    assert names == {"ast-esc50-small", *(f"ast-esc50-small-{name}" for name in own)}
+    version = client.get_model_version_by_alias("ast-esc50-small", "champion")
+    assert (version.tags["members"], version.tags["seeds"]) == ("3", "0, 1")
+    assert len(version.tags["train_runs"].split(", ")) == 3
 
 
 @pytest.mark.timeout(300)
