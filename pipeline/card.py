@@ -8,10 +8,10 @@ from typing import Any
 from ast_core.bundle import Bundle
 
 NAMES = {
+    "accuracy": "accuracy",
     "mAP": "mAP",
     "mAUC": "mean ROC AUC",
     "d_prime": "d'",
-    "accuracy": "accuracy",
     "chance_mAP": "mAP by chance",
     "chance_accuracy": "accuracy by chance",
 }
@@ -83,7 +83,7 @@ def _results(evaluation: dict[str, Any]) -> str:
     intervals = evaluation.get("intervals", {})
     rows = "\n".join(
         f"| {NAMES.get(key, key)} | {_shown(value)}{_interval(intervals.get(key))} |"
-        for key, value in evaluation["metrics"].items()
+        for key, value in sorted(evaluation["metrics"].items(), key=lambda item: [*NAMES, item[0]].index(item[0]))
     )
     return (
         f"Measured on {seen} of the {listed} clips listed in the split `{evaluation['split']}`, each once.\n\n"

@@ -82,7 +82,7 @@ def _template() -> jinja2.Template:
 
 def _number(value: Any, digits: int = 4) -> str:
     """A table's cell; empty for what is not there."""
-    return "" if value in {None, ""} else f"{float(value):.{digits}f}"
+    return "" if value is None or isinstance(value, jinja2.Undefined) or value == "" else f"{float(value):.{digits}f}"
 
 
 def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:

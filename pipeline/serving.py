@@ -46,8 +46,14 @@ class Tagger:
             params: not used.
 
         Returns:
-            A row a recording: a column a label, float32, NaN where `clip_error` says why there is none.
+            A row a recording: a column a label, float32; where `clip_error` says why there is none, None, which
+            JSON can say.
+
+        Raises:
+            ValueError: no column of a recording, in all of the table.
         """
+        if not {AUDIO, WAVEFORM} & set(model_input.columns):
+            raise ValueError(f"the request has neither {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples)")
         labels = self._predictor.bundle.labels
         scores, errors = [], []
         for row in model_input.to_dict("records"):
@@ -58,7 +64,10 @@ class Tagger:
                 scores.append(np.full(len(labels), np.nan, np.float32))
                 errors.append(str(error))
         scores_BC = np.array(scores, np.float32).reshape(len(scores), len(labels))
-        return pd.DataFrame(scores_BC, columns=list(labels), index=model_input.index).assign(**{ERROR: errors})
+        table = pd.DataFrame(scores_BC, columns=list(labels), index=model_input.index)
+        if any(errors):
+            table = table.astype(object).where(table.notna(), None)
+        return table.assign(**{ERROR: errors})
 
     def _waveform(self, row: dict[Any, Any]) -> np.ndarray:
         """Mono samples [N] at the model's rate."""

@@ -95,7 +95,7 @@ def test_registered_models_are_whole_served_alike_and_not_doubled(settings: Regi
     own = Tagger(settings.run_dir / "bundles" / "ensemble").predict(_example(16_000))
     for label in LABELS:
         assert served[label][0] == pytest.approx(own[label][0], abs=1e-6)
-        assert np.isnan(served[label][1])
+        assert served[label][1] is None
     assert (served["clip_error"][0], "decode" in served["clip_error"][1]) == ("", True)
 
 
@@ -173,6 +173,10 @@ def test_waveforms_and_files_are_tagged_alike(settings: RegisterSettings) -> Non
     assert reasons[:2] == ["", ""]
     for reason, word in zip(reasons[2:], ("not finite", "shape (2, 1)", "is 7", "neither"), strict=True):
         assert word in reason
+    assert answer.loc[2:, LABELS].isna().all(axis=None)
+    json.dumps(answer.to_dict("records"), allow_nan=False)
+    with pytest.raises(ValueError, match="neither audio"):
+        tagger.predict(pd.DataFrame([{"sound": 1}]))
 
 
 def test_the_alias_stays_where_the_upload_is_damaged(settings: RegisterSettings) -> None:
