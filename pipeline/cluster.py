@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+import ray.util
 import torch
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import UserError
 
@@ -52,6 +55,21 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def release(held: Path) -> None:
+    """Give back what workers held whose controller was killed: Ray's own cleaner asks the dashboard, if there is one.
+
+    Args:
+        held: where rank 0 noted its placement group; of a group that is gone, or of another cluster, nothing is done.
+    """
+    if not held.is_file():
+        return
+    name = held.read_text(encoding="utf-8")
+    state = ray.util.placement_group_table().get(name, {}).get("state", "REMOVED")
+    if state != "REMOVED":
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    held.unlink(missing_ok=True)
 
 
 def worker_count(asked: int) -> int:

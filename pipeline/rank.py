@@ -10,16 +10,23 @@ import os
 from typing import Any
 
 import ray.train
+import ray.util
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`."""
+    """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`.
+
+    Rank 0 notes at `config["held"]` which CPUs or GPUs the group holds, for `cluster.release`.
+    """
     import torch  # noqa: PLC0415
     from ray.train.torch import get_device  # noqa: PLC0415
 
     from ast_core.trainer import fit  # noqa: PLC0415
 
     context = ray.train.get_context()
+    group = ray.util.get_current_placement_group()
+    if context.get_world_rank() == 0 and group is not None:
+        config["held"].write_text(group.id.hex(), encoding="utf-8")
     if not torch.cuda.is_available():
         # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))

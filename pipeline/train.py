@@ -90,6 +90,11 @@ def job_of(settings: TrainSettings) -> Job:
     )
 
 
+def held_by(folder: Path) -> Path:
+    """Where a member's workers note what they hold of the cluster."""
+    return folder / ".placement-group"
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the member's folder; the operating system lets go of it if this process dies."""
@@ -135,10 +140,11 @@ def _supervise(job: Job, workers: int) -> None:
 
 
 def _fit_once(job: Job, workers: int, scratch: Path) -> None:
+    cluster.release(held_by(job.folder))  # of a launch whose controller was killed
     gpu = cluster.uses_gpu()
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "held": held_by(job.folder)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=uuid.uuid4().hex,

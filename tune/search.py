@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import tomli_w
@@ -38,6 +39,7 @@ from pipeline.settings import (
     section_values,
     with_changes,
 )
+from pipeline.train import held_by
 from tune.board import Board
 from tune.report import Table, tabulate, write_report
 from tune.space import Study, Variant, load_study
@@ -174,8 +176,18 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
             storage_path=str(scratch),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=LOST),
+            callbacks=[_Release()],
         ),
     )
+
+
+class _Release(ray.tune.Callback):
+    """Gives back what an ended trial's workers hold: one that is stopped early is killed, and cannot by itself."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Called by Ray Tune."""
+        own: Trial = trial.config["trial"]
+        cluster.release(held_by(own.history.parent))
 
 
 @contextlib.contextmanager

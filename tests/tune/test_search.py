@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from mlflow import MlflowClient
 from prepared import BINS, FRAMES, write_shards
 
@@ -166,6 +167,15 @@ def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: 
     statuses = [trial.result()["status"] for trial in trials]
     assert "finished" in statuses
     assert sum(row.stopped for row in table.rows) == statuses.count("stopped")
+    _check_all_cpus_are_free()
     before = [(trial.folder / "trial.json").stat().st_mtime_ns for trial in trials]
     search(settings)
     assert [(trial.folder / "trial.json").stat().st_mtime_ns for trial in trials] == before
+
+
+def _check_all_cpus_are_free() -> None:
+    """What an early ended trial's workers held is given back, or the next trials would wait for ever."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
