@@ -17,6 +17,8 @@ from ray.util.placement_group import PlacementGroup
 from ast_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+STARTS = 4
+"""Times that a local Ray is started: on a busy machine it may miss the 30 s that it gives itself."""
 
 
 @contextlib.contextmanager
@@ -34,14 +36,26 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
-    # Worker processes import these packages from wherever the driver did.
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     try:
         if target:
             ray.init(address=target, logging_level=logging.WARNING)
         else:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-            cores = max(os.cpu_count() or 1, workers)
+            _start_here(max(os.cpu_count() or 1, workers))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_here(cores: int) -> None:
+    """Start a Ray on this machine; UserError if it is too busy for that."""
+    # Worker processes import these packages from wherever the driver did.
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    for _ in range(STARTS):
+        try:
             ray.init(
                 address="local",
                 num_cpus=cores,
@@ -49,12 +63,15 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray has no class of its own for it
+                raise
+            ray.shutdown()
+        else:
+            return
+    raise UserError(
+        f"Ray did not start on this machine in {STARTS} tries: it is too busy. Run the command again later."
+    )
 
 
 def release(held: Path) -> None:

@@ -85,7 +85,7 @@ def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> No
     assert "Test" in shown
     assert "ast-predict FILE --model models:/ast-mine@champion" in shown
     page = (folder / "run" / "report.html").read_text()
-    assert f"mAP {summary['ensemble']['mAP']:.3f}" in page
+    assert f"accuracy {summary['ensemble']['accuracy']:.3f}" in page
     assert "the file is empty" in page
     _check_served_alike(folder, uri)
 
