@@ -42,7 +42,8 @@ class Tagger:
         """Probabilities of recordings.
 
         Args:
-            model_input: a row a recording: `audio`, its bytes, or `waveform`, its samples, with `sample_rate_hz`.
+            model_input: a row a recording: `audio`, its bytes, or `waveform`, its samples, with `sample_rate_hz`. A
+                row whose `audio` is a list of recordings is as many rows.
             params: not used.
 
         Returns:
@@ -54,6 +55,9 @@ class Tagger:
         """
         if not {AUDIO, WAVEFORM} & set(model_input.columns):
             raise ValueError(f"the request has neither {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples)")
+        if AUDIO in model_input:
+            # MLflow makes one row of {"audio": [recording, recording]}: its signature has an array, the waveform.
+            model_input = model_input.explode(AUDIO)
         labels = self._predictor.bundle.labels
         scores, errors = [], []
         for row in model_input.to_dict("records"):

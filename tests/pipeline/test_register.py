@@ -175,6 +175,8 @@ def test_waveforms_and_files_are_tagged_alike(settings: RegisterSettings) -> Non
         assert word in reason
     assert answer.loc[2:, LABELS].isna().all(axis=None)
     json.dumps(answer.to_dict("records"), allow_nan=False)
+    together = tagger.predict(pd.DataFrame([{"audio": [content.getvalue(), b"", content.getvalue()]}]))
+    assert together["clip_error"].map(bool).tolist() == [False, True, False]
     with pytest.raises(ValueError, match="neither audio"):
         tagger.predict(pd.DataFrame([{"sound": 1}]))
 
