@@ -37,6 +37,10 @@ OPERATIONS = 6
 """Of a multiply-accumulate in a training step: two, forward and twice backward."""
 MIXED = 0.5
 """Share of training clips that are read with a partner."""
+TEST_CLIPS = 20_371
+"""Official evaluation set."""
+KEPT = 2
+"""Checkpoints of a member that is trained."""
 GIB = 2**30
 
 
@@ -150,6 +154,21 @@ def show(plans: list[Plan], args: argparse.Namespace, clip_s: float) -> None:
     print(f"\nratio {plans[0].wall_h / plans[-1].wall_h:.3g}: time on {SIZES[0]} GPU against {SIZES[-1]}")
 
 
+def show_bytes() -> None:
+    """What lies on disk, as a Markdown table."""
+    weights = cost(ModelConfig(), FrontEndConfig(), CLASSES).parameters * PARAMETER_BYTES
+    rows = {
+        "shards": CLIPS * _shard_bytes(),
+        "a member's checkpoints: weights, Adam's two moments": KEPT * 3 * weights,
+        "a member's epochs": EPOCHS * weights,
+        "a member's bundle": weights,
+        "its stored probabilities of the test clips": TEST_CLIPS * CLASSES * PARAMETER_BYTES,
+    }
+    print("\n| what | GiB |\n|---|---|")
+    for name, size in rows.items():
+        print(f"| {name} | {size / GIB:.2f} |")
+
+
 def main() -> None:
     """Three sizes of cluster."""
     parser = arguments(__doc__)
@@ -168,6 +187,7 @@ def main() -> None:
     one_core()
     clip_s = measured_clip_s(args.quick)
     show([plan(gpus, args, clip_s) for gpus in SIZES], args, clip_s)
+    show_bytes()
     print_machine()
 
 

@@ -23,7 +23,7 @@ from pipeline import results as results_of
 from pipeline import tracking
 from pipeline.lineage import note_run
 from pipeline.plots import plot_curves, plot_per_class
-from pipeline.progress import read_history
+from pipeline.progress import read_histories
 from pipeline.scoring import bundle_scores, describe_all
 from pipeline.settings import EvaluateSettings, parse, run_stage
 from pipeline.teacher import compare
@@ -147,8 +147,9 @@ def _draw(settings: EvaluateSettings, output: Path, results: dict[str, results_o
     precision = results_of.numbers({label: row["ap"] for label, row in result["per_class"].items()})
     chance = results_of.numbers(result["metrics"])["chance_mAP"]
     plot_per_class(output / "per_class_ap.png", f"{settings.experiment}, {name}: average precision", precision, chance)
-    members = sorted((settings.run_dir / "members").glob("*/metrics.jsonl"))
-    plot_curves(output / "learning_curves.png", {path.parent.name: read_history(path) for path in members})
+    histories = read_histories(settings.run_dir)
+    if histories:
+        plot_curves(output / "learning_curves.png", histories)
 
 
 def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.Result], data_hash: str) -> None:

@@ -20,6 +20,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def read_histories(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The curves of a run's members by name, or, in a study's folder, of its trials."""
+    own = {path.parent.name: path for path in sorted(run_dir.glob("members/*/metrics.jsonl"))}
+    trials = sorted(run_dir.glob("trials/*/*/members/*/metrics.jsonl"))
+    own |= {f"{path.parents[3].name}, {path.parent.name}": path for path in trials}
+    return {name: read_history(path) for name, path in own.items()}
+
+
 class EpochBar:
     """A progress bar over epochs, fed by the training's `metrics.jsonl` and so by any worker on any node."""
 

@@ -52,7 +52,7 @@ def report(settings: ReportSettings) -> Path:
         "title": settings.experiment,
         "data": _data(settings, index),
         "rejects": _rejects(settings.shards),
-        "headlines": HEADLINES,
+        "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
         "results": summary,
         "gains": _gains(settings.run_dir),
         "published": PUBLISHED.get(index.layout, ()),

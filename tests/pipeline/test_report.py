@@ -43,6 +43,7 @@ def test_the_page_is_one_file_and_says_what_the_evaluation_says(run_dir: Path, r
     page = report(settings_of(run_dir, ReportSettings)).read_text()
     assert f"accuracy {results['seed-0']['accuracy']:.3f}" in page
     assert f"{results['seed-0']['mAP']:.4f}" in page
+    assert page.count("<img") == 10  # clips, classes, confusion; no curves of nothing
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
     sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)

@@ -130,6 +130,7 @@ def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None
     assert len(subsets) == 1 + 3 + 1
     epochs = Bundle.load(study / "bundles" / "wide-seed-1-epochs")
     assert len(epochs.members) == 3
+    assert (study / "evaluation" / "learning_curves.png").is_file()  # of the trials
     page = (study / "report.html").read_text()
     assert f"{results['ensemble-m']['accuracy']:.4f}" in page
     assert "strides" in (folder / "run" / "report.html").read_text()
