@@ -29,7 +29,7 @@ def model_card(name: str, bundle: Bundle, evaluation: dict[str, Any]) -> str:
         evaluation: content of its `evaluation/NAME.json`.
 
     Returns:
-        The card.
+        The card. A paragraph is one line: MLflow's page breaks lines where the text does.
     """
     front = bundle.front_end
     kind = "one label a clip" if bundle.single_label else "any number of labels a clip"
@@ -48,9 +48,9 @@ Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels
 
 ## What it is
 
-- Input: mono at {front.sample_rate_hz} Hz (other rates and channels are converted), {front.num_mel_bins} mel bins,
-  {front.frame_shift_ms:g} ms a frame. Longer recordings are cut into windows of {front.target_frames} frames
-  ({front.target_frames * front.frame_shift_ms / 1000:g} s); their mean counts.
+- Input: mono at {front.sample_rate_hz} Hz (other rates and channels are converted), {front.num_mel_bins} mel bins, \
+{front.frame_shift_ms:g} ms a frame. Longer recordings are cut into windows of {front.target_frames} frames \
+({front.target_frames * front.frame_shift_ms / 1000:g} s); their mean counts.
 {members}
 
 ## Where it came from
@@ -63,13 +63,13 @@ Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels
 python pipeline/predict.py RECORDING --model models:/{name}@champion
 ```
 
-As MLflow pyfunc model, a row a recording: `audio` (the bytes of a file; base64 in JSON), or `waveform` (mono samples)
+As MLflow pyfunc model, a row a recording: `audio` (the bytes of a file; base64 in JSON), or `waveform` (mono samples) \
 with `sample_rate_hz`. The answer has a column a label, and `clip_error` where a recording could not be used.
 
 ## What to know
 
-It knows only the sounds that it was trained on, and gives each of its classes a probability whatever it hears.
-Recordings from other microphones, rooms and distances than the training set's are recognised less well than the
+It knows only the sounds that it was trained on, and gives each of its classes a probability whatever it hears. \
+Recordings from other microphones, rooms and distances than the training set's are recognised less well than the \
 figures above say.
 
 ## Classes
