@@ -88,7 +88,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, capsys) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, caplog) -> None:
     fit(job, 0, 1, CPU)
     whole = weights_of(job.folder)
     newest = max((job.folder / "checkpoints").iterdir()) / "optimizer.safetensors"
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, capsys
     newest.write_bytes(bits)
     fit(job, 0, 1, CPU)
     assert_same_bits(whole, weights_of(job.folder))
-    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert f"{newest} is damaged" in caplog.text
 
 
 def test_more_epochs_continue_a_run(job: Job) -> None:
