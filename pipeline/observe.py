@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from functools import cache
 
@@ -16,6 +17,7 @@ from ast_core.config import Job
 from ast_core.observer import Observer, StepDone
 from pipeline.preemption import Watch
 
+LOG = logging.getLogger("ast_core")
 MEMBER = ("run", "member")
 RANK = (*MEMBER, "rank")
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
@@ -62,6 +64,9 @@ class Reporter(Observer):
         self._seconds.observe(done.seconds)
         if done.waiting_s > 0:  # a counter takes no 0
             self._waiting.inc(done.waiting_s)
+        LOG.debug(
+            "Step %d, loss %.6g, %.3f s, of these %.3f s for data", done.step, done.loss, done.seconds, done.waiting_s
+        )
 
     def committed(self, step: int, seconds: float) -> None:  # noqa: ARG002
         """A checkpoint was committed."""
@@ -99,13 +104,15 @@ def _prepared() -> Counter:
 
 
 def label_log_lines(labels: dict[str, str]) -> None:
-    """Let `ast_core`'s log lines of this process say whose they are, in logfmt: `run=... rank=0 msg="..."`."""
+    """Let `ast_core`'s log lines of this process say whose they are, in logfmt: `run=... rank=0 msg="..."`.
+
+    The environment's AST_LOG_LEVEL says from which level on there are lines; at DEBUG there is one a step.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Logfmt(labels))
-    logger = logging.getLogger("ast_core")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    LOG.handlers = [handler]
+    LOG.setLevel(os.environ.get("AST_LOG_LEVEL", "INFO").upper())
+    LOG.propagate = False
 
 
 class _Logfmt(logging.Formatter):
