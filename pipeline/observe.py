@@ -87,10 +87,11 @@ def count_restart(job: Job, cause: str) -> None:
     _restarts().inc(1, member_labels(job) | {"cause": cause})
 
 
-def count_prepared(run: str, outcome: str, clips: int) -> None:
-    """Count clips that were prepared; `outcome` is `kept`, `rejected` or `missing`."""
-    if clips:
-        _prepared().inc(clips, {"run": run, "outcome": outcome})
+def count_prepared(run: str, clips: int, rejected: int, missing: int) -> None:
+    """Count clips that were prepared, and how many of these were rejected, or had no file."""
+    for outcome, count in (("kept", clips - rejected - missing), ("rejected", rejected), ("missing", missing)):
+        if count:  # a counter takes no 0
+            _prepared().inc(count, {"run": run, "outcome": outcome})
 
 
 @cache
