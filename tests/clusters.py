@@ -1,4 +1,4 @@
-"""A real Ray of several nodes on this machine, on loopback and ports of its own: job server, metrics, tokens."""
+"""A real Ray of several nodes on this machine, on ports of its own: dashboard, job server, metrics, tokens."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Cluster:
         """For programs that are to know this cluster, and no other."""
         others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         return others | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs run `python`
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,7 +128,7 @@ class Cluster:
         metrics, *agents = free_ports(4)
         names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
         ports = [f"--{name}={port}" for name, port in zip(names, agents, strict=True)]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={HOST}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command += [f"--num-cpus={cpus}", f"--metrics-export-port={metrics}", "--object-store-memory=100000000"]
         with (self.folder / f"node-{len(self._nodes)}.log").open("wb") as log:
             node = subprocess.Popen([*command, *ports, *words], env=self.environment(), stdout=log, stderr=log)

@@ -1,17 +1,19 @@
-"""What watches the cluster: the component renders beside any overlay, and reaches ports and pods that there are."""
+"""What watches the cluster reaches ports and pods that there are; what must end has the time to end in order."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from manifests import K8S, Manifest, overlay, pod_templates
+from manifests import K8S, Manifest, jobs, overlay, pod_templates
 
+from pipeline import termination
 from pipeline.drain import drain
 
 NAMESPACE = "monitoring"
@@ -71,3 +73,11 @@ def test_a_worker_pod_says_that_it_goes_and_has_the_time_for_it() -> None:
         command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert command[:3] == ["python", "-m", drain.__module__]
         assert int(command[3]) + GRACE_OF_RAY_S < spec["terminationGracePeriodSeconds"]
+
+
+def test_a_training_job_that_is_stopped_has_the_time_for_a_checkpoint() -> None:
+    trainings = [job for job in jobs() if re.search(r"(train|run|search|ensemble)\.py", job["spec"]["entrypoint"])]
+    assert len(trainings) == 4
+    for job in trainings:
+        variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > termination.LAST_S

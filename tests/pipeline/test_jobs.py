@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -38,7 +37,7 @@ def submit(
     environment = json.dumps({"env_vars": variables or {}})
     return cluster.ray(
         "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--runtime-env-json", environment,
-        *options, "--", shlex.join(["python", *entrypoint]), **more,
+        *options, "--", "python", *entrypoint, **more,
     )  # fmt: skip
 
 
