@@ -23,7 +23,7 @@ from pipeline.drain import drain
 from pipeline.settings import TrainSettings, parse
 from pipeline.train import train
 
-EPOCHS = 100
+EPOCHS = 80
 LAST = Path("epochs") / f"epoch-{EPOCHS:04d}" / "model.safetensors"
 Driver = subprocess.Popen[bytes]
 
