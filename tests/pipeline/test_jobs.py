@@ -59,7 +59,7 @@ def test_a_training_job_shows_its_result_and_uploads_little(folder: Path, ray_cl
 
 def test_a_study_job_shows_its_table(folder: Path, ray_cluster: Cluster) -> None:
     (folder / "rates.toml").write_text(STUDY)
-    flags = [*training_flags(folder, "study", 2), "--study", str(folder / "rates.toml")]
+    flags = [*training_flags(folder, "study", 2), "--study", str(folder / "rates.toml"), "--workers", "1"]
     done = submit(ray_cluster, ["tune/search.py", *flags, "--winner", str(folder / "best.toml")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Two rates" in done.stdout
