@@ -28,9 +28,10 @@ def training_flags(folder: Path, run: str, epochs: int) -> list[str]:
     return text.split()
 
 
-def last_step(log: str, rank: int) -> int:
-    """The last step that a rank says it did, in lines of AST_LOG_LEVEL=DEBUG."""
-    steps = [int(step) for step in re.findall(rf'member=seed-0 rank={rank} msg="Step (\d+),', log)]
+def last_step(log: str, run: Path, rank: int) -> int:
+    """The last step that a rank of a run says it did, in lines of AST_LOG_LEVEL=DEBUG."""
+    whose = re.escape(f"run={run} member=seed-0 rank={rank}")
+    steps = [int(step) for step in re.findall(rf'{whose} msg="Step (\d+),', log)]
     assert steps, log[-3000:]
     assert steps == list(range(steps[0], steps[0] + len(steps)))  # none left out, none twice
     return steps[-1]

@@ -91,7 +91,6 @@ def test_a_stopped_job_loses_no_step(folder: Path, ray_cluster: Cluster) -> None
     member = folder / "stopped" / "members" / "seed-0"
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": "25", "AST_LOG_LEVEL": "DEBUG"}
     words = ["pipeline/train.py", *training_flags(folder, "stopped", 3000)]
-    before = ray_cluster.logs()
     started = submit(ray_cluster, words, "--no-wait", "--submission-id", "to-stop", variables=variables)
     assert started.returncode == 0, started.stdout + started.stderr
     jobs = ("--address", ray_cluster.dashboard, "to-stop")
@@ -99,9 +98,9 @@ def test_a_stopped_job_loses_no_step(folder: Path, ray_cluster: Cluster) -> None
     stopped = ray_cluster.ray("job", "stop", *jobs)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert _status(ray_cluster, "to-stop") == "STOPPED"
-    log = ray_cluster.logs().removeprefix(before)
+    log, run = ray_cluster.logs(), folder / "stopped"
     assert f"seed-0 left at step {newest_step(member)}" in ray_cluster.ray("job", "logs", *jobs).stdout
-    assert newest_step(member) == last_step(log, 0) == last_step(log, 1)
+    assert newest_step(member) == last_step(log, run, 0) == last_step(log, run, 1)
 
 
 def _status(cluster: Cluster, job: str) -> str:

@@ -64,10 +64,10 @@ def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, 
                 process.kill()
         record_property("seconds_until_gone", time.monotonic() - sent)
         log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
-    said = (folder / "stopped.log").read_text()
+    said, run = (folder / "stopped.log").read_text(), folder / "stopped"
     left = re.search(r"seed-0 left at step (\d+)", said)
     assert left, said
-    assert newest_step(member) == int(left[1]) == last_step(log, 0) == last_step(log, 1)
+    assert newest_step(member) == int(left[1]) == last_step(log, run, 0) == last_step(log, run, 1)
     assert not has_epoch(member, EPOCHS)
     assert tracked(folder, "stopped") == "KILLED"
 
