@@ -27,3 +27,7 @@ class ClipError(Exception):
 
 class DamagedError(UserError):
     """A file's bytes are not what was committed: a hash or a size differs, or a marker is missing."""
+
+
+class Preempted(Exception):  # noqa: N818  # nothing is wrong
+    """A training was asked to leave and left: all its steps are on disk. Whoever supervises it starts it elsewhere."""

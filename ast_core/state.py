@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from ast_core.model import AST
 from ast_core.pretrained import initialise
 from ast_core.shards import ShardReader
 
+LOG = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 """The newest, and the one before it in case the newest is found damaged."""
 
@@ -86,7 +88,7 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     if rank == 0:
         path, passed_over = checkpoint.newest(job.folder / "checkpoints")
         for sentence in passed_over:
-            print(f"{sentence} The one before it is used.")
+            LOG.warning("%s The one before it is used.", sentence)
         chosen = [path]
     if world > 1:
         distributed.broadcast_object_list(chosen, src=0)
@@ -104,7 +106,7 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     state.progress = Progress(**stored["progress"])
     if rank == 0:
         _write_history(state, job)
-        print(f"Resumed at step {state.progress.step} from {chosen[0]}.")
+        LOG.info("Resumed at step %d from %s.", state.progress.step, chosen[0])
 
 
 def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:

@@ -21,7 +21,7 @@ from ast_core.state import State
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float) -> None:
+def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float) -> float:
     """One optimiser step on this rank's share of a batch; `state.progress` counts it.
 
     Args:
@@ -32,6 +32,9 @@ def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, m
         epoch: counted from 1.
         mean: of the training set.
         std: of the training set.
+
+    Returns:
+        The mean loss of this rank's share.
 
     Raises:
         UserError: a loss or gradient is not finite on some rank; nothing was updated.
@@ -54,6 +57,7 @@ def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, m
         _move_average(state, optim.ema_decay)
     state.progress.step += 1
     state.progress.loss_sum += loss
+    return loss
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import UserError
+from pipeline import termination
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS = 4
@@ -36,12 +37,13 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # ours knows the driver's SIGTERM too
     try:
-        if target:
-            ray.init(address=target, logging_level=logging.WARNING)
-        else:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-            _start_here(max(os.cpu_count() or 1, workers))
+        with termination.kept():
+            if target:
+                ray.init(address=target, logging_level=logging.WARNING)
+            else:
+                _start_here(max(os.cpu_count() or 1, workers))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
     try:

@@ -91,17 +91,21 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
 def write_row(row: dict[str, Any]) -> dict[str, Any]:
     """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
     try:
-        write(Part.unpacked(row["part"]))
+        rejects = write(Part.unpacked(row["part"]))
     except UserError as error:
-        return {"clips": 0, "error": str(error)}
-    return {"clips": row["clips"], "error": ""}
+        return {"clips": 0, "missing": 0, "rejected": 0, "error": str(error)}
+    missing = sum(reject["stage"] == "missing" for reject in rejects)
+    return {"clips": row["clips"], "missing": missing, "rejected": len(rejects) - missing, "error": ""}
 
 
-def write(part: Part) -> None:
+def write(part: Part) -> list[dict[str, str]]:
     """Decode, filter and commit one part, its marker last. A broken clip is a row among its rejects.
 
     The marker's key is that of the files before and after; where they changed meanwhile, of none: the next run redoes
     the part, so nothing that a lost mount or a running download did to it stays.
+
+    Returns:
+        The rejects.
 
     Raises:
         UserError: a disk's fault: a file cannot be read or the shard cannot be written.
@@ -119,6 +123,7 @@ def write(part: Part) -> None:
         write_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:
         raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
+    return rejects
 
 
 def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:

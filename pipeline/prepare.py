@@ -27,7 +27,7 @@ from ast_core.config import require, to_dict
 from ast_core.files import committed, digest, read_json, write_json
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
-from pipeline import cluster
+from pipeline import cluster, observe
 from pipeline.part import Part, is_done, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
 from pipeline.synthesise import synthesise
@@ -55,7 +55,7 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     if pending:
         (settings.shards / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
         with cluster.connected(settings.address, settings.workers):
-            _work(pending, settings.workers)
+            _work(pending, settings.workers, str(settings.run_dir))
     else:
         Console().print("Every shard is there already: nothing to do.")
     splits, rejects = _books(parts)
@@ -105,7 +105,7 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
     return parts
 
 
-def _work(pending: Sequence[Part], workers: int) -> None:
+def _work(pending: Sequence[Part], workers: int, run: str) -> None:
     """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts clips, Ray Data's blocks
@@ -121,6 +121,7 @@ def _work(pending: Sequence[Part], workers: int) -> None:
         for row in done.iter_rows():
             require(not row["error"], row["error"])
             progress.advance(task, row["clips"])
+            observe.count_prepared(run, row["clips"], row["rejected"], row["missing"])
 
 
 Splits = dict[str, dict[str, Any]]

@@ -30,6 +30,7 @@ from ast_core.config import (
     to_dict,
 )
 from ast_core.errors import ClipError, UserError
+from pipeline import termination
 from pipeline.recipe_file import as_flags, last_value, nested, recipe_flags
 
 Variant = Literal["published", "paper"]
@@ -238,15 +239,16 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
 
 
 def run_stage(stage: Callable[[], Any]) -> None:
-    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1."""
+    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143."""
     try:
-        stage()
+        with termination.obeyed():
+            stage()
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command again goes on from here.")
-        sys.exit(130)
+        sys.exit(termination.EXIT_CODE if termination.asked() else 130)
 
 
 def section_values(settings: Common, kind: type[SettingsT]) -> SettingsT:

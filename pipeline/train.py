@@ -20,11 +20,11 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from ast_core.config import Job, to_dict
-from ast_core.errors import UserError
+from ast_core.errors import Preempted, UserError
 from ast_core.files import write_json
 from ast_core.shards import ShardIndex
 from ast_core.trainer import is_finished
-from pipeline import cluster, tracking
+from pipeline import cluster, observe, preemption, tracking
 from pipeline.lineage import note_run
 from pipeline.progress import EpochBar, metrics_table
 from pipeline.rank import train_rank
@@ -118,29 +118,41 @@ def _supervise(job: Job, workers: int) -> None:
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
     write; ours do, so each start is a fresh run to Ray.
     """
-    scratch = job.folder / ".ray"
+    scratch, losses = job.folder / ".ray", 0
     try:
-        for attempt in range(RESTARTS + 1):
+        while True:
             try:
-                _fit_once(job, workers, scratch)
+                return _fit_once(job, workers, scratch)
             except TrainingFailedError as error:
-                _raise_user_error(error)
-                if attempt == RESTARTS:
+                if (user_error := _cause(error, UserError)) is not None:
+                    raise UserError(str(user_error)) from None
+                preempted = _cause(error, Preempted)
+                losses += preempted is None
+                if losses > RESTARTS:
                     raise UserError(
-                        f"Workers of {job.folder.name} died {RESTARTS + 1} times; the last time: {error}. The newest "
+                        f"Workers of {job.folder.name} died {losses} times; the last time: {error}. The newest "
                         "checkpoint is kept: run the same command again once the cause is mended."
                     ) from error
-                Console(stderr=True).print(
-                    f"Workers were lost ({type(error).__name__}); starting again from the checkpoint."
-                )
-            else:
-                return
+                _note_restart(job, preempted or error)
+            except KeyboardInterrupt:
+                for sentence in preemption.end([job.folder]):
+                    Console(stderr=True).print(sentence)
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _note_restart(job: Job, error: BaseException) -> None:
+    if isinstance(error, Preempted):
+        Console(stderr=True).print(f"A node is taken away: {error} It goes on elsewhere, once there is room.")
+    else:
+        Console(stderr=True).print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
+    observe.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
+
+
 def _fit_once(job: Job, workers: int, scratch: Path) -> None:
     cluster.release(held_by(job.folder))  # of a launch whose controller was killed
+    preemption.begin(job.folder)
     gpu = cluster.uses_gpu()
     trainer = TorchTrainer(
         train_rank,
@@ -155,15 +167,16 @@ def _fit_once(job: Job, workers: int, scratch: Path) -> None:
     trainer.fit()
 
 
-def _raise_user_error(error: BaseException) -> None:
-    """Raise the first `UserError` among a training failure's causes, as it was written."""
+def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The first error of a kind among a training failure's causes."""
     failures = getattr(error, "worker_failures", {})
     for failure in [*failures.values(), error]:
         seen: BaseException | None = failure
         while seen is not None:
-            if isinstance(seen, UserError):
-                raise UserError(str(seen)) from None
+            if isinstance(seen, kind):
+                return seen
             seen = getattr(seen, "_base_exc", None) or seen.__cause__
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from clusters import Cluster, running
 from prepared import FRONT_END, LABELS, write_shards
 
 from ast_core.bundle import write_bundle
@@ -25,6 +26,13 @@ def ray_session() -> Iterator[None]:
     """A local Ray of two CPUs that every stage under test uses and leaves open."""
     with cluster.connected("", 2):
         yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray of a head and a node of two CPUs, with dashboard and tokens, for programs that are launched against it."""
+    with running() as started:
+        yield started
 
 
 @pytest.fixture

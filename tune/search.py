@@ -26,7 +26,7 @@ from rich.console import Console
 from ast_core.config import Recipe, require, to_dict
 from ast_core.files import committed, digest
 from ast_core.shards import INDEX, ShardIndex
-from pipeline import cluster, tracking
+from pipeline import cluster, preemption, tracking
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
 from pipeline.report import report
@@ -148,7 +148,11 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
         return
     asha = study.early_stopping == "asha"
     with Board(trials), _scratch(settings.study_dir / ".ray") as scratch:
-        grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
+        try:
+            grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
+        except KeyboardInterrupt:
+            preemption.end(trial.history.parent for trial in pending)
+            raise
     if asha:
         _note_stopped(trials)
     _raise_bugs(grid, pending)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from ast_core import checkpoint
 from ast_core.batches import batches
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
-from ast_core.errors import UserError
+from ast_core.errors import Preempted, UserError
+from ast_core.observer import Observer, StepDone
 from ast_core.shards import ShardReader
 from ast_core.state import fresh
 from ast_core.step import _accumulate_gradient
@@ -88,7 +89,45 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, capsys) -> None:
+class _Asked(Observer):
+    """Asks the training to leave when it asks for the nth time, and writes down what it is told."""
+
+    def __init__(self, nth: int) -> None:
+        self.steps: list[int] = []
+        self.last_word = -1
+        self._nth = nth
+
+    def stepped(self, done: StepDone) -> None:
+        self.steps.append(done.step)
+
+    def must_leave(self) -> bool:
+        self._nth -= 1
+        return self._nth == 0
+
+    def left(self, step: int) -> None:
+        self.last_word = step
+
+
+@pytest.mark.parametrize("nth", [1, 4, 8])  # an epoch asks before each of its 7 steps, and while it is tested
+def test_a_training_that_is_asked_to_leave_loses_no_step_and_no_bit(job: Job, nth: int) -> None:
+    straight = dataclasses.replace(job, folder=job.folder.with_name("straight"))
+    fit(straight, 0, 1, CPU)
+    before, after = _Asked(nth), _Asked(0)
+    with pytest.raises(Preempted):
+        fit(job, 0, 1, CPU, before)
+    newest, _ = checkpoint.newest(job.folder / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"step-{before.last_word:08d}"
+    assert before.last_word == len(before.steps)
+    fit(job, 0, 1, CPU, after)
+    assert before.steps + after.steps == list(range(1, 7 * EPOCHS + 1))
+    assert_same_bits(weights_of(straight.folder), weights_of(job.folder))
+    curves = [(one.folder / "metrics.jsonl").read_text().splitlines() for one in (straight, job)]
+    kept = [[{key: json.loads(row)[key] for key in ("epoch", "step", "train_loss")} for row in rows] for rows in curves]
+    assert kept[0] == kept[1]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, caplog) -> None:
     fit(job, 0, 1, CPU)
     whole = weights_of(job.folder)
     newest = max((job.folder / "checkpoints").iterdir()) / "optimizer.safetensors"
@@ -97,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job: Job, capsys
     newest.write_bytes(bits)
     fit(job, 0, 1, CPU)
     assert_same_bits(whole, weights_of(job.folder))
-    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert f"{newest} is damaged" in caplog.text
 
 
 def test_more_epochs_continue_a_run(job: Job) -> None:

@@ -1,0 +1,83 @@
+"""What watches the cluster reaches ports and pods that there are; what must end has the time to end in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from manifests import K8S, Manifest, jobs, overlay, pod_templates
+
+from pipeline import termination
+from pipeline.drain import drain
+
+NAMESPACE = "monitoring"
+GRACE_OF_RAY_S = 30
+"""`ray start --block` takes it at most to end, after the hook."""
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> list[Manifest]:
+    """The GPU overlay with the component."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which renders kustomize overlays, is not installed")
+    near = {name: os.path.relpath(K8S / name, tmp_path) for name in ("overlays/gpu", "components/monitoring")}
+    words = {"resources": [near["overlays/gpu"]], "components": [near["components/monitoring"]]}
+    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kind | words))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_the_monitor_finds_each_pod_of_ray_and_is_let_in(watched: list[Manifest]) -> None:
+    (monitor,) = [manifest for manifest in watched if manifest["kind"] == "PodMonitor"]
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    cluster = next(manifest for manifest in watched if manifest["kind"] == "RayCluster")
+    templates = dict(pod_templates(cluster))
+    assert len(templates) == 3  # head, cpu, gpu
+    numbers = set()
+    for template in templates.values():
+        assert wanted.items() <= template["metadata"]["labels"].items()
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        numbers.add(ports[endpoint["port"]])
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    assert {int(group["rayStartParams"]["metrics-export-port"]) for group in groups} == numbers
+    policy = next(m for m in watched if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "ray")
+    assert policy["spec"]["podSelector"]["matchLabels"] == wanted
+    from_there = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}}
+    let_in = [rule["ports"] for rule in policy["spec"]["ingress"] if from_there in rule["from"]]
+    assert {port["port"] for ports in let_in for port in ports} == numbers
+
+
+def test_grafana_gets_the_dashboard(watched: list[Manifest]) -> None:
+    (config,) = [manifest for manifest in watched if manifest["kind"] == "ConfigMap"]
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    dashboard = json.loads(config["data"]["dashboard.json"])
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids)) > 10
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_a_worker_pod_says_that_it_goes_and_has_the_time_for_it() -> None:
+    cluster = next(manifest for manifest in overlay("gpu") if manifest["kind"] == "RayCluster")
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        spec = group["template"]["spec"]
+        command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:3] == ["python", "-m", drain.__module__]
+        assert int(command[3]) + GRACE_OF_RAY_S < spec["terminationGracePeriodSeconds"]
+
+
+def test_a_training_job_that_is_stopped_has_the_time_for_a_checkpoint() -> None:
+    trainings = [job for job in jobs() if re.search(r"(train|run|search|ensemble)\.py", job["spec"]["entrypoint"])]
+    assert len(trainings) == 4
+    for job in trainings:
+        variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > termination.LAST_S

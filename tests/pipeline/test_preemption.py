@@ -1,0 +1,125 @@
+"""Leaving in good order: SIGTERM to the driver, and nodes that are drained, cost no step and no bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from clusters import Cluster
+from launches import ROOT, has_epoch, last_step, newest_step, training_flags, wait_until
+from mlflow import MlflowClient
+from prepared import write_shards
+
+from ast_core.files import sha256_of
+from pipeline.drain import drain
+from pipeline.settings import TrainSettings, parse
+from pipeline.train import train
+
+EPOCHS = 80
+LAST = Path("epochs") / f"epoch-{EPOCHS:04d}" / "model.safetensors"
+Driver = subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preemption")
+    write_shards(path / "shards", {"train": 42, "test": 21})
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, ray_session) -> Path:
+    """The member that nobody interrupted."""
+    return train(parse(TrainSettings, "", training_flags(folder, "whole", EPOCHS)))
+
+
+def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> Driver:
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(folder, run, EPOCHS), *more]
+    with (folder / f"{run}.log").open("wb") as log:
+        environment = environment | {"AST_LOG_LEVEL": "DEBUG"}
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, record_property) -> None:
+    member = folder / "stopped" / "members" / "seed-0"
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
+        others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        driver = launch(folder, "stopped", others | {"RAY_TMPDIR": ray_folder})
+        try:
+            wait_until(lambda: has_epoch(member, 3), lambda: driver.poll() is None)
+            sent = time.monotonic()
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(timeout=30) == 143
+        finally:
+            for process in _of_session(driver.pid):
+                process.kill()
+        record_property("seconds_until_gone", time.monotonic() - sent)
+        log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
+    said, run = (folder / "stopped.log").read_text(), folder / "stopped"
+    left = re.search(r"seed-0 left at step (\d+)", said)
+    assert left, said
+    assert newest_step(member) == int(left[1]) == last_step(log, run, 0) == last_step(log, run, 1)
+    assert not has_epoch(member, EPOCHS)
+    assert tracked(folder, "stopped") == "KILLED"
+
+    train(parse(TrainSettings, "", training_flags(folder, "stopped", EPOCHS)))
+    assert sha256_of(member / LAST) == sha256_of(whole / LAST)
+
+
+def tracked(folder: Path, run: str) -> str:
+    """What MLflow says of a run's training."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.run_dir = '{folder / run}'")
+    return str(found.info.status)
+
+
+def _of_session(leader: int) -> list[psutil.Process]:
+    """What a launch left behind: it is to leave nothing."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
+    folder: Path, whole: Path, ray_cluster: Cluster
+) -> None:
+    member = folder / "drained" / "members" / "seed-0"
+    ray_cluster.add_node(2)  # both workers fit on one node; the other one is where they can go
+    driver = launch(folder, "drained", ray_cluster.environment(), "--address", ray_cluster.address)
+    try:
+        wait_until(lambda: has_epoch(member, 2), lambda: driver.poll() is None)
+        (node,) = [raylet for raylet in ray_cluster.raylets() if _trains(raylet)]
+        hook = [sys.executable, "-m", drain.__module__, "60", str(node.pid)]
+        assert subprocess.run(hook, cwd=ROOT, env=ray_cluster.environment(), check=False).returncode == 0
+        assert not node.is_running()
+        assert driver.wait(timeout=200) == 0, (folder / "drained.log").read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    said = (folder / "drained.log").read_text()
+    left = re.search(r"A node is taken away: seed-0 left at step (\d+)", said)
+    assert left, said
+    assert f"Resumed at step {left[1]} from" in ray_cluster.logs()
+    assert "Workers were lost" not in said
+    assert sha256_of(member / LAST) == sha256_of(whole / LAST)
+
+
+def _trains(raylet: psutil.Process) -> bool:
+    return any("RayTrainWorker" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
