@@ -2,6 +2,7 @@
 PYTHON ?= python3
 DATA ?=
 ARGS ?=
+IMAGE ?=
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 pyproject.toml --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
@@ -39,7 +40,7 @@ lock: .venv/.installed  ## Resolve requirements.lock and the image's again
 	$(COMPILE) --extra cluster -c requirements.lock -o k8s/image/requirements.lock
 
 pipelines: .venv/.installed  ## Compile k8s/kubeflow's pipelines to the YAML that is committed
-	$(BIN)/python k8s/kubeflow/pipelines.py
+	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py
 
 clean:  ## Remove the virtual environment and caches; runs in work/ stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
