@@ -6,6 +6,7 @@ KubeRay submits the command to the cluster that the RayJob selects; the submitte
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
     Raises:
         UserError: the API refuses the RayJob or stays away, or the command failed, with KubeRay's message.
     """
-    config.load_config()
+    _load_config()
     with stoppable():
         job = _RayJob.create(manifest)
         try:
@@ -57,6 +58,20 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
     raise UserError(
         f"RayJob {job.namespace}/{job.name} failed ({reason}): {status.get('message', 'without a message')}"
     )
+
+
+def _load_config() -> None:
+    """As kubectl finds its cluster, or as a pod does."""
+    file = os.environ.get("KUBECONFIG")
+    try:
+        if file:
+            config.load_kube_config(file)
+        else:
+            config.load_config()
+    except config.ConfigException as error:
+        raise UserError(
+            f"There is no Kubernetes to submit to ({error}). Set KUBECONFIG, or run this in a pod."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -117,7 +132,7 @@ class _RayJob:
                 away_s = time.monotonic() - heard
                 require(
                     away_s < PATIENCE_S,
-                    f"The Kubernetes API is away for {away_s:.0f} s ({error}); {self.name} may go on.",
+                    f"The Kubernetes API is away for {away_s:.0f} s ({_cause(error)}); {self.name} may go on.",
                 )
             else:
                 state = f"{status.get('jobDeploymentStatus', '')} {status.get('jobStatus', '')}".strip()
@@ -162,3 +177,8 @@ class _RayJob:
             if moment > self._last:
                 self._last = moment
                 print(words, flush=True)
+
+
+def _cause(error: ApiException | HTTPError) -> str:
+    """Without the headers that a whole API error lists."""
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)

@@ -120,6 +120,9 @@ def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> Manifest:
     manifest: Manifest = json.loads(plan.ray_job)
     manifest["metadata"] = {"generateName": f"pipeline-{stage}-", "namespace": manifest["metadata"]["namespace"]}
     manifest["spec"]["clusterSelector"] = {"ray.io/cluster": plan.ray_cluster}
+    for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]:
+        if "secretKeyRef" in variable.get("valueFrom", {}):  # Ray's token: KubeRay names it after the cluster
+            variable["valueFrom"]["secretKeyRef"]["name"] = plan.ray_cluster
     manifest["spec"]["entrypoint"] = shlex.join(["python", PROGRAMS[stage], *stage_flags(plan, stage, own)])
     return manifest
 
