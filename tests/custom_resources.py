@@ -96,6 +96,8 @@ def check_custom(manifest: Mapping[str, Any]) -> None:
     if manifest["kind"] == "RayJob":
         assert spec.get("shutdownAfterJobFinishes") or "ttlSecondsAfterFinished" not in spec
         assert ("clusterSelector" in spec) != ("rayClusterSpec" in spec)
+        # A retry makes a new cluster: some versions of KubeRay delete the selected one for that, others refuse the job.
+        assert "clusterSelector" not in spec or not spec.get("backoffLimit")
         assert "ray.io/cluster" in spec.get("clusterSelector", {"ray.io/cluster": ""})
         assert len(manifest["metadata"].get("name", manifest["metadata"].get("generateName", "") + 5 * "x")) <= 47
     if manifest["kind"] == "ClusterQueue":

@@ -232,6 +232,7 @@ def spoil(job: Manifest, change: Callable[[Manifest], object]) -> Manifest:
         (lambda spec: spec.update(entrypointNumCpu=1), jsonschema.ValidationError),
         (lambda spec: spec.update(activeDeadlineSeconds="1 day"), jsonschema.ValidationError),
         (lambda spec: spec.update(ttlSecondsAfterFinished=60), AssertionError),  # KubeRay refuses it
+        (lambda spec: spec.update(backoffLimit=1), AssertionError),  # would delete the cluster
         (lambda spec: spec["submitterPodTemplate"]["spec"].update(hostNetwork=True), AssertionError),
         (
             lambda spec: spec["submitterPodTemplate"]["spec"].update(restartPolice="Never"),
