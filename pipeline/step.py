@@ -83,7 +83,7 @@ class Plan:
             self,
             run_dir=str(Path(self.run_dir).absolute()),
             experiment=self.experiment or stem,
-            model_name=self.model_name or f"ast-{stem}",
+            model_name=self.model_name or f"ast-{stem.replace('_', '-')}",  # as the stages name it
         )
 
 

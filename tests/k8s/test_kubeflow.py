@@ -82,7 +82,7 @@ def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) ->
     job = ray_job(plan, stage, OWN.get(stage, []))
     settings = check_ray_job(job, TRACKING)
     assert settings.experiment == "audioset_full"
-    assert getattr(settings, "model_name", "ast-audioset_full") == "ast-audioset_full"
+    assert getattr(settings, "model_name", plan.model_name) == plan.model_name == "ast-audioset-full"
     assert isinstance(job["spec"]["activeDeadlineSeconds"], int)  # Kubeflow makes a dict's integers floats
     stale = ray_job(dataclasses.replace(plan, flags={stage: ["--no-such-flag", "1"]}), stage, OWN.get(stage, []))
     with pytest.raises(SystemExit):

@@ -251,6 +251,28 @@ def test_a_stale_or_wrong_job_fails(change, error) -> None:
         check_ray_job(spoil(job, change), "http://mlflow:5000")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec.pop("authOptions"),  # KubeRay could not ask Ray how a job is
+        lambda spec: spec.update(rayVersion="2.9.0"),
+        lambda spec: spec.update(enableInTreeAutoscaling=False),  # no GPU worker would ever start
+        lambda spec: spec.update(headGroupSpecs=spec["headGroupSpec"]),
+        lambda spec: spec["autoscalerOptions"].pop("securityContext"),  # the namespace would refuse the head
+        lambda spec: spec["autoscalerOptions"].update(upscalingMode="Fast"),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"].update(automountServiceAccountToken=True),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"]["volumes"].pop(),
+        lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"].pop(),
+        lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"].clear(),
+    ],
+)
+def test_a_wrong_cluster_fails(change) -> None:
+    cluster = one(overlay("gpu"), "RayCluster")
+    check(cluster)
+    with pytest.raises((AssertionError, KeyError, jsonschema.ValidationError)):
+        check(spoil(cluster, change))
+
+
 def test_the_image_takes_what_there_is_and_no_more() -> None:
     lines = (K8S / "image" / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
