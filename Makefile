@@ -2,12 +2,15 @@
 PYTHON ?= python3
 DATA ?=
 ARGS ?=
+IMAGE ?=
 BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 pyproject.toml --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
 export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -32,9 +35,12 @@ lint: .venv/.installed  ## Style, types, architecture
 bench: .venv/.installed  ## Every headline figure against its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-lock: .venv/.installed  ## Resolve requirements.lock again
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --group dev pyproject.toml --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+lock: .venv/.installed  ## Resolve requirements.lock and the image's again
+	$(COMPILE) --extra cluster --group dev -o requirements.lock
+	$(COMPILE) --extra cluster -c requirements.lock -o k8s/image/requirements.lock
+
+pipelines: .venv/.installed  ## Compile k8s/kubeflow's pipelines to the YAML that is committed
+	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py
 
 clean:  ## Remove the virtual environment and caches; runs in work/ stay
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

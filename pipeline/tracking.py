@@ -11,7 +11,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -145,6 +147,31 @@ def log_artifacts(run_id: str, path: Path, under: str | None = None) -> None:
 
     if run_id:
         _tried(f"{path} was not logged", log, None)
+
+
+def newest_run(experiment: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """Id and last metrics of the newest run with these tags; "" and none if there is none or the tracker is away."""
+
+    def look() -> tuple[str, dict[str, float]]:
+        found = MlflowClient().get_experiment_by_name(experiment)
+        filters = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        newest = ["attributes.start_time DESC"]
+        runs = (
+            MlflowClient().search_runs([found.experiment_id], filters, max_results=1, order_by=newest) if found else []
+        )
+        return (str(runs[0].info.run_id), dict(runs[0].data.metrics)) if runs else ("", {})
+
+    nothing: tuple[str, dict[str, float]] = ("", {})
+    return _tried(f"{experiment} could not be searched", look, nothing)
+
+
+def fetch_artifact(run_id: str, artifact: str, to: Path) -> None:
+    """Copy one artifact of a run to a file. UserError if it is not there or cannot be fetched."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.copyfile(MlflowClient().download_artifacts(run_id, artifact, scratch), to)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{artifact} of MLflow's run {run_id} cannot be fetched: {first_line(error)}.") from error
 
 
 class MetricsFollower:

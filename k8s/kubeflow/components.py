@@ -1,0 +1,128 @@
+"""Steps of the Kubeflow pipelines: each runs one stage, on a Ray cluster or here, and shows what the stage logged.
+
+Kubeflow ships each function's source alone; whatever it needs is imported inside, from the image's own packages.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+
+from kfp import dsl
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+IMAGE = os.environ.get("IMAGE", f"ast-pipeline:{VERSION}")
+"""`make pipelines IMAGE=registry.example/ast-pipeline:0.1.0` names it as a cluster's registry does."""
+component = dsl.component(base_image=IMAGE, install_kfp_package=False)
+
+
+@component
+def plan(
+    recipe: str, data_source: str, run_dir: str, tracking: str, experiment: str, model_name: str, workers: int,
+    flags: dict, ray_cluster: str, ray_job: str,
+) -> str:  # fmt: skip
+    """Check the parameters and fill in the empty ones; JSON for the steps that follow: in a dict, 1 becomes 1.0."""
+    from pipeline.step import Plan
+
+    settled = Plan(
+        recipe, data_source, run_dir, tracking, experiment, model_name, workers, flags, ray_cluster, ray_job
+    ).settled()
+    return settled.dumped()
+
+
+@component
+def prepare(plan: str):
+    """Recordings to shards."""
+    from pipeline.step import Plan, run_step
+
+    run_step(Plan.load(plan), "prepare")
+
+
+@component
+def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
+    """Train one member; shows its last epoch's numbers."""
+    from pipeline.shown import logged_metrics
+    from pipeline.step import Plan, run_step
+
+    own = Plan.load(plan)
+    run_step(own, "train", ["--seed", str(seed)])
+    for name, value in logged_metrics(own, "train", seed=str(seed)).items():
+        metrics.log_metric(name, value)
+
+
+@component
+def combine(plan: str, seeds: list[int]):
+    """Mean of each member's epochs, ensemble of the members."""
+    from pipeline.step import Plan, run_step
+
+    run_step(Plan.load(plan), "combine", ["--ensemble.seeds", *(str(int(seed)) for seed in seeds)])
+
+
+@component
+def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.Markdown]):
+    """Test members and ensemble; shows all numbers, and a table of the headline ones."""
+    from pathlib import Path
+
+    from pipeline.shown import logged_metrics, results_table
+    from pipeline.step import Plan, run_step
+
+    own = Plan.load(plan)
+    run_step(own, "evaluate")
+    logged = logged_metrics(own, "evaluate")
+    for name, value in logged.items():
+        metrics.log_metric(name, value)
+    Path(table.path).write_text(results_table(logged))
+
+
+@component
+def calibrate(plan: str, wanted: bool):
+    """Fit thresholds on the validation split, for recipes that have one."""
+    from pipeline.step import Plan, run_step
+
+    if wanted:
+        run_step(Plan.load(plan), "calibrate")
+
+
+@component
+def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
+    """Put the bundles into the registry; gives the version, and the model's address as an artifact."""
+    from pipeline import registry, tracking
+    from pipeline.step import Plan, run_step
+
+    own = Plan.load(plan)
+    run_step(own, "register")
+    tracking.open_store(own.tracking)
+    newest = registry.aliased(own.model_name, registry.CHALLENGER)
+    champion = registry.aliased(own.model_name, registry.CHAMPION)
+    model.uri = f"models:/{own.model_name}/{newest.number}"
+    model.metadata.update(name=own.model_name, version=newest.number, champion=champion == newest)
+    return newest.number
+
+
+@component
+def report(plan: str, page: dsl.Output[dsl.HTML]):
+    """One page of the whole run."""
+    from pathlib import Path
+
+    from pipeline.shown import fetch_logged
+    from pipeline.step import Plan, run_step
+
+    own = Plan.load(plan)
+    run_step(own, "report")
+    fetch_logged(own, "evaluate", "report.html", Path(page.path))
+
+
+@component
+def search(plan: str, study: str, repeats: int, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.Markdown]):
+    """Run a study's trials, side by side on the Ray cluster; shows its table and each variant's numbers."""
+    from pathlib import Path
+
+    from pipeline.shown import fetch_logged, logged_metrics
+    from pipeline.step import Plan, run_step
+
+    own = Plan.load(plan)
+    run_step(own, "search", ["--study", study, "--repeats", str(repeats)])
+    name = Path(study).stem
+    for key, value in logged_metrics(own, "study", study=name).items():
+        metrics.log_metric(key, value)
+    fetch_logged(own, "study", f"study/{name}.md", Path(table.path))

@@ -1,0 +1,124 @@
+"""The main job and a study as Kubeflow pipelines. `make pipelines` compiles them to the YAML beside this file.
+
+Through kfp's own runner, on this machine:
+python k8s/kubeflow/pipelines.py --here main_job '{"recipe": "demo", "data_source": "synthetic", "run_dir": "work/kfp"}'
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import yaml
+from components import IMAGE, calibrate, combine, evaluate, plan, prepare, register, report, search, train
+from kfp import compiler, dsl, local
+
+FOLDER = Path(__file__).resolve().parent
+RAY_JOB = (FOLDER.parent / "jobs" / "train.yaml").read_text()
+RAY_JOB = json.dumps(yaml.safe_load(re.sub(r"image: \S+", f"image: {IMAGE}", RAY_JOB)))
+TRACKING = "http://mlflow.ast:5000"
+"""By a name that pods of every namespace resolve: the steps run in Kubeflow's, the stages in ours."""
+
+
+def _plan(*parameters):
+    return _step(plan(**dict(zip(plan.component_spec.inputs, parameters, strict=True))), "plan")
+
+
+def _step(task, name):
+    """Never from Kubeflow's cache: what there is to skip, the stages know better, from the run's folder."""
+    task.set_display_name(name).set_caching_options(False)
+    return task.set_cpu_request("200m").set_memory_request("512Mi").set_memory_limit("2Gi")
+
+
+@dsl.pipeline(name="members", description="One training a seed, side by side.")
+def members(plan: str, seeds: list[int]):
+    """A pipeline of its own: in kfp's local runner, loops come after all that is beside them."""
+    with dsl.ParallelFor(seeds, name="seeds") as seed:
+        _step(train(plan=plan, seed=seed), "train")
+
+
+@dsl.pipeline(name="ast-main-job", description="Recordings to a registered ensemble of Audio Spectrogram Transformers.")
+def main_job(
+    recipe: str = "audioset_full",
+    data_source: str = "/data/audioset",
+    run_dir: str = "/work/audioset_full",
+    seeds: list[int] = [0, 1, 2],
+    workers: int = 8,
+    tracking: str = TRACKING,
+    experiment: str = "",
+    model_name: str = "",
+    with_calibration: bool = False,
+    flags: dict = {},
+    ray_cluster: str = "ast",
+    ray_job: str = RAY_JOB,
+) -> int:
+    """Prepare, members in parallel, combine, evaluate, calibrate, register, report; gives the registered version."""
+    planned = _plan(
+        recipe, data_source, run_dir, tracking, experiment, model_name, workers, flags, ray_cluster, ray_job
+    )
+    prepared = _step(prepare(plan=planned.output), "prepare")
+    trained = members(plan=planned.output, seeds=seeds).set_caching_options(False).after(prepared)
+    combined = _step(combine(plan=planned.output, seeds=seeds), "combine").after(trained)
+    evaluated = _step(evaluate(plan=planned.output), "evaluate").after(combined)
+    calibrated = _step(calibrate(plan=planned.output, wanted=with_calibration), "calibrate").after(evaluated)
+    registered = _step(register(plan=planned.output), "register").after(calibrated)
+    _step(report(plan=planned.output), "report").after(registered)
+    return registered.outputs["Output"]
+
+
+@dsl.pipeline(name="ast-study", description="A study of the paper's, or of one's own: variants and seeds to a table.")
+def study(
+    study: str = "overlap",
+    repeats: int = 3,
+    recipe: str = "audioset_full",
+    data_source: str = "/data/audioset",
+    run_dir: str = "/work/audioset_full",
+    workers: int = 8,
+    tracking: str = TRACKING,
+    experiment: str = "",
+    flags: dict = {},
+    ray_cluster: str = "ast",
+    ray_job: str = RAY_JOB,
+):
+    """Prepare once, then run what trials are not done yet."""
+    planned = _plan(recipe, data_source, run_dir, tracking, experiment, "", workers, flags, ray_cluster, ray_job)
+    prepared = _step(prepare(plan=planned.output), "prepare")
+    _step(search(plan=planned.output, study=study, repeats=repeats), "search").after(prepared)
+
+
+PIPELINES = {"main_job": main_job, "study": study}
+
+
+def compile_to(folder):
+    """Write NAME.yaml of each pipeline; the same sources give the same bytes."""
+    for name, pipeline in PIPELINES.items():
+        compiler.Compiler().compile(pipeline, str(Path(folder) / f"{name}.yaml"))
+
+
+def run_here(pipeline, parameters, outputs):
+    """Run a pipeline in kfp's local runner, its stages as processes of this machine.
+
+    Args:
+        pipeline: one of `PIPELINES`.
+        parameters: of the pipeline; `ray_cluster` is "" here, and `tracking` sqlite in work/ by default.
+        outputs: folder for what the steps show.
+    """
+    own = {"ray_cluster": "", "tracking": f"sqlite:///{Path('work/mlflow.db').absolute()}", "workers": 0, **parameters}
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
+
+    @dsl.pipeline(name=f"{pipeline.name}-here")
+    def here():
+        with dsl.ParallelFor([0]):  # the local runner takes loops inside pipelines only if it sees one outside
+            pipeline(**own)
+
+    here()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", nargs=2, metavar=("PIPELINE", "PARAMETERS"))
+    given = parser.parse_args()
+    if given.here:
+        run_here(PIPELINES[given.here[0]], json.loads(given.here[1]), "work/kubeflow")
+    else:
+        compile_to(FOLDER)

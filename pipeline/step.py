@@ -1,0 +1,145 @@
+"""A step of a Kubeflow pipeline: one stage, run as a process here or as a RayJob on a cluster.
+
+The components in k8s/kubeflow call this, and `pipeline.shown` for what they show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ast_core.config import require
+from pipeline.rayjob import Manifest, run_ray_job, stoppable
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = {
+    "prepare": "pipeline/prepare.py",
+    "train": "pipeline/train.py",
+    "combine": "pipeline/combine.py",
+    "evaluate": "pipeline/evaluate.py",
+    "calibrate": "pipeline/calibrate.py",
+    "register": "pipeline/register.py",
+    "report": "pipeline/report.py",
+    "search": "tune/search.py",
+}
+READS_RECORDINGS = {"prepare", "report", "search"}
+STOP_S = 30.0
+"""Time that a stage of this machine has to end after it was told to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all steps of a pipeline's run share."""
+
+    recipe: str
+    """A packaged recipe's name, or a TOML file where the stages run."""
+    data_source: str
+    """The recordings' folder where the stages run."""
+    run_dir: str
+    """The run's folder where the stages run; absolute on a cluster."""
+    tracking: str
+    """MLflow's URI, for the stages and for the steps."""
+    experiment: str
+    """MLflow experiment; the recipe's name if empty."""
+    model_name: str
+    """Name in the registry; `ast-RECIPE` if empty."""
+    workers: int
+    """Worker processes of a stage; 0 for one a GPU or core."""
+    flags: Mapping[str, Sequence[str]]
+    """More flags by stage, such as `{"train": ["--optim.epochs", "10"]}`."""
+    ray_cluster: str
+    """The RayCluster that takes the jobs; "" runs the stages here."""
+    ray_job: str
+    """The RayJob that each step fills in, as JSON: k8s/jobs/train.yaml."""
+
+    @classmethod
+    def load(cls, text: str) -> Plan:
+        """From what `dumped` gave."""
+        return cls(**json.loads(text))
+
+    def dumped(self) -> str:
+        """As JSON, which keeps integers through Kubeflow."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def settled(self) -> Plan:
+        """With empty names filled in, and checked.
+
+        Raises:
+            UserError: flags for a stage that there is not, or a folder that the cluster cannot find.
+        """
+        unknown = sorted(set(self.flags) - set(PROGRAMS))
+        require(not unknown, f"There is no stage {', '.join(unknown)} for flags; there are {', '.join(PROGRAMS)}.")
+        for name in () if not self.ray_cluster else ("data_source", "run_dir"):
+            value = getattr(self, name)
+            require(value.startswith("/"), f"{name} is {value!r}; on a cluster give an absolute path of its volumes.")
+        stem = Path(self.recipe).stem
+        return dataclasses.replace(
+            self,
+            run_dir=str(Path(self.run_dir).absolute()),
+            experiment=self.experiment or stem,
+            model_name=self.model_name or f"ast-{stem.replace('_', '-')}",  # as the stages name it
+        )
+
+
+def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
+    """Run a stage to its end, on the plan's cluster or here.
+
+    Args:
+        plan: of the pipeline's run.
+        stage: a key of `PROGRAMS`.
+        own: flags of this step alone, such as a member's seed.
+
+    Raises:
+        UserError: the stage failed; with what it said.
+    """
+    if plan.ray_cluster:
+        run_ray_job(ray_job(plan, stage, own))
+    else:
+        _run_here([sys.executable, str(ROOT / PROGRAMS[stage]), *stage_flags(plan, stage, own)], stage)
+
+
+def stage_flags(plan: Plan, stage: str, own: Sequence[str] = ()) -> list[str]:
+    """A stage's command line without the program; the plan's own flags last, so that they win."""
+    flags = ["--recipe", plan.recipe, "--run-dir", plan.run_dir, "--tracking", plan.tracking]
+    flags += ["--experiment", plan.experiment]
+    flags += ["--address", "auto"] if plan.ray_cluster else []
+    flags += ["--workers", str(plan.workers)] if plan.workers else []
+    flags += ["--data.source", plan.data_source] if stage in READS_RECORDINGS else []
+    flags += ["--model-name", plan.model_name] if stage == "register" else []
+    return [*flags, *own, *plan.flags.get(stage, ())]
+
+
+def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> Manifest:
+    """The RayJob of a stage: the plan's, with a name, the cluster and the command."""
+    manifest: Manifest = json.loads(plan.ray_job)
+    manifest["metadata"] = {"generateName": f"pipeline-{stage}-", "namespace": manifest["metadata"]["namespace"]}
+    manifest["spec"]["clusterSelector"] = {"ray.io/cluster": plan.ray_cluster}
+    for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]:
+        if "secretKeyRef" in variable.get("valueFrom", {}):  # Ray's token: KubeRay names it after the cluster
+            variable["valueFrom"]["secretKeyRef"]["name"] = plan.ray_cluster
+    manifest["spec"]["entrypoint"] = shlex.join(["python", PROGRAMS[stage], *stage_flags(plan, stage, own)])
+    return manifest
+
+
+def _run_here(command: Sequence[str], stage: str) -> None:
+    """Run a process and pass its output on; UserError with its last line if it fails."""
+    last = ""
+    with stoppable(), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                last = line.strip() or last
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    require(process.returncode == 0, f"{stage} failed (exit code {process.returncode}): {last}")

@@ -1,0 +1,220 @@
+"""The Kubeflow pipelines: compiled to the committed bytes, their commands parsed, run in kfp's own local runner."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import ray
+import yaml
+from kube_api import KubeAPI
+from manifest_checks import check_image, check_ray_job
+from manifests import K8S, ROOT, Manifest
+from pipelines import PIPELINES, TRACKING, compile_to, run_here
+
+from ast_core.errors import UserError
+from pipeline.step import PROGRAMS, Plan, ray_job, run_step
+
+OWN = {
+    "train": ["--seed", "0"],
+    "combine": ["--ensemble.seeds", "0", "1", "2"],
+    "search": ["--study", "overlap", "--repeats", "3"],
+}
+"""What the components add to a stage's flags."""
+RECIPE = """
+data.layout = "folders"
+prepare.clips_per_part = 8
+front_end.target_frames = 48
+[model]
+backbone = "ast_micro"
+patch_freq = 128
+patch_time = 8
+freq_stride = 128
+time_stride = 8
+init = "scratch"
+[augment]
+freq_mask_bins = 8
+time_mask_frames = 8
+[optim]
+epochs = 3
+batch_size = 6
+learning_rate = 1e-3
+warmup_steps = 4
+loss = "bce"
+average_first_epoch = 2
+"""
+STUDY = """
+title = "Two rates"
+[grid.optim]
+learning_rate = [1e-3, 1e-4]
+"""
+
+
+def compiled(name: str) -> Manifest:
+    return next(yaml.safe_load_all((K8S / "kubeflow" / f"{name}.yaml").read_text()))
+
+
+def default_plan(name: str) -> Plan:
+    """A pipeline's own parameters, as its first step puts them together."""
+    inputs = compiled(name)["root"]["inputDefinitions"]["parameters"]
+    values = {field.name: inputs.get(field.name, {}).get("defaultValue", "") for field in dataclasses.fields(Plan)}
+    return Plan(**{**values, "workers": int(values["workers"])}).settled()
+
+
+def test_compiling_gives_the_committed_bytes(tmp_path: Path) -> None:
+    compile_to(tmp_path)
+    for name in PIPELINES:
+        assert (tmp_path / f"{name}.yaml").read_bytes() == (K8S / "kubeflow" / f"{name}.yaml").read_bytes(), (
+            f"{name}.yaml is stale: make pipelines"
+        )
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) -> None:
+    plan = default_plan("study" if stage == "search" else "main_job")
+    job = ray_job(plan, stage, OWN.get(stage, []))
+    settings = check_ray_job(job, TRACKING)
+    assert settings.experiment == "audioset_full"
+    assert getattr(settings, "model_name", plan.model_name) == plan.model_name == "ast-audioset-full"
+    assert isinstance(job["spec"]["activeDeadlineSeconds"], int)  # Kubeflow makes a dict's integers floats
+    stale = ray_job(dataclasses.replace(plan, flags={stage: ["--no-such-flag", "1"]}), stage, OWN.get(stage, []))
+    with pytest.raises(SystemExit):
+        check_ray_job(stale, TRACKING)
+
+
+def test_a_plan_refuses_what_the_cluster_could_not_run() -> None:
+    plan = default_plan("main_job")
+    for change, sentence in (
+        ({"flags": {"trian": ["--optim.epochs", "1"]}}, "no stage trian"),
+        ({"run_dir": "work/esc50"}, "absolute path"),
+        ({"data_source": "ESC-50"}, "absolute path"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            dataclasses.replace(plan, **change).settled()
+    other = ray_job(dataclasses.replace(plan, ray_cluster="other"), "prepare")
+    check_ray_job(other, TRACKING)  # with the other cluster's token
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_use_our_image_no_cache_and_no_download(name: str) -> None:
+    content = compiled(name)
+    for executor in content["deploymentSpec"]["executors"].values():
+        check_image(executor["container"]["image"])
+        assert "pip install" not in " ".join(executor["container"]["command"])
+        assert {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
+            executor["container"]["resources"]
+        )
+    dags = [content["root"]["dag"], *(own["dag"] for own in content["components"].values() if "dag" in own)]
+    steps = {task: spec for dag in dags for task, spec in dag["tasks"].items() if not task.startswith("for-loop")}
+    assert all(not spec["cachingOptions"].get("enableCache") for spec in steps.values())
+
+
+def test_members_run_side_by_side_between_prepare_and_combine() -> None:
+    content = compiled("main_job")
+    tasks = content["root"]["dag"]["tasks"]
+    order = ["prepare", "members", "combine", "evaluate", "calibrate", "register", "report"]
+    for before, after in itertools.pairwise(order):
+        assert before in tasks[after]["dependentTasks"]
+    (loop,) = content["components"]["comp-members"]["dag"]["tasks"].values()
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--seeds"}
+    artifacts = {
+        schema["artifactType"]["schemaTitle"]
+        for own in content["components"].values()
+        for schema in own.get("outputDefinitions", {}).get("artifacts", {}).values()
+    }
+    assert artifacts == {"system.Metrics", "system.Markdown", "system.HTML", "system.Model"}
+
+
+def test_a_step_follows_its_ray_job(tmp_path: Path, monkeypatch, capsys) -> None:
+    """From the plan to the process: what is submitted is the stage's own command."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.chdir(ROOT)
+    plan = dataclasses.replace(default_plan("main_job"), recipe="no_such_recipe")
+    with KubeAPI() as api:
+        api.write_kubeconfig(tmp_path / "kubeconfig")
+        with pytest.raises(UserError, match=r"(?s)AppFailed.*No recipe 'no_such_recipe'. Give a TOML file"):
+            run_step(plan, "prepare")
+    assert api.created == [ray_job(plan, "prepare")]
+    assert "RayJob pipeline-prepare-1: Failed FAILED" in capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(tmp_path: Path, save_tone, ray_session, monkeypatch) -> Path:
+    for label, pitch_hz in {"deep": 200.0, "high": 3200.0}.items():
+        for number in range(7):
+            split = "train" if number < 5 else "test"
+            save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz + 9 * number, seed=number)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    (tmp_path / "rates.toml").write_text(STUDY)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # one Ray for all the steps
+    return tmp_path
+
+
+def parameters(folder: Path) -> dict[str, object]:
+    return {
+        "recipe": str(folder / "mine.toml"), "data_source": str(folder / "clips"), "run_dir": str(folder / "run"),
+        "workers": 1, "tracking": f"sqlite:///{folder / 'mlflow.db'}",
+    }  # fmt: skip
+
+
+def shown(folder: Path, step: str) -> Path:
+    (found,) = (folder / "shown").glob(f"**/{step}")
+    return found
+
+
+def metrics_of(step: Path) -> dict[str, float]:
+    artifacts = json.loads((step / "executor_output.json").read_text())["artifacts"]
+    return artifacts["metrics"]["artifacts"][0]["metadata"]
+
+
+@pytest.mark.timeout(600)
+def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) -> None:
+    flags = {"train": ["--optim.epochs", "2"]}
+    run_here(PIPELINES["main_job"], {**parameters(folder), "seeds": [0, 1], "flags": flags}, folder / "shown")
+
+    summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
+    assert set(summary) == {"ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"}
+    numbers = metrics_of(shown(folder, "evaluate"))
+    assert numbers["ensemble.mAP"] == pytest.approx(summary["ensemble"]["mAP"])
+    table = (shown(folder, "evaluate") / "table").read_text()
+    assert f"| ensemble | {summary['ensemble']['accuracy']:.4f} |" in table
+    members = sorted((folder / "shown").glob("**/members/*/train"))
+    assert [metrics_of(member)["epoch"] for member in members] == [2, 2]
+    page = (shown(folder, "report") / "page").read_text()
+    assert page == (folder / "run" / "report.html").read_text()
+
+    mlflow.set_tracking_uri(parameters(folder)["tracking"])
+    registered = json.loads((shown(folder, "register") / "executor_output.json").read_text())
+    (model,) = registered["artifacts"]["model"]["artifacts"]
+    assert (model["uri"], registered["parameterValues"]["Output"]) == ("models:/ast-mine/1", 1)
+    recording = folder / "clips" / "test" / "high" / "6.wav"
+    scores = mlflow.pyfunc.load_model(model["uri"]).predict({"audio": [recording.read_bytes()]})
+    assert set(scores.columns) >= {"deep", "high"}
+
+    study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
+    run_here(PIPELINES["study"], study, folder / "shown")
+    table = (shown(folder, "search") / "table").read_text()
+    assert table == (folder / "run" / "studies" / "rates" / "report" / "rates.md").read_text()
+    assert len(metrics_of(shown(folder, "search"))) >= 2
+
+
+@pytest.mark.timeout(60)
+def test_a_failed_step_ends_the_pipeline_with_its_sentence(folder: Path, capfd) -> None:
+    with pytest.raises(RuntimeError, match="Inner task failed"):
+        run_here(PIPELINES["study"], {**parameters(folder), "flags": {"no": []}}, folder / "shown")
+    assert "There is no stage no for flags; there are prepare, train" in capfd.readouterr().out
+
+
+def test_the_script_says_how_to_use_it() -> None:
+    done = subprocess.run(
+        [sys.executable, K8S / "kubeflow" / "pipelines.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--here" in done.stdout

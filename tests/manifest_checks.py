@@ -1,0 +1,157 @@
+"""What every manifest is held to: Kubernetes' schema, the restricted pod profile, this repository's own facts."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import tomllib
+from typing import Any
+
+import kubernetes_validate
+from custom_resources import check_custom
+from manifests import ROOT, Manifest, pod_templates
+
+from pipeline.settings import (
+    CalibrateSettings,
+    CombineSettings,
+    EvaluateSettings,
+    PrepareSettings,
+    RegisterSettings,
+    ReportSettings,
+    RunSettings,
+    TrainSettings,
+    parse,
+)
+from tune.ensemble import EnsembleSettings
+from tune.search import SearchSettings
+
+KUBERNETES = "1.32"
+CUSTOM = ("ray.io/", "kueue.x-k8s.io/")
+SETTINGS: dict[str, type[Any]] = {
+    "pipeline/prepare.py": PrepareSettings,
+    "pipeline/train.py": TrainSettings,
+    "pipeline/combine.py": CombineSettings,
+    "pipeline/evaluate.py": EvaluateSettings,
+    "pipeline/calibrate.py": CalibrateSettings,
+    "pipeline/register.py": RegisterSettings,
+    "pipeline/report.py": ReportSettings,
+    "pipeline/run.py": RunSettings,
+    "tune/search.py": SearchSettings,
+    "tune/ensemble.py": EnsembleSettings,
+}
+
+
+def version() -> str:
+    """The project's."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def locked(package: str, lock: str = "requirements.lock") -> str:
+    """A package's version; it must be in the lock."""
+    found = re.search(rf"^{package}==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
+    assert found, f"{package} is not in {lock}"
+    return found[1]
+
+
+def check(manifest: Manifest) -> None:
+    """One manifest by itself, and the pods that come of it."""
+    if manifest["apiVersion"].startswith(CUSTOM):
+        check_custom(manifest)
+    elif not manifest["apiVersion"].startswith("monitoring.coreos.com/"):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    for name, template in pod_templates(as_started(manifest)):
+        check_pod(name, template["spec"])
+    if manifest["kind"] == "RayCluster":
+        check_ray_cluster(manifest)
+
+
+def as_started(manifest: Manifest) -> Manifest:
+    """With the autoscaler's container that KubeRay puts beside Ray's head."""
+    spec = manifest.get("spec", {})
+    if manifest["kind"] != "RayCluster" or not spec.get("enableInTreeAutoscaling"):
+        return manifest
+    started = copy.deepcopy(manifest)
+    head = started["spec"]["headGroupSpec"]["template"]["spec"]
+    taken = ("resources", "securityContext", "volumeMounts", "env")
+    options = {key: value for key, value in spec.get("autoscalerOptions", {}).items() if key in taken}
+    head["containers"].append({"name": "autoscaler", "image": head["containers"][0]["image"], **options})
+    return started
+
+
+def check_pod(name: str, spec: Manifest) -> None:
+    """A pod that a namespace with the restricted profile admits, with requests, limits, and no secret in its text."""
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    assert spec["securityContext"]["runAsNonRoot"] is True, name
+    assert spec["securityContext"]["runAsUser"] > 0, name
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert spec["automountServiceAccountToken"] is False, name
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+    assert all("hostPath" not in volume for volume in spec.get("volumes", [])), name
+    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        check_container(f"{name} {container['name']}", container)
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        assert mounted <= volumes or "StatefulSet" in name, name  # whose volumes are made of claim templates
+
+
+def check_container(name: str, container: Manifest) -> None:
+    """One container of such a pod."""
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+    assert "memory" in container["resources"]["limits"], name
+    check_image(container["image"])
+    words = " ".join(container.get("command", []) + container.get("args", []))
+    for variable in container.get("env", []):
+        if re.search(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY", variable["name"]):
+            assert "secretKeyRef" in variable["valueFrom"], (name, variable["name"])
+            assert f"$({variable['name']})" not in words, f"{name}: {variable['name']} would be seen in `ps`"
+
+
+def check_image(image: str) -> None:
+    """A fixed version; of ours, this one."""
+    name, _, tag = image.rpartition(":")
+    assert name, f"{image} has no tag"
+    assert tag != "latest"
+    if name == "ast-pipeline":
+        assert tag == version()
+
+
+def check_ray_cluster(manifest: Manifest) -> None:
+    """Ray's version, its token, and groups that can come up."""
+    spec = manifest["spec"]
+    assert spec["rayVersion"] == locked("ray") == locked("ray", "k8s/image/requirements.lock")
+    assert spec["authOptions"] == {"mode": "token"}
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for container in (group["template"]["spec"]["containers"][0] for group in groups):
+        check_token(container, manifest["metadata"]["name"])
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert spec["enableInTreeAutoscaling"] or group["replicas"] > 0, f"nothing ever starts {group['groupName']}"
+        memory = next(v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "memory")
+        assert memory["medium"] == "Memory"
+
+
+def check_token(container: Manifest, cluster: str) -> None:
+    """Ray's token is of the secret that KubeRay names after the cluster, and itself reads."""
+    env = {variable["name"]: variable for variable in container["env"]}
+    assert env["RAY_AUTH_MODE"]["value"] == "token"
+    assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
+
+
+def check_ray_job(job: Manifest, tracking: str) -> Any:
+    """A RayJob that KubeRay takes, with a command that its program takes; gives the command's settings."""
+    check(job)
+    spec = job["spec"]
+    assert spec["activeDeadlineSeconds"] > 0
+    check_token(spec["submitterPodTemplate"]["spec"]["containers"][0], spec["clusterSelector"]["ray.io/cluster"])
+    python, program, *flags = shlex.split(spec["entrypoint"])
+    assert python == "python"
+    assert (ROOT / program).is_file()
+    settings = parse(SETTINGS[program], "", flags)
+    assert settings.run_dir.is_relative_to("/work")
+    assert settings.address == "auto"
+    assert settings.tracking == tracking
+    return settings

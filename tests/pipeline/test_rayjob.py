@@ -1,0 +1,105 @@
+"""A RayJob from its creation to its end, over HTTP to what stands in for a cluster's API."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube_api import KubeAPI
+
+from ast_core.errors import UserError
+from pipeline import rayjob
+from pipeline.rayjob import run_ray_job
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeAPI]:
+    with KubeAPI() as server:
+        server.write_kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield server
+
+
+def manifest(program: str) -> dict:
+    command = f"{sys.executable} -c '{program}'"
+    return {"metadata": {"generateName": "pipeline-train-", "namespace": "ast"}, "spec": {"entrypoint": command}}
+
+
+def test_a_job_is_followed_and_each_line_of_its_log_is_passed_on_once(api: KubeAPI, capsys) -> None:
+    program = 'import time\nfor n in range(30): print("epoch", n, flush=True); time.sleep(0.03)'
+    run_ray_job(manifest(program), poll_s=0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("epoch")] == [f"epoch {n}" for n in range(30)]
+    assert [line for line in lines if line.startswith("RayJob pipeline-train-1:")] == [
+        "RayJob pipeline-train-1: Running RUNNING", "RayJob pipeline-train-1: Complete SUCCEEDED",
+    ]  # fmt: skip
+    assert sum("/log?" in request for request in api.asked) > 3  # it was read while it grew
+    assert api.jobs == {}  # what succeeded is cleared away
+
+
+def test_a_failed_job_is_an_error_with_its_message_and_stays(api: KubeAPI) -> None:
+    program = 'print("Error: There are no shards in /work."); raise SystemExit(1)'
+    with pytest.raises(UserError, match=r"(?s)train-1 failed \(AppFailed\).*exit code 1.*There are no shards in /work"):
+        run_ray_job(manifest(program), poll_s=0.1)
+    assert list(api.jobs) == ["pipeline-train-1"]
+
+
+def test_an_api_that_is_away_for_a_while_costs_nothing(api: KubeAPI, capsys) -> None:
+    def break_it() -> None:
+        while sum("GET" in request for request in api.asked) < 2:
+            time.sleep(0.01)
+        api.faults += [500, 503, 500]
+
+    threading.Thread(target=break_it, daemon=True).start()
+    run_ray_job(manifest('import time\nprint("one", flush=True); time.sleep(1.5); print("two")'), poll_s=0.1)
+    assert api.faults == []
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line in {"one", "two"}] == ["one", "two"]
+
+
+def test_it_gives_up_with_a_reason(api: KubeAPI, monkeypatch) -> None:
+    monkeypatch.setattr(rayjob, "PATIENCE_S", 0.2)
+    threading.Timer(0.5, lambda: api.faults.extend([500] * 100)).start()
+    with pytest.raises(UserError, match=r"API is away for \d+ s .*pipeline-train-1 may go on"):
+        run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
+    api.faults[:] = [404]
+    with pytest.raises(UserError, match=r"404 .*Is KubeRay installed"):
+        run_ray_job(manifest("pass"), poll_s=0.1)
+    api.faults[:] = [403]
+    with pytest.raises(UserError, match=r"403 .*Role"):
+        run_ray_job(manifest("pass"), poll_s=0.1)
+
+
+def test_a_job_that_someone_deletes_is_an_error(api: KubeAPI) -> None:
+    threading.Timer(0.5, lambda: api.remove("pipeline-train-1")).start()
+    with pytest.raises(UserError, match="was deleted before it ended"):
+        run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
+
+
+def test_a_stopped_step_stops_its_job(api: KubeAPI) -> None:
+    program = f"""
+import json
+from pipeline.rayjob import run_ray_job
+run_ray_job(json.loads({json.dumps(json.dumps(manifest("import time; time.sleep(60)")))}), poll_s=0.1)
+"""
+    step = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    while not any("GET" in request for request in api.asked):
+        assert step.poll() is None
+        time.sleep(0.05)
+    command = api.jobs["pipeline-train-1"].process
+    assert command.poll() is None  # it runs when the step is stopped
+    step.send_signal(signal.SIGTERM)
+    shown, _ = step.communicate(timeout=20)
+    assert step.returncode == 128 + signal.SIGTERM
+    assert "RayJob pipeline-train-1 is deleted" in shown
+    assert api.jobs == {}
+    assert command.poll() is not None
