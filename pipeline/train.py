@@ -143,10 +143,11 @@ def _supervise(job: Job, workers: int) -> None:
 
 
 def _note_restart(job: Job, error: BaseException) -> None:
+    console = Console(stderr=True, soft_wrap=True)
     if isinstance(error, Preempted):
-        Console(stderr=True).print(f"A node is taken away: {error} It goes on elsewhere, once there is room.")
+        console.print(f"A node is taken away: {error} It goes on elsewhere, once there is room.")
     else:
-        Console(stderr=True).print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
+        console.print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
     observe.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
 
 
