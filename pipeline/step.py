@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ast_core.config import require
-from pipeline.rayjob import Manifest, run_ray_job, stoppable
 from pipeline.recipe_file import as_flags, nested
 from pipeline.settings import (
     CalibrateSettings,
@@ -29,6 +28,7 @@ from pipeline.settings import (
     RunSettings,
     TrainSettings,
 )
+from pipeline.stop import stoppable
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES: dict[str, tuple[str, type[Common]]] = {
@@ -115,6 +115,8 @@ def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
         UserError: the stage failed; with what it said.
     """
     if plan.ray_cluster:
+        from pipeline.rayjob import run_ray_job  # noqa: PLC0415 - Kubernetes' client takes seconds, and here nobody asks it
+
         run_ray_job(ray_job(plan, stage, own))
     else:
         _run_here([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
@@ -144,9 +146,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> Manifest:
+def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> dict[str, Any]:
     """The RayJob of a stage: the plan's, with a name, the cluster and the command."""
-    manifest: Manifest = json.loads(plan.ray_job)
+    manifest: dict[str, Any] = json.loads(plan.ray_job)
     manifest["metadata"] = {"generateName": f"pipeline-{stage}-", "namespace": manifest["metadata"]["namespace"]}
     manifest["spec"]["clusterSelector"] = {"ray.io/cluster": plan.ray_cluster}
     for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]:
