@@ -96,7 +96,7 @@ def compile_to(folder):
 
 
 def run_here(pipeline, parameters, outputs):
-    """Run a pipeline in kfp's local runner, its stages as processes of this machine.
+    """Run a pipeline in kfp's local runner, its stages as processes of this machine, two members at a time.
 
     Args:
         pipeline: one of `PIPELINES`.
