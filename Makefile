@@ -36,8 +36,8 @@ bench: .venv/.installed  ## Every headline figure against its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 lock: .venv/.installed  ## Resolve requirements.lock and the image's again
-	$(COMPILE) --extra cluster --group dev -o requirements.lock
-	$(COMPILE) --extra cluster -c requirements.lock -o k8s/image/requirements.lock
+	$(COMPILE) --extra server --extra cluster --group dev -o requirements.lock
+	$(COMPILE) --extra server --extra cluster -c requirements.lock -o k8s/image/requirements.lock
 
 pipelines: .venv/.installed  ## Compile k8s/kubeflow's pipelines to the YAML that is committed
 	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py

@@ -5,12 +5,8 @@ KubeRay submits the command to the cluster that the RayJob selects; the submitte
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from kubernetes import client, config
@@ -19,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from ast_core.config import require
 from ast_core.errors import UserError
+from pipeline.stop import stoppable
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 POLL_S = 5.0
@@ -72,20 +69,6 @@ def _load_config() -> None:
         raise UserError(
             f"There is no Kubernetes to submit to ({error}). Set KUBECONFIG, or run this in a pod."
         ) from error
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM raises SystemExit meanwhile, so that what was started is stopped."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _RayJob:

@@ -13,20 +13,33 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ast_core.config import require
-from pipeline.rayjob import Manifest, run_ray_job, stoppable
+from pipeline.recipe_file import as_flags, nested
+from pipeline.settings import (
+    CalibrateSettings,
+    CombineSettings,
+    Common,
+    EvaluateSettings,
+    PrepareSettings,
+    RegisterSettings,
+    ReportSettings,
+    RunSettings,
+    TrainSettings,
+)
+from pipeline.stop import stoppable
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = {
-    "prepare": "pipeline/prepare.py",
-    "train": "pipeline/train.py",
-    "combine": "pipeline/combine.py",
-    "evaluate": "pipeline/evaluate.py",
-    "calibrate": "pipeline/calibrate.py",
-    "register": "pipeline/register.py",
-    "report": "pipeline/report.py",
-    "search": "tune/search.py",
+STAGES: dict[str, tuple[str, type[Common]]] = {
+    "prepare": ("pipeline/prepare.py", PrepareSettings),
+    "train": ("pipeline/train.py", TrainSettings),
+    "combine": ("pipeline/combine.py", CombineSettings),
+    "evaluate": ("pipeline/evaluate.py", EvaluateSettings),
+    "calibrate": ("pipeline/calibrate.py", CalibrateSettings),
+    "register": ("pipeline/register.py", RegisterSettings),
+    "report": ("pipeline/report.py", ReportSettings),
+    "search": ("tune/search.py", RunSettings),  # and what a study adds, which the steps give
 }
 READS_RECORDINGS = {"prepare", "report", "search"}
 STOP_S = 30.0
@@ -51,8 +64,8 @@ class Plan:
     """Name in the registry; `ast-RECIPE` if empty."""
     workers: int
     """Worker processes of a stage; 0 for one a GPU or core."""
-    flags: Mapping[str, Sequence[str]]
-    """More flags by stage, such as `{"train": ["--optim.epochs", "10"]}`."""
+    changes: Mapping[str, Any]
+    """Keys of the recipe, or of some stages' settings, with other values: `{"optim.epochs": 10, "bootstrap": 1000}`."""
     ray_cluster: str
     """The RayCluster that takes the jobs; "" runs the stages here."""
     ray_job: str
@@ -71,10 +84,13 @@ class Plan:
         """With empty names filled in, and checked.
 
         Raises:
-            UserError: flags for a stage that there is not, or a folder that the cluster cannot find.
+            UserError: a change that no stage takes, or a folder that the cluster cannot find.
         """
-        unknown = sorted(set(self.flags) - set(PROGRAMS))
-        require(not unknown, f"There is no stage {', '.join(unknown)} for flags; there are {', '.join(PROGRAMS)}.")
+        known = set().union(*(_sections(stage) for stage in STAGES))
+        unknown = [key for key in self.changes if key.partition(".")[0] not in known]
+        require(
+            not unknown, f"No stage takes {', '.join(unknown)}; changes begin with one of {', '.join(sorted(known))}."
+        )
         for name in () if not self.ray_cluster else ("data_source", "run_dir"):
             value = getattr(self, name)
             require(value.startswith("/"), f"{name} is {value!r}; on a cluster give an absolute path of its volumes.")
@@ -92,38 +108,53 @@ def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
 
     Args:
         plan: of the pipeline's run.
-        stage: a key of `PROGRAMS`.
+        stage: a key of `STAGES`.
         own: flags of this step alone, such as a member's seed.
 
     Raises:
         UserError: the stage failed; with what it said.
     """
     if plan.ray_cluster:
+        from pipeline.rayjob import run_ray_job  # noqa: PLC0415 - Kubernetes' client takes seconds, and here nobody asks it
+
         run_ray_job(ray_job(plan, stage, own))
     else:
-        _run_here([sys.executable, str(ROOT / PROGRAMS[stage]), *stage_flags(plan, stage, own)], stage)
+        _run_here([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
 
 
 def stage_flags(plan: Plan, stage: str, own: Sequence[str] = ()) -> list[str]:
-    """A stage's command line without the program; the plan's own flags last, so that they win."""
+    """A stage's command line without the program; changes to what this stage takes last, so that they win."""
     flags = ["--recipe", plan.recipe, "--run-dir", plan.run_dir, "--tracking", plan.tracking]
     flags += ["--experiment", plan.experiment]
     flags += ["--address", "auto"] if plan.ray_cluster else []
     flags += ["--workers", str(plan.workers)] if plan.workers else []
     flags += ["--data.source", plan.data_source] if stage in READS_RECORDINGS else []
     flags += ["--model-name", plan.model_name] if stage == "register" else []
-    return [*flags, *own, *plan.flags.get(stage, ())]
+    taken = _sections(stage)
+    changes = [(key, _plain(value)) for key, value in plan.changes.items() if key.partition(".")[0] in taken]
+    return [*flags, *own, *(flag for key, value in changes for flag in as_flags(nested(key, value)))]
 
 
-def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> Manifest:
+def _sections(stage: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(STAGES[stage][1])}
+
+
+def _plain(value: Any) -> Any:
+    """Kubeflow's numbers are floats: 10.0 is 10 again."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> dict[str, Any]:
     """The RayJob of a stage: the plan's, with a name, the cluster and the command."""
-    manifest: Manifest = json.loads(plan.ray_job)
+    manifest: dict[str, Any] = json.loads(plan.ray_job)
     manifest["metadata"] = {"generateName": f"pipeline-{stage}-", "namespace": manifest["metadata"]["namespace"]}
     manifest["spec"]["clusterSelector"] = {"ray.io/cluster": plan.ray_cluster}
     for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]:
         if "secretKeyRef" in variable.get("valueFrom", {}):  # Ray's token: KubeRay names it after the cluster
             variable["valueFrom"]["secretKeyRef"]["name"] = plan.ray_cluster
-    manifest["spec"]["entrypoint"] = shlex.join(["python", PROGRAMS[stage], *stage_flags(plan, stage, own)])
+    manifest["spec"]["entrypoint"] = shlex.join(["python", STAGES[stage][0], *stage_flags(plan, stage, own)])
     return manifest
 
 

@@ -19,13 +19,13 @@ component = dsl.component(base_image=IMAGE, install_kfp_package=False)
 @component
 def plan(
     recipe: str, data_source: str, run_dir: str, tracking: str, experiment: str, model_name: str, workers: int,
-    flags: dict, ray_cluster: str, ray_job: str,
+    changes: dict, ray_cluster: str, ray_job: str,
 ) -> str:  # fmt: skip
     """Check the parameters and fill in the empty ones; JSON for the steps that follow: in a dict, 1 becomes 1.0."""
     from pipeline.step import Plan
 
     settled = Plan(
-        recipe, data_source, run_dir, tracking, experiment, model_name, workers, flags, ray_cluster, ray_job
+        recipe, data_source, run_dir, tracking, experiment, model_name, workers, changes, ray_cluster, ray_job
     ).settled()
     return settled.dumped()
 

@@ -48,13 +48,13 @@ def main_job(
     experiment: str = "",
     model_name: str = "",
     with_calibration: bool = False,
-    flags: dict = {},
+    changes: dict = {},
     ray_cluster: str = "ast",
     ray_job: str = RAY_JOB,
 ) -> int:
     """Prepare, members in parallel, combine, evaluate, calibrate, register, report; gives the registered version."""
     planned = _plan(
-        recipe, data_source, run_dir, tracking, experiment, model_name, workers, flags, ray_cluster, ray_job
+        recipe, data_source, run_dir, tracking, experiment, model_name, workers, changes, ray_cluster, ray_job
     )
     prepared = _step(prepare(plan=planned.output), "prepare")
     trained = members(plan=planned.output, seeds=seeds).set_caching_options(False).after(prepared)
@@ -76,12 +76,12 @@ def study(
     workers: int = 8,
     tracking: str = TRACKING,
     experiment: str = "",
-    flags: dict = {},
+    changes: dict = {},
     ray_cluster: str = "ast",
     ray_job: str = RAY_JOB,
 ):
     """Prepare once, then run what trials are not done yet."""
-    planned = _plan(recipe, data_source, run_dir, tracking, experiment, "", workers, flags, ray_cluster, ray_job)
+    planned = _plan(recipe, data_source, run_dir, tracking, experiment, "", workers, changes, ray_cluster, ray_job)
     prepared = _step(prepare(plan=planned.output), "prepare")
     _step(search(plan=planned.output, study=study, repeats=repeats), "search").after(prepared)
 
@@ -96,7 +96,7 @@ def compile_to(folder):
 
 
 def run_here(pipeline, parameters, outputs):
-    """Run a pipeline in kfp's local runner, its stages as processes of this machine.
+    """Run a pipeline in kfp's local runner, its stages as processes of this machine, two members at a time.
 
     Args:
         pipeline: one of `PIPELINES`.

@@ -20,7 +20,7 @@ from manifests import K8S, ROOT, Manifest
 from pipelines import PIPELINES, TRACKING, compile_to, run_here
 
 from ast_core.errors import UserError
-from pipeline.step import PROGRAMS, Plan, ray_job, run_step
+from pipeline.step import STAGES, Plan, ray_job, run_step
 
 OWN = {
     "train": ["--seed", "0"],
@@ -76,7 +76,7 @@ def test_compiling_gives_the_committed_bytes(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("stage", PROGRAMS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) -> None:
     plan = default_plan("study" if stage == "search" else "main_job")
     job = ray_job(plan, stage, OWN.get(stage, []))
@@ -84,15 +84,23 @@ def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) ->
     assert settings.experiment == "audioset_full"
     assert getattr(settings, "model_name", plan.model_name) == plan.model_name == "ast-audioset-full"
     assert isinstance(job["spec"]["activeDeadlineSeconds"], int)  # Kubeflow makes a dict's integers floats
-    stale = ray_job(dataclasses.replace(plan, flags={stage: ["--no-such-flag", "1"]}), stage, OWN.get(stage, []))
     with pytest.raises(SystemExit):
-        check_ray_job(stale, TRACKING)
+        check_ray_job(ray_job(plan, stage, [*OWN.get(stage, []), "--no-such-flag", "1"]), TRACKING)
+
+
+def test_changes_go_to_the_stages_that_take_them() -> None:
+    changes = {"optim.epochs": 4.0, "data.train_splits": ["balanced", "unbalanced"], "bootstrap": 100.0}
+    plan = dataclasses.replace(default_plan("main_job"), changes=changes).settled()
+    found = {stage: check_ray_job(ray_job(plan, stage, OWN.get(stage, [])), TRACKING) for stage in STAGES}
+    assert found["train"].optim.epochs == found["combine"].optim.epochs == found["search"].optim.epochs == 4
+    assert found["prepare"].data.train_splits == found["evaluate"].data.train_splits == ("balanced", "unbalanced")
+    assert found["evaluate"].bootstrap == 100
 
 
 def test_a_plan_refuses_what_the_cluster_could_not_run() -> None:
     plan = default_plan("main_job")
     for change, sentence in (
-        ({"flags": {"trian": ["--optim.epochs", "1"]}}, "no stage trian"),
+        ({"changes": {"optin.epochs": 1}}, "No stage takes optin.epochs; changes begin with one of .*optim"),
         ({"run_dir": "work/esc50"}, "absolute path"),
         ({"data_source": "ESC-50"}, "absolute path"),
     ):
@@ -177,8 +185,8 @@ def metrics_of(step: Path) -> dict[str, float]:
 
 @pytest.mark.timeout(600)
 def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) -> None:
-    flags = {"train": ["--optim.epochs", "2"]}
-    run_here(PIPELINES["main_job"], {**parameters(folder), "seeds": [0, 1], "flags": flags}, folder / "shown")
+    own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
+    run_here(PIPELINES["main_job"], own, folder / "shown")
 
     summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
     assert set(summary) == {"ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"}
@@ -209,8 +217,8 @@ def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) ->
 @pytest.mark.timeout(60)
 def test_a_failed_step_ends_the_pipeline_with_its_sentence(folder: Path, capfd) -> None:
     with pytest.raises(RuntimeError, match="Inner task failed"):
-        run_here(PIPELINES["study"], {**parameters(folder), "flags": {"no": []}}, folder / "shown")
-    assert "There is no stage no for flags; there are prepare, train" in capfd.readouterr().out
+        run_here(PIPELINES["study"], {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
+    assert "No stage takes no; changes begin with one of " in capfd.readouterr().out
 
 
 def test_the_script_says_how_to_use_it() -> None:
