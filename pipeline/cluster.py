@@ -15,6 +15,7 @@ from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import UserError
+from ast_core.files import remove
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS = 4
@@ -86,7 +87,7 @@ def release(held: Path) -> None:
     state = ray.util.placement_group_table().get(name, {}).get("state", "REMOVED")
     if state != "REMOVED":
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-    held.unlink(missing_ok=True)
+    remove(held)
 
 
 def worker_count(asked: int) -> int:
