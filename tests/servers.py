@@ -97,7 +97,7 @@ def process(
     with log.open("ab") as output:
         started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
         try:
-            yield started
+            yield
             assert started.poll() is None, f"{command[0]} ended by itself: see {log}"
         finally:
             with contextlib.suppress(ProcessLookupError):

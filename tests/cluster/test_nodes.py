@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nodes
+import numpy as np
+import psycopg2
 import pytest
+import servers
 from prepared import BINS, FRAMES, write_shards
 
+from ast_core.audio import load_waveform
+from ast_core.bundle import Bundle
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.files import read_json, stored_in
 from ast_core.manifest import load_manifest
-from ast_core.shards import ShardIndex
+from ast_core.predictor import Predictor
 from ast_core.store import Store
 from pipeline import storage
 from pipeline.part import write
+from pipeline.predict import predict
 from pipeline.prepare import plan, prepare
-from pipeline.settings import PrepareSettings
+from pipeline.report import report
+from pipeline.settings import PredictSettings, PrepareSettings, ReportSettings, parse
 
 PARTS, CLIPS = 40, 12
 EPOCHS = 30
@@ -83,7 +92,6 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
         at_kill = sum(path.suffix == ".json" for path in seen.listed(seen.root))
         assert 3 <= at_kill < PARTS, "it must die in the middle"
         said = cluster.ended(driver, "prepare.log")
-    print(f"killed with {at_kill} of {PARTS} parts in the store")
     cluster.add("c")
 
     alone = dataclasses.replace(settings, run_dir=tmp_path / "alone", shards=tmp_path / "alone" / "shards")
@@ -104,7 +112,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
 def train_flags(cluster: nodes.Nodes, place: str, name: str) -> list[str]:
     return f"""
     --recipe esc50_small --run-dir {cluster.work / name} --storage {place}/{name}
-    --shards {cluster.work / "parts"} --workers 2 --tracking sqlite:///{cluster.work / "mlflow.db"}
+    --workers 2 --tracking sqlite:///{cluster.work / "mlflow.db"}
     --data.train-splits train --data.test-split test
     --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
     --model.patch-freq {BINS} --model.freq-stride {BINS} --augment.freq-mask-bins 4 --augment.time-mask-frames 8
@@ -117,18 +125,14 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
     cluster: nodes.Nodes, place: str, tmp_path: Path
 ) -> None:
     for name in ("whole", "killed"):
-        shards = Store(tmp_path / name, f"{place}/{name}/shards")
-        shards.attach()
-        write_shards(shards.root, {"train": 42, "test": 21})
-    cluster.run("whole.log", "train.py", *train_flags(cluster, place, "whole").copy())
+        own = Store(tmp_path / name, f"{place}/{name}")
+        own.attach()
+        write_shards(own.root / "shards", {"train": 42, "test": 21})
+    cluster.run("whole.log", "train.py", *train_flags(cluster, place, "whole"))
     cluster.add("spare")
-    shards_note = cluster.by_name["head"].disk / "parts" / ".store.json"
-    assert read_json(shards_note, "Note")["uri"] == f"{place}/whole/shards"
-    flags = train_flags(cluster, place, "killed")
-    flags[flags.index("--shards") + 1] = str(cluster.work / "parts-2")
     history = Path("killed") / "members" / "seed-0" / "metrics.jsonl"
-    with cluster.stage("killed.log", "train.py", *flags) as driver:
-        working = [name for name in cluster.by_name if name not in {"head"}]
+    with cluster.stage("killed.log", "train.py", *train_flags(cluster, place, "killed")) as driver:
+        working = [name for name in cluster.by_name if name != "head"]
 
         def leader() -> str:
             paths = {name: cluster.by_name[name].disk / history for name in working}
@@ -141,7 +145,6 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
         assert cluster.kill(victim) > 2
         said = cluster.ended(driver, "killed.log")
     restarts = said.count("Workers were lost")
-    print(f"killed rank 0's node {victim} after {at_kill} of {EPOCHS} epochs; {restarts} restarts")
     assert 3 <= at_kill < EPOCHS
     assert 1 <= restarts <= 3
     _check_alike(place, tmp_path)
@@ -166,4 +169,76 @@ def _check_alike(place: str, tmp_path: Path) -> None:
     assert whole[0].keys() == killed[0].keys()
     assert [name for name in whole[0] if whole[0][name] != killed[0][name]] == []
     assert whole[1] == killed[1]
-    assert ShardIndex.load(tmp_path / "whole").data_hash == "d"
+
+
+RECIPE = """
+[data]
+layout = "folders"
+validation_split = "validation"
+[prepare]
+clips_per_part = 6
+[front_end]
+target_frames = 48
+[model]
+backbone = "ast_micro"
+patch_freq = 128
+patch_time = 8
+freq_stride = 128
+time_stride = 8
+init = "scratch"
+[augment]
+freq_mask_bins = 8
+time_mask_frames = 8
+[optim]
+epochs = 3
+batch_size = 6
+learning_rate = 1e-3
+warmup_steps = 4
+loss = "bce"
+weights = "averaged"
+average_first_epoch = 2
+[ensemble]
+seeds = [0, 1]
+"""
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_job_with_an_object_store_and_a_tracking_server(
+    cluster: nodes.Nodes, place: str, tmp_path: Path, save_tone
+) -> None:
+    for split, label, number in itertools.product(("train", "validation", "test"), ("deep", "high"), range(6)):
+        pitch_hz = (200.0 if label == "deep" else 3200.0) + 9 * number
+        save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz, seed=number)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    with (
+        servers.postgres(cluster.folder / "postgres.log") as database,
+        servers.tracking_server(cluster.gateway, database, cluster.environment, cluster.folder / "mlflow.log") as uri,
+    ):
+        flags = f"--recipe {tmp_path / 'mine.toml'} --run-dir {cluster.work / 'run'} --storage {place} --tracking {uri}"
+        source = ["--data.source", str(tmp_path / "clips")]
+        said = cluster.run("run.log", "run.py", *flags.split(), *source, "--workers", "2", seconds=350)
+        assert "models:/ast-mine@champion, ensemble of 2 members" in said
+
+        clips = tuple(sorted((tmp_path / "clips" / "test").rglob("*.wav")))
+        scores = predict(PredictSettings(inputs=clips, model="models:/ast-mine@champion", tracking=uri))
+        mine = parse(ReportSettings, "", [*flags.split(), *source])  # this process is one more node, with nothing yet
+        page = report(mine).read_text()
+        _check_databases(database, cluster.environment)
+    summary = read_json(mine.run_dir / "evaluation" / "summary.json", "Summary")
+    assert f"accuracy {summary['ensemble']['accuracy']:.3f}" in page
+    predictor = Predictor(Bundle.load(mine.run_dir / "bundles" / "ensemble"))
+    for path in clips:
+        own_C = predictor.probabilities(load_waveform(path, 16_000))
+        assert np.abs(scores[str(path)] - own_C).max() < 1e-6
+
+
+def _check_databases(database: str, environment: Mapping[str, str]) -> None:
+    """The server's rows are in PostgreSQL, its files in the bucket."""
+    with contextlib.closing(psycopg2.connect(database)) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from metrics where key = 'train_loss'")
+        assert cursor.fetchone() == (2 * 3,)  # an epoch of a member each
+        cursor.execute("select count(*) from model_versions")
+        assert cursor.fetchone() == (3,)
+    with servers.s3(environment) as client:
+        listed = client.list_objects_v2(Bucket=servers.BUCKET, Prefix="mlflow/")["Contents"]
+    assert sum(entry["Key"].endswith("bundle.json") for entry in listed) == 3
