@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +25,7 @@ SETTINGS = {
     "PYTHONPATH": str(ROOT),
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name is loopback's to every node
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it asks the dashboard, which is not started
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
@@ -46,43 +47,34 @@ def why_not() -> str:
 
 @dataclass
 class Node:
-    """A namespace of network and mounts, and what runs in it."""
+    """Namespaces of network, mounts and processes, and what runs in them."""
 
     name: str
     address: str
     disk: Path
     """What it sees at `Nodes.work`."""
-    holder: subprocess.Popen[bytes]
-    own: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    first: int
+    """Its first process, whose end is the end of all."""
+    own: list[subprocess.Popen[bytes]]
+    """What the tests started for it."""
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """A command line that runs in it."""
-        return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", *command]
+        return ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", *command]
 
     def pids(self) -> list[int]:
-        """All processes in its network."""
-        network = _network(self.holder.pid)
+        """All its processes."""
+        network = _network(self.first)
         every = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [pid for pid in every if network and _network(pid) == network]
 
     def kill(self) -> int:
-        """End it as a power cut would: raylet, workers and all at once; gives how many there were."""
-        victims = [pid for pid in self.pids() if pid != self.holder.pid]
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        while len(left := self.pids()) > 1:  # started meanwhile; the holder is the last
-            for pid in left:
-                if pid != self.holder.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            for process in self.own:
-                process.poll()
-            time.sleep(0.05)
-        self.holder.kill()
-        for process in [*self.own, self.holder]:
+        """End it as a power cut would, by SIGKILL: raylet, workers and all at once; gives how many there were."""
+        victims = len(self.pids()) - 1
+        os.kill(self.first, signal.SIGKILL)
+        for process in self.own:
             process.wait()
-        return len(victims)
+        return victims
 
 
 class Nodes:
@@ -143,12 +135,10 @@ class Nodes:
         disk, ray = self.folder / "disks" / name, self.folder / "ray" / name
         for path in (disk, ray, Path("/tmp/ray")):
             path.mkdir(parents=True, exist_ok=True)
-        hold = ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
-        node = Node(name, address, disk, subprocess.Popen(hold, start_new_session=True))
-        while _network(node.holder.pid) in {"", _network(os.getpid())} or _name(node.holder.pid) != "sleep":
-            assert node.holder.poll() is None
-            time.sleep(0.01)
-        _run("ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", str(node.holder.pid))
+        hold = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private"]
+        holder = subprocess.Popen([*hold, "sleep", "infinity"], start_new_session=True, stderr=subprocess.DEVNULL)
+        node = Node(name, address, disk, _only_child(holder), [holder])
+        _run("ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", str(node.first))
         _run("ip", "link", "set", wire, "master", self.bridge, "up")
         script = f"""
             ip link set lo up && ip addr add {address}/24 dev eth0 && ip link set eth0 up &&
@@ -204,11 +194,15 @@ def _network(pid: int) -> str:
         return ""
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+def _only_child(holder: subprocess.Popen[bytes]) -> int:
+    """The process that holds a node's namespaces, once they are made."""
+    while True:
+        assert holder.poll() is None
+        for child in Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "sleep":
+                    return int(child)
+        time.sleep(0.01)
 
 
 def _run(*command: str) -> None:
