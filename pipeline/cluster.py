@@ -90,6 +90,19 @@ def release(held: Path) -> None:
     remove(held)
 
 
+def release_own() -> None:
+    """Give back what worker groups of this driver hold that could not be formed: Ray forgets them, nobody else knows.
+
+    Such a group would keep the CPUs from its successor for ever. Inside a trial nothing is done: others run beside it.
+    """
+    if ray.util.get_current_placement_group() is not None:
+        return
+    job = ray.get_runtime_context().get_job_id()  # the end of its groups' names
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
 def worker_count(asked: int) -> int:
     """Workers of a stage: what was asked for, else one a GPU of the cluster, else one a CPU."""
     if asked > 0:

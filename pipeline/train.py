@@ -154,6 +154,7 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
 def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) -> None:
     storage.bring_note(held_by(job.folder))
     cluster.release(held_by(job.folder))  # of a launch whose controller was killed
+    cluster.release_own()
     gpu = cluster.uses_gpu()
     trainer = TorchTrainer(
         train_rank,
