@@ -16,7 +16,7 @@ from ast_core.decisions import FILE as DECISIONS
 from ast_core.decisions import Decisions, load_decisions
 from ast_core.ensemble import Member
 from ast_core.errors import DamagedError
-from ast_core.files import committed, digest, read_json, sha256_of, write_json
+from ast_core.files import committed, digest, read_json, remove, sha256_of, write_json
 from ast_core.model import AST
 from ast_core.pretrained import load_exactly
 
@@ -118,7 +118,7 @@ def _forget_decisions(folder: Path, bundle_digest: str) -> None:
     """Thresholds of other weights are none."""
     path = folder / DECISIONS
     if path.is_file() and read_json(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
-        path.unlink()
+        remove(path)
 
 
 def _weights(folder: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:

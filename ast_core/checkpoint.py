@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ast_core.errors import DamagedError
-from ast_core.files import committed, read_json, sha256_of, write_json
+from ast_core.files import committed, read_json, remove, remove_folder, sha256_of, stored_in, write_json
 
 MARKER = "COMMITTED.json"
 Tensors = Mapping[str, torch.Tensor]
@@ -27,7 +26,7 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
         tensors: tables by name, such as `model` and `optimizer`.
         state: JSON values, such as the step and the config.
     """
-    (folder / MARKER).unlink(missing_ok=True)
+    remove(folder / MARKER)
     hashes = {}
     for name, table in tensors.items():
         path = folder / f"{name}.safetensors"
@@ -83,12 +82,13 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def keep_newest(folder: Path, count: int) -> None:
     """Remove all but the newest `count` committed checkpoints, and stumps older than them."""
-    done = sorted(path for path in folder.glob("step-*") if (path / MARKER).is_file())
+    stored = stored_in(folder)  # also what another node committed
+    there = {*folder.glob("step-*"), *(path.parent for path in stored)}
+    done = sorted(path for path in there if (path / MARKER).is_file() or path / MARKER in stored)
     if len(done) > count:
-        for path in folder.glob("step-*"):
+        for path in there:
             if path.name < done[-count].name:
-                (path / MARKER).unlink(missing_ok=True)  # first: what is half removed must not look whole
-                shutil.rmtree(path)
+                remove_folder(path, MARKER)
 
 
 def epochs_of(folder: Path) -> dict[int, Path]:

@@ -1,4 +1,8 @@
-"""One way to commit bytes: write beside, sync, rename, sync the folder. A folder's marker file comes last."""
+"""One way to commit bytes: write beside, sync, rename, sync the folder. A folder's marker file comes last.
+
+In a working copy of a store (`ast_core.store`) a file is uploaded before it is renamed: what is here is there, whatever
+is killed when. The order of commits is the order of uploads, so that there, too, a marker is the last.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ast_core.errors import DamagedError, UserError
+from ast_core.store import Store, Stored, store_of
 
 
 def sha256_of(path: Path) -> str:
@@ -30,8 +36,75 @@ def committed(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full or the folder cannot be written, or the store that it is a copy of does not take it.
     """
+    with _in_place(path) as beside:
+        yield beside
+        store = store_of(path)
+        if store is not None:
+            _set_time(beside, store.push(path, beside))
+
+
+def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = "") -> None:
+    """Commit the store's bytes of a file of its working copy, here only.
+
+    Args:
+        store: to ask.
+        path: of the file here.
+        stored: as it was listed; by it `is_current` knows the file again.
+        sha256: that its bytes must have, if that is known.
+
+    Raises:
+        UserError: as `committed`.
+        DamagedError: the bytes are not those of `sha256`.
+    """
+    with _in_place(path) as beside:
+        store.fetch(path, beside)
+        if stored is not None:
+            _set_time(beside, stored)
+        found = sha256_of(beside) if sha256 else ""
+        if found != sha256:
+            raise DamagedError(f"{store.uri_of(path)} is damaged: sha256 {found}, not {sha256}.")
+
+
+def is_current(path: Path, stored: Stored) -> bool:
+    """Whether a file of a working copy is the store's: as `fetch` and `committed` left it."""
+    if not path.is_file():
+        return False
+    status = path.stat()
+    return (status.st_size, int(status.st_mtime)) == (stored.size, stored.time_s)
+
+
+def stored_in(folder: Path) -> dict[Path, Stored]:
+    """What the store of a working copy holds under a folder, by local path; nothing for an ordinary folder."""
+    store = store_of(folder)
+    return {} if store is None else store.listed(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there: first from the store that its folder is a copy of."""
+    store = store_of(path)
+    if store is not None:
+        store.remove(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path, marker: str) -> None:
+    """Remove a folder, as `remove`: its marker first, for what is half removed must not look whole."""
+    remove(folder / marker)
+    store = store_of(folder)
+    if store is not None:
+        store.remove_folder(folder)
+    shutil.rmtree(folder, ignore_errors=store is not None)  # a copy need not have what the store has
+
+
+def _set_time(path: Path, stored: Stored) -> None:
+    os.utime(path, (stored.time_s, stored.time_s))
+
+
+@contextlib.contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """`committed`, on this disk alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -60,7 +60,7 @@ def write_part(path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames
         bins: M.
 
     Returns:
-        Its rows, sha256, and over all values their sum, sum of squares (float64) and count.
+        Its rows, sha256, bytes, and over all values their sum, sum of squares (float64) and count.
     """
     fields = [("clip_id", pa.string()), ("labels", pa.list_(pa.int32())), ("num_frames", pa.int32())]
     fields += [("crc32", pa.uint32()), ("fbank", pa.binary(frames * bins * 2))]
@@ -77,8 +77,8 @@ def write_part(path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames
                     values = torch.from_numpy(row.fbank_TM).double().flatten()  # numpy's conversion is far slower
                     total += float(values.sum())
                     squares += float(values @ values)
-        sha256 = sha256_of(beside)
-    return {"rows": count, "sha256": sha256, "sum": total, "sum_sq": squares, "count": count * frames * bins}
+        written = {"sha256": sha256_of(beside), "bytes": beside.stat().st_size}
+    return {"rows": count, **written, "sum": total, "sum_sq": squares, "count": count * frames * bins}
 
 
 def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

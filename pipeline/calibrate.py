@@ -19,6 +19,7 @@ from ast_core.decisions import Decisions
 from ast_core.files import write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
+from pipeline import storage
 from pipeline.results import plain
 from pipeline.scoring import bundle_scores, describe_all
 from pipeline.settings import CalibrateSettings, parse, run_stage
@@ -41,7 +42,9 @@ def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
         "There is no data.validation-split to fit on: thresholds chosen on the test split would look better than they "
         "are. Name one.",
     )
-    validation, test = (ShardReader(settings.shards, [name]) for name in (split, settings.data.test_split))
+    splits = [split, settings.data.test_split]
+    storage.bring(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
+    validation, test = (ShardReader(settings.shards, [name]) for name in splits)
     require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
     bundles = describe_all(settings.run_dir / "bundles", validation)
     scores = bundle_scores(settings, bundles, validation, settings.run_dir / "calibration")

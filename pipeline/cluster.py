@@ -15,6 +15,7 @@ from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import UserError
+from ast_core.files import remove
 from pipeline import termination
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +89,20 @@ def release(held: Path) -> None:
     state = ray.util.placement_group_table().get(name, {}).get("state", "REMOVED")
     if state != "REMOVED":
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-    held.unlink(missing_ok=True)
+    remove(held)
+
+
+def release_own() -> None:
+    """Give back what worker groups of this driver hold that could not be formed: Ray forgets them, nobody else knows.
+
+    Such a group would keep the CPUs from its successor for ever. Inside a trial nothing is done: others run beside it.
+    """
+    if ray.util.get_current_placement_group() is not None:
+        return
+    job = ray.get_runtime_context().get_job_id()  # the end of its groups' names
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
 def worker_count(asked: int) -> int:

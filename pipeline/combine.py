@@ -5,7 +5,6 @@ python pipeline/combine.py --recipe esc50 --run-dir work/esc50
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,10 @@ from ast_core import checkpoint
 from ast_core.average import average_weights
 from ast_core.bundle import DESCRIPTION, write_bundle
 from ast_core.config import OptimConfig, require
+from ast_core.files import remove_folder, stored_in
 from ast_core.shards import ShardIndex
-from pipeline.lineage import run_of
+from pipeline import storage
+from pipeline.lineage import NOTE, run_of
 from pipeline.settings import CombineSettings, parse, run_stage
 
 Role = Literal["member", "last", "epochs", "ensemble"]
@@ -37,6 +38,8 @@ def combine(settings: CombineSettings) -> list[Path]:
     Raises:
         UserError: a member is missing, unfinished, or of another model than it should be.
     """
+    members = [f"members/seed-{seed}" for seed in settings.ensemble.seeds]
+    storage.bring(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
     index = ShardIndex.load(settings.shards)
     facts = {"recipe": settings.experiment, "data_hash": index.data_hash}
     written, parts = [], []
@@ -78,9 +81,10 @@ def _train_runs(settings: CombineSettings, seeds: Sequence[int]) -> list[str]:
 
 def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
     """Remove bundles of seeds that the recipe no longer names; they can be made again from their epochs."""
-    for description in bundles.glob(f"*/{DESCRIPTION}"):
+    stored = (path for path in stored_in(bundles) if path.name == DESCRIPTION)
+    for description in {*bundles.glob(f"*/{DESCRIPTION}"), *stored}:
         if description.parent not in written:
-            shutil.rmtree(description.parent)
+            remove_folder(description.parent, DESCRIPTION)
 
 
 def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:

@@ -20,7 +20,7 @@ from ast_core.files import digest, read_json, write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
 from pipeline import results as results_of
-from pipeline import tracking
+from pipeline import storage, tracking
 from pipeline.lineage import note_run
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_histories
@@ -77,6 +77,7 @@ def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
 
 def _reader(settings: EvaluateSettings) -> ShardReader:
     split = settings.data.test_split
+    storage.bring(settings, [split], ["bundles/*", "evaluation/*", "members/*/metrics.jsonl"])
     reader = ShardReader(settings.shards, [split])
     require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
     return reader

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ast_core.config import FrontEndConfig
 from ast_core.shards import ShardIndex
+from pipeline import storage
 from pipeline.settings import FeaturesSettings, parse, run_stage
 
 PUBLISHED_MEAN, PUBLISHED_STD = -4.2677393, 4.5689974
@@ -37,6 +38,7 @@ def features(settings: FeaturesSettings) -> list[tuple[str, str, str, str]]:
     Raises:
         UserError: there are no shards, or no such split.
     """
+    storage.bring(settings)
     index = ShardIndex.load(settings.shards)
     rows = []
     for key, effect in EFFECTS.items():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ast_core.files import committed
+
 NOTE = ".mlflow-run"
 
 
 def note_run(folder: Path, run_id: str) -> None:
     """Keep MLflow's id of a training in its folder; "" (the tracker was away) leaves what is there."""
     if run_id:
-        (folder / NOTE).write_text(run_id, encoding="utf-8")
+        with committed(folder / NOTE) as beside:
+            beside.write_text(run_id, encoding="utf-8")
 
 
 def run_of(folder: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +19,10 @@ from ast_core.audio import load_waveform
 from ast_core.config import FrontEndConfig, from_dict
 from ast_core.errors import ClipError, DamagedError, UserError
 from ast_core.fbank import Fbank, fit_length
-from ast_core.files import digest, read_json, sha256_of, write_json
+from ast_core.files import digest, read_json, remove, sha256_of, write_json
 from ast_core.manifest import Clip
 from ast_core.shards import Row, write_part
+from ast_core.store import Store, Stored
 
 FORMAT = 1
 """Part of every shard's key: raise it when the same clips and settings would give other shards."""
@@ -76,6 +77,27 @@ def is_done(part: Part) -> bool:
         return False
 
 
+def is_stored(part: Part, store: Store, listed: Mapping[Path, Stored]) -> bool:
+    """As `is_done`, of a part that may be in the store alone; a copy here that is not the store's part goes.
+
+    Args:
+        part: of shards that are a working copy.
+        store: of which.
+        listed: what the store has of the shards.
+    """
+    path = part.marker.with_suffix(".parquet")
+    if not {path, part.marker} <= listed.keys():
+        return False
+    try:
+        marker = json.loads(store.read(part.marker) or b"")
+        whole = bool(marker["key"] == part.key() and marker["bytes"] == listed[path].size)
+        if whole and path.is_file() and sha256_of(path) != marker["sha256"]:
+            path.unlink()  # whoever reads it fetches the store's
+    except (ValueError, KeyError, TypeError):
+        return False
+    return whole
+
+
 def _fingerprint(clip: Clip, source: str) -> list[Any]:
     """A clip as far as it decides a shard: moved data sets keep their shards, changed files do not."""
     if not clip.path:
@@ -91,6 +113,8 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
 def write_row(row: dict[str, Any]) -> dict[str, Any]:
     """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
     try:
+        for root, uri in json.loads(row["stores"]):
+            Store(Path(root), uri).attach()
         rejects = write(Part.unpacked(row["part"]))
     except UserError as error:
         return {"clips": 0, "missing": 0, "rejected": 0, "error": str(error)}
@@ -116,7 +140,7 @@ def write(part: Part) -> list[dict[str, str]]:
     path = part.marker.with_suffix(".parquet")
     key = part.key()
     try:
-        part.marker.unlink(missing_ok=True)
+        remove(part.marker)
         rows = _rows(part, config, rejects)
         written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
         key = key if key == part.key() else ""

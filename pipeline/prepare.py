@@ -5,6 +5,8 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import math
 import os
@@ -24,11 +26,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import require, to_dict
-from ast_core.files import committed, digest, read_json, write_json
+from ast_core.files import committed, digest, read_json, remove, stored_in, write_json
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
-from pipeline import cluster, observe
-from pipeline.part import Part, is_done, write_row
+from ast_core.store import store_of
+from pipeline import cluster, observe, storage
+from pipeline.part import Part, is_done, is_stored, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
 from pipeline.synthesise import synthesise
 
@@ -47,17 +50,18 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         UserError: the data set is not as its layout says, too many clips are broken, or the disk is full.
     """
     started = time.monotonic()
+    storage.bring(settings)
     manifest, source = _manifest(settings)
     parts = plan(settings, manifest, source)
-    with ThreadPoolExecutor() as pool:
-        done = list(pool.map(is_done, parts))
-    pending = [part for part, finished in zip(parts, done, strict=True) if not finished]
+    pending = _pending(settings, parts)
     if pending:
-        (settings.shards / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
+        remove(settings.shards / INDEX)  # it speaks of shards that are about to change
         with cluster.connected(settings.address, settings.workers):
-            _work(pending, settings.workers, str(settings.run_dir))
+            _check_source(settings)
+            _work(pending, settings)
     else:
         Console().print("Every shard is there already: nothing to do.")
+    storage.bring_markers(settings.shards, [part.marker for part in parts])
     splits, rejects = _books(parts)
     with committed(settings.shards / REJECTS) as beside:
         pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), beside)
@@ -105,23 +109,43 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
     return parts
 
 
-def _work(pending: Sequence[Part], workers: int, run: str) -> None:
+def _pending(settings: PrepareSettings, parts: Sequence[Part]) -> list[Part]:
+    """The parts that are not there: in the store, if the shards are a working copy, and here otherwise."""
+    store = store_of(settings.shards)
+    check = is_done if store is None else functools.partial(is_stored, store=store, listed=stored_in(settings.shards))
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(check, parts))
+    return [part for part, finished in zip(parts, done, strict=True) if not finished]
+
+
+def _check_source(settings: PrepareSettings) -> None:
+    """Said at once, not as thousands of clips that other nodes miss."""
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    require(
+        alone or settings.data.source != "synthetic" or store_of(settings.run_dir) is None,
+        "The recipe's audio is made on this node, where the others cannot read it. Give --data.source a folder that "
+        "every node has at the same path.",
+    )
+
+
+def _work(pending: Sequence[Part], settings: PrepareSettings) -> None:
     """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts clips, Ray Data's blocks
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [{"part": part.packed(), "clips": len(part.clips)} for part in pending]
+    stores = json.dumps([[str(store.root), store.uri] for store in storage.stores_of(settings)])
+    items = [{"part": part.packed(), "clips": len(part.clips), "stores": stores} for part in pending]
     parts = ray.data.from_items(items, override_num_blocks=len(items))
-    done = parts.map(write_row, num_cpus=1, concurrency=min(workers, len(items)) or None)
+    done = parts.map(write_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
         for row in done.iter_rows():
             require(not row["error"], row["error"])
             progress.advance(task, row["clips"])
-            observe.count_prepared(run, row["clips"], row["rejected"], row["missing"])
+            observe.count_prepared(str(settings.run_dir), row["clips"], row["rejected"], row["missing"])
 
 
 Splits = dict[str, dict[str, Any]]
@@ -163,9 +187,11 @@ def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) 
 def _remove_stale(shards: Path, parts: Sequence[Part]) -> None:
     """Remove parts that the index does not name, and what a killed writer left."""
     keep = {part.marker.with_suffix("") for part in parts}
-    for path in [*shards.glob("*/part-*"), *shards.glob("*/.part-*")]:
+    stored = [path for path in stored_in(shards) if path.match("*/part-*") and path.parents[1] == shards]
+    there = {*shards.glob("*/part-*"), *shards.glob("*/.part-*"), *stored}
+    for path in sorted(there, key=lambda path: path.suffix != ".json"):  # markers first
         if path.with_suffix("") not in keep:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _report(shards: Path, splits: Splits) -> None:

@@ -16,23 +16,27 @@ import ray.util
 def train_rank(config: dict[str, Any]) -> None:
     """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`.
 
-    Rank 0 notes at `config["held"]` which CPUs or GPUs the group holds, for `cluster.release`, and watches whether the
-    training must leave.
+    Its node's folders become working copies of `config["stores"]`. Rank 0 notes at `config["held"]` which CPUs or GPUs
+    the group holds, for `cluster.release`, and watches whether the training must leave.
     """
     import torch  # noqa: PLC0415
     from ray.train.torch import get_device  # noqa: PLC0415
 
+    from ast_core.files import committed  # noqa: PLC0415
     from ast_core.trainer import fit  # noqa: PLC0415
-    from pipeline import observe, preemption  # noqa: PLC0415
+    from pipeline import observe, preemption, storage  # noqa: PLC0415
 
+    storage.attach(config["stores"])
     context = ray.train.get_context()
     group = ray.util.get_current_placement_group()
     rank, job, watch = context.get_world_rank(), config["job"], None
     labels = observe.member_labels(job) | {"rank": str(rank)}
     observe.label_log_lines(labels)
     if rank == 0 and group is not None:
-        config["held"].write_text(group.id.hex(), encoding="utf-8")
+        with committed(config["held"]) as beside:
+            beside.write_text(group.id.hex(), encoding="utf-8")
         watch = preemption.Watch(job.folder, group)
+    storage.bring_rank(job)
     if not torch.cuda.is_available():
         # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))

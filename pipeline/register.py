@@ -24,7 +24,7 @@ from rich.table import Table
 from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
 from ast_core.files import read_json
-from pipeline import registry, tracking
+from pipeline import registry, storage, tracking
 from pipeline.card import model_card
 from pipeline.registry import CHALLENGER, CHAMPION
 from pipeline.serving import AUDIO
@@ -79,6 +79,7 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     Raises:
         UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
     """
+    storage.bring(settings, files=["bundles/*", "evaluation/*"])
     candidates = _candidates(settings)
     tracking.open_store(settings.tracking)
     tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}

@@ -23,7 +23,7 @@ from rich.console import Console
 from ast_core.files import committed, read_json
 from ast_core.score_table import identity_of, read_scores
 from ast_core.shards import REJECTS, ShardIndex, ShardReader
-from pipeline import tracking
+from pipeline import storage, tracking
 from pipeline.hard_clips import confused, confusion_matrix, hardest
 from pipeline.lineage import run_of
 from pipeline.plots import plot_confusion
@@ -34,6 +34,11 @@ from pipeline.settings import ReportSettings, parse, run_stage
 MOST_DRAWN = 60
 """Classes of a confusion matrix that one can still read."""
 MOST_REASONS = 12
+READ = (
+    "members/*/run.json", "bundles/*", "evaluation/*", "calibration/*", "studies/*/report/*", "studies/*/bundles/*",
+    "studies/*/evaluation/summary.json",
+)  # fmt: skip
+"""Files of a run that the page shows."""
 
 
 def report(settings: ReportSettings) -> Path:
@@ -45,6 +50,7 @@ def report(settings: ReportSettings) -> Path:
     Raises:
         UserError: there are no shards.
     """
+    storage.bring(settings, [settings.data.test_split], READ)
     index = ShardIndex.load(settings.shards)
     evaluation = settings.run_dir / "evaluation"
     summary = _json(evaluation / "summary.json")

@@ -12,6 +12,8 @@ import torch
 from ast_core.bundle import Bundle
 from ast_core.predictor import Predictor
 from ast_core.shards import ShardReader
+from ast_core.store import Store
+from pipeline import storage
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,12 @@ class Scorer:
     Args:
         shards: folder.
         splits: to score.
+        stores: that its node's folders are working copies of.
     """
 
-    def __init__(self, shards: Path, splits: tuple[str, ...]) -> None:
+    def __init__(self, shards: Path, splits: tuple[str, ...], stores: tuple[Store, ...]) -> None:
+        storage.attach(stores)
+        storage.bring_shards(shards, splits)
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[Place, Predictor] | None = None
@@ -39,6 +44,7 @@ class Scorer:
     def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
         """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""
         if self._loaded is None or self._loaded[0] != place:
+            storage.bring_files(place.bundle, ["*"])
             bundle = Bundle.load(place.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
             self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,7 +20,7 @@ from ast_core.errors import UserError
 from ast_core.files import read_json
 from ast_core.score_table import identity_of, read_scores, write_scores
 from ast_core.shards import ShardReader
-from pipeline import cluster
+from pipeline import cluster, storage
 from pipeline.scorer import Place, Scorer
 from pipeline.settings import Common
 
@@ -166,7 +166,8 @@ def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
         max_task_retries=2,
         scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has room for itself only
     )
-    return [actor.remote(reader.folder, reader.splits) for _ in range(workers)]
+    stores = storage.stores_of(settings)
+    return [actor.remote(reader.folder, reader.splits, stores) for _ in range(workers)]
 
 
 def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:

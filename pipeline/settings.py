@@ -55,6 +55,9 @@ class Common:
     """Folder of this run's results. The same folder again resumes."""
     shards: Annotated[Path, _filled("RUN_DIR/shards")] = Path()
     """Folder of the Parquet shards."""
+    storage: Annotated[str, _filled("none: every node sees the same disk")] = ""
+    """Object store that keeps the run: s3://bucket/prefix, or another URI that pyarrow knows. The run's folder is then
+    each node's own working copy of it."""
     workers: Annotated[int, _filled("one a GPU, or one a core where there is no GPU")] = 0
     """Worker processes."""
     address: Annotated[str, _filled("RAY_ADDRESS, else one is started on this machine")] = ""
@@ -307,6 +310,7 @@ def _resolved(settings: Any) -> Any:
         changes["run_dir"] = run_dir.absolute()
         changes["shards"] = (settings.shards if settings.shards != Path() else run_dir / "shards").absolute()
         changes["experiment"] = settings.experiment or recipe
+        changes["storage"] = settings.storage.rstrip("/")
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_name(settings).replace('_', '-')}"
     changes |= _sources(settings)

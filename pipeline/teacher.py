@@ -16,6 +16,7 @@ from ast_core.files import write_json
 from ast_core.metrics import evaluate_scores
 from ast_core.score_table import identity_of, read_scores
 from ast_core.shards import ShardReader
+from pipeline import storage
 from pipeline.registry import bundle_folder
 from pipeline.scoring import Described, bundle_scores, describe, member_scores
 from pipeline.settings import EvaluateSettings, TrainSettings
@@ -35,9 +36,10 @@ def teach(settings: TrainSettings) -> Path | None:
     folder = settings.run_dir / "teacher"
     path = folder / "teacher-scores.parquet"
     folder.mkdir(parents=True, exist_ok=True)
+    storage.bring(settings, settings.data.train_splits, ["teacher/*"])
     with filelock.FileLock(folder / ".lock"):  # members of one run may be trained side by side
         reader = ShardReader(settings.shards, settings.data.train_splits)
-        teacher = describe(bundle_folder(settings.distil.teacher, settings.tracking), reader)
+        teacher = describe(_bundle(settings), reader)
         if read_scores(path, identity_of(teacher.digest, reader)) is None:
             bundle_scores(settings, {"teacher": teacher}, reader, folder)
     return path
@@ -48,7 +50,7 @@ def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[st
 
     It is kept in `evaluation/distillation.json`.
     """
-    teacher = describe(bundle_folder(settings.distil.teacher, settings.tracking), reader)
+    teacher = describe(_bundle(settings), reader)
     by_member = member_scores(settings, [teacher], reader)
     single, labels_NC = reader.index.single_label, reader.labels_NC
     key = "accuracy" if single else "mAP"
@@ -66,6 +68,10 @@ def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[st
             rows.append(_row(f"student {name}", own.content["members"], result["metrics"][key]))
     write_json(settings.run_dir / "evaluation" / "distillation.json", {"metric": key, "rows": rows})
     return _table(key, rows, teacher, reader)
+
+
+def _bundle(settings: TrainSettings | EvaluateSettings) -> Path:
+    return storage.shared_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
 
 
 def _row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:

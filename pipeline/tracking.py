@@ -39,6 +39,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
 from ast_core.errors import UserError
+from ast_core.files import committed
 
 ResultT = TypeVar("ResultT")
 SQLITE = "sqlite:///"
@@ -112,7 +113,8 @@ def folder_id(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if not path.is_file() or not path.read_text(encoding="utf-8"):
-            path.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with committed(path) as beside:
+                beside.write_text(uuid.uuid4().hex, encoding="utf-8")
         return path.read_text(encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,11 @@ from ast_core.config import Job, to_dict
 from ast_core.errors import Preempted, UserError
 from ast_core.files import write_json
 from ast_core.shards import ShardIndex
+from ast_core.store import Store
 from ast_core.trainer import is_finished
-from pipeline import cluster, observe, preemption, tracking
+from pipeline import cluster, observe, preemption, storage, tracking
 from pipeline.lineage import note_run
-from pipeline.progress import EpochBar, metrics_table
+from pipeline.progress import EpochBar, metrics_table, read_history
 from pipeline.rank import train_rank
 from pipeline.settings import TrainSettings, parse, run_stage
 from pipeline.teacher import teach
@@ -44,6 +44,7 @@ def train(settings: TrainSettings) -> Path:
     Raises:
         UserError: the shards are missing or of other settings, another launch holds the run, or the loss is not finite.
     """
+    _bring(settings)
     index = ShardIndex.load(settings.shards)
     job = dataclasses.replace(job_of(settings), teacher_scores=teach(settings))
     run = {"settings": to_dict(settings) | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}}
@@ -63,16 +64,27 @@ def train(settings: TrainSettings) -> Path:
             tracking.start_run(settings.experiment, name, run["settings"], tags) as run_id,
             tracking.MetricsFollower(run_id, history),
             EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
+            storage.Follower([history]),
         ):
             note_run(job.folder, run_id)
             if is_finished(job):  # what the tracker lacks of it follows all the same
                 Console().print(f"{job.folder.name} is trained already.")
             else:
                 with cluster.connected(settings.address, settings.workers):
-                    _supervise(job, cluster.worker_count(settings.workers))
+                    _supervise(job, cluster.worker_count(settings.workers), storage.stores_of(settings))
         tracking.log_artifacts(run_id, job.folder / "run.json")
     Console().print(metrics_table(f"{job.folder.name}: training", history))
     return job.folder
+
+
+def _bring(settings: TrainSettings) -> None:
+    """From the run's store, what this process reads; workers bring what they read themselves."""
+    own = f"members/seed-{settings.seed}"
+    names = ("metrics.jsonl", "run.json", ".folder-id", ".mlflow-run", held_by(Path()).name)
+    storage.bring(settings, files=[f"{own}/{name}" for name in names])
+    if len(read_history(settings.run_dir / own / "metrics.jsonl")) >= settings.optim.epochs:  # it may be finished
+        storage.bring(settings, settings.data.train_splits, [f"{own}/epochs/*"])
+        storage.bring_checkpoint(settings.run_dir / own / "checkpoints")
 
 
 def job_of(settings: TrainSettings) -> Job:
@@ -112,7 +124,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _supervise(job: Job, workers: int) -> None:
+def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
     """Run the workers to the end; start them again if they die of anything but an error that the user must mend.
 
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
@@ -122,7 +134,7 @@ def _supervise(job: Job, workers: int) -> None:
     try:
         while True:
             try:
-                return _fit_once(job, workers, scratch)
+                return _fit_once(job, workers, stores, scratch)
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
@@ -139,7 +151,7 @@ def _supervise(job: Job, workers: int) -> None:
                     Console(stderr=True).print(sentence)
                 raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        storage.drop(scratch)
 
 
 def _note_restart(job: Job, error: BaseException) -> None:
@@ -151,17 +163,19 @@ def _note_restart(job: Job, error: BaseException) -> None:
     observe.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
 
 
-def _fit_once(job: Job, workers: int, scratch: Path) -> None:
+def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) -> None:
+    storage.bring_note(held_by(job.folder))
     cluster.release(held_by(job.folder))  # of a launch whose controller was killed
+    cluster.release_own()
     preemption.begin(job.folder)
     gpu = cluster.uses_gpu()
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"job": job, "held": held_by(job.folder)},
+        train_loop_config={"job": job, "held": held_by(job.folder), "stores": stores},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=str(scratch),
+            **storage.ray_storage(scratch),
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )

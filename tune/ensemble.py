@@ -23,6 +23,7 @@ from ast_core.files import committed, read_json
 from ast_core.metrics import evaluate_scores
 from ast_core.score_table import identity_of, read_scores, write_scores
 from ast_core.shards import ShardReader
+from pipeline import storage
 from pipeline.calibrate import calibrate
 from pipeline.evaluate import evaluate
 from pipeline.register import register
@@ -67,6 +68,8 @@ def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
         UserError: as `search`, or members that were not tested on the same clips.
     """
     _, trials = search(settings)
+    own = f"studies/{settings.study_dir.name}/trials/*"
+    storage.bring(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
     reader = ShardReader(settings.shards, [settings.data.test_split])
     scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
     first = trials[0].variant

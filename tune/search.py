@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from rich.console import Console
 from ast_core.config import Recipe, require, to_dict
 from ast_core.files import committed, digest
 from ast_core.shards import INDEX, ShardIndex
-from pipeline import cluster, preemption, tracking
+from pipeline import cluster, preemption, storage, tracking
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
 from pipeline.report import report
@@ -43,7 +42,7 @@ from pipeline.train import held_by
 from tune.board import Board
 from tune.report import Table, tabulate, write_report
 from tune.space import Study, Variant, load_study
-from tune.trial import SCORE, Trial, run_trial
+from tune.trial import RESULT, SCORE, Trial, run_trial
 
 LOST = 2
 """Times that a trial whose process was lost is started again; it goes on from its checkpoint."""
@@ -78,6 +77,8 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
     require(settings.repeats >= 1, f"--repeats is {settings.repeats}; give 1 or more.")
     study = load_study(settings.study)
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
+    trials_of = f"studies/{settings.study_dir.name}/trials/*"
+    storage.bring(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
     tracking.open_store(settings.tracking)
     tags = {
         "stage": "study",
@@ -117,6 +118,7 @@ def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
     shards = settings.shards
     if recipe.front_end != settings.front_end:
         shards = shards.with_name(f"{shards.name}-{digest(to_dict(recipe.front_end))[:8]}")
+    storage.bring_shards(shards)
     if (shards / INDEX).is_file():
         return shards, ShardIndex.load(shards).data_hash
     own = dataclasses.replace(
@@ -136,7 +138,7 @@ def _trial(
         **{**sections, "ensemble": dataclasses.replace(recipe.ensemble, seeds=(seed,))},
         run_dir=folder, shards=shards[0],
     )  # fmt: skip
-    return Trial(variant.name, own, shards[1], run_id)
+    return Trial(variant.name, own, shards[1], run_id, storage.stores_of(settings))
 
 
 def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
@@ -147,7 +149,8 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
     if not pending:
         return
     asha = study.early_stopping == "asha"
-    with Board(trials), _scratch(settings.study_dir / ".ray") as scratch:
+    written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
+    with Board(trials), storage.Follower(written), _scratch(settings.study_dir / ".ray") as scratch:
         try:
             grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:
@@ -177,7 +180,7 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=str(scratch),
+            **storage.ray_storage(scratch),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=LOST),
             callbacks=[_Release()],
@@ -197,11 +200,11 @@ class _Release(ray.tune.Callback):
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Ray's own notes; the trials' folders are what counts, and a killed search goes on from them."""
-    shutil.rmtree(folder, ignore_errors=True)
+    storage.drop(folder)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        storage.drop(folder)
 
 
 def _note_stopped(trials: Sequence[Trial]) -> None:

