@@ -286,6 +286,16 @@ def _existing_teacher(teacher: str) -> str:
     return str(path)
 
 
+def _require_shared_batch(workers: int, batch_size: int) -> None:
+    """Said before anything is prepared, too."""
+    fits = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+    require(
+        workers in {0, *fits},
+        f"--workers {workers} cannot share optim.batch-size {batch_size} evenly; give {', '.join(map(str, fits))}, "
+        "or another batch.",
+    )
+
+
 def _sources(settings: Any) -> dict[str, Any]:
     """Data, teacher and first weights by absolute paths."""
     changes: dict[str, Any] = {}
@@ -311,6 +321,8 @@ def _resolved(settings: Any) -> Any:
         changes["shards"] = (settings.shards if settings.shards != Path() else run_dir / "shards").absolute()
         changes["experiment"] = settings.experiment or recipe
         changes["storage"] = settings.storage.rstrip("/")
+    if isinstance(settings, TrainSettings | RunSettings):
+        _require_shared_batch(settings.workers, settings.optim.batch_size)
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_name(settings).replace('_', '-')}"
     changes |= _sources(settings)

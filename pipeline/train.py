@@ -71,7 +71,8 @@ def train(settings: TrainSettings) -> Path:
                 Console().print(f"{job.folder.name} is trained already.")
             else:
                 with cluster.connected(settings.address, settings.workers):
-                    _supervise(job, cluster.worker_count(settings.workers), storage.stores_of(settings))
+                    workers = cluster.worker_count(settings.workers, job.optim.batch_size)
+                    _supervise(job, workers, storage.stores_of(settings))
         tracking.log_artifacts(run_id, job.folder / "run.json")
     Console().print(metrics_table(f"{job.folder.name}: training", history))
     return job.folder

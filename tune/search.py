@@ -168,7 +168,8 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
     resources = ray.cluster_resources()
     slots = int(resources.get("GPU" if cluster.uses_gpu() else "CPU", 1))
-    side_by_side = max(1, slots // cluster.worker_count(settings.workers))
+    workers = max(cluster.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
+    side_by_side = max(1, slots // workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
     return Tuner(

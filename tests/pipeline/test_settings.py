@@ -90,6 +90,13 @@ def test_a_user_error_is_one_sentence_and_exit_code_one(capsys):
     assert "Traceback" not in shown
 
 
+def test_workers_that_cannot_share_the_batch_are_refused_before_anything_starts():
+    with pytest.raises(UserError, match="give 1, 2, 3, 4, 6, 12, or another batch"):
+        parse(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
+    assert parse(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
+    assert parse(PrepareSettings, "", ["--recipe", "audioset_full", "--workers", "64"]).workers == 64
+
+
 def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
     stages = Path(__file__).resolve().parents[2] / "pipeline"
     for name in ("prepare", "train", "combine", "evaluate", "register", "predict", "run"):
