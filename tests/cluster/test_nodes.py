@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nodes
 import numpy as np
-import psycopg2
+import psycopg
 import pytest
 import servers
 from prepared import BINS, FRAMES, write_shards
@@ -33,7 +33,7 @@ from pipeline.report import report
 from pipeline.settings import PredictSettings, PrepareSettings, ReportSettings, parse
 
 PARTS, CLIPS = 40, 12
-EPOCHS = 30
+EPOCHS = 8
 
 
 def until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path) -> None:
@@ -116,7 +116,7 @@ def train_flags(cluster: nodes.Nodes, place: str, name: str) -> list[str]:
     --data.train-splits train --data.test-split test
     --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
     --model.patch-freq {BINS} --model.freq-stride {BINS} --augment.freq-mask-bins 4 --augment.time-mask-frames 8
-    --optim.epochs {EPOCHS} --optim.batch-size 6 --optim.checkpoint-every-steps 2 --optim.average-first-epoch 2
+    --optim.epochs {EPOCHS} --optim.batch-size 6 --optim.checkpoint-every-steps 3 --optim.average-first-epoch 2
     """.split()
 
 
@@ -136,7 +136,7 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
 
         def leader() -> str:
             paths = {name: cluster.by_name[name].disk / history for name in working}
-            long = [n for n, path in paths.items() if path.is_file() and len(path.read_text().splitlines()) >= 3]
+            long = [n for n, path in paths.items() if path.is_file() and len(path.read_text().splitlines()) >= 2]
             return long[0] if long else ""
 
         until(lambda: bool(leader()), driver, cluster.folder / "killed.log")
@@ -145,7 +145,7 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
         assert cluster.kill(victim) > 2
         said = cluster.ended(driver, "killed.log")
     restarts = said.count("Workers were lost")
-    assert 3 <= at_kill < EPOCHS
+    assert 2 <= at_kill < EPOCHS
     assert 1 <= restarts <= 3
     _check_alike(place, tmp_path)
     followed = (cluster.by_name["head"].disk / history).read_text().splitlines()  # no rank was there
@@ -234,7 +234,7 @@ def test_the_whole_job_with_an_object_store_and_a_tracking_server(
 
 def _check_databases(database: str, environment: Mapping[str, str]) -> None:
     """The server's rows are in PostgreSQL, its files in the bucket."""
-    with contextlib.closing(psycopg2.connect(database)) as connection, connection.cursor() as cursor:
+    with contextlib.closing(psycopg.connect(database)) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from metrics where key = 'train_loss'")
         assert cursor.fetchone() == (2 * 3,)  # an epoch of a member each
         cursor.execute("select count(*) from model_versions")
