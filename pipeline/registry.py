@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def add_version(
     packages = [Path(__file__).resolve().parents[1] / package for package in ("ast_core", "pipeline")]
     with _registry(f"{name} could not be registered"):
         model = mlflow.pyfunc.log_model(
-            name=name,
+            name=re.sub(r"[/:.%\"']", "-", name),  # a variant such as learning_rate=0.001 has what MLflow forbids here
             loader_module="pipeline.serving",
             data_path=str(bundle),
             code_paths=[str(package) for package in packages],

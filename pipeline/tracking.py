@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -119,12 +120,17 @@ def folder_id(folder: Path) -> str:
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
-    """Log final numbers, those that the run does not have already. Never raises."""
+    """Log final numbers, those that the run does not have already. Never raises.
+
+    A study's variants may have names that MLflow takes for none of a metric: `learning_rate=0.001` becomes
+    `learning_rate:0.001`, other characters a blank.
+    """
 
     def log() -> None:
         known = MlflowClient().get_run(run_id).data.metrics
         now = int(time.time() * 1000)
-        new = {key: value for key, value in metrics.items() if math.isfinite(value) and known.get(key) != value}
+        named = {re.sub(r"[^\w.\- :/]", " ", key.replace("=", ":")): value for key, value in metrics.items()}
+        new = {key: value for key, value in named.items() if math.isfinite(value) and known.get(key) != value}
         if new:
             MlflowClient().log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in new.items()])
 

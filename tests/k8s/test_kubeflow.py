@@ -20,6 +20,7 @@ from manifests import K8S, ROOT, Manifest
 from pipelines import PIPELINES, TRACKING, compile_to, run_here
 
 from ast_core.errors import UserError
+from pipeline import tracking
 from pipeline.step import STAGES, Plan, ray_job, run_step
 
 OWN = {
@@ -199,7 +200,7 @@ def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) ->
     page = (shown(folder, "report") / "page").read_text()
     assert page == (folder / "run" / "report.html").read_text()
 
-    mlflow.set_tracking_uri(parameters(folder)["tracking"])
+    tracking.open_store(parameters(folder)["tracking"])  # the registry, too: other tests leave theirs
     registered = json.loads((shown(folder, "register") / "executor_output.json").read_text())
     (model,) = registered["artifacts"]["model"]["artifacts"]
     assert (model["uri"], registered["parameterValues"]["Output"]) == ("models:/ast-mine/1", 1)

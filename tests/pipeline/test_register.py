@@ -154,6 +154,13 @@ def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterS
     assert Bundle.load(registry.fetch_bundle("models:/ast-test@champion")).decisions is not None
 
 
+def test_a_variants_name_may_have_what_mlflow_forbids(settings: RegisterSettings) -> None:
+    settings = dataclasses.replace(settings, model_name="ast-learning_rate=0.001,patch=16")
+    assert set(register(settings).values()) == {1}
+    stored = Bundle.load(registry.fetch_bundle(f"models:/{settings.model_name}@champion"))
+    assert stored.digest == Bundle.load(settings.run_dir / "bundles" / "ensemble").digest
+
+
 def test_waveforms_and_files_are_tagged_alike(settings: RegisterSettings) -> None:
     tagger = Tagger(settings.run_dir / "bundles" / "ensemble")
     rng = np.random.default_rng(0)

@@ -73,6 +73,15 @@ def test_the_same_tags_continue_the_same_run(store: str) -> None:
     assert len(data.params["long"]) == 500
 
 
+def test_numbers_of_variants_with_any_name_are_logged(store: str) -> None:
+    with tracking.start_run("test", "study", {}, {}) as run_id:
+        tracking.log_metrics(
+            run_id, {"learning_rate=0.001,epochs=5.mean": 0.5, "a+b.std": 0.25, "not.there": float("nan")}
+        )
+    logged = MlflowClient().get_run(run_id).data.metrics
+    assert logged == {"learning_rate:0.001 epochs:5.mean": 0.5, "a b.std": 0.25}
+
+
 def test_a_failure_is_the_runs_status(store: str) -> None:
     with pytest.raises(KeyError), tracking.start_run("e", "fails", {}, {}) as run_id:
         raise KeyError
