@@ -24,17 +24,22 @@ def jobs() -> list[Manifest]:
 
 
 @functools.cache
-def rendered(name: str) -> str:
-    """An overlay as kubectl's kustomize renders it; kubectl is of the virtual environment."""
+def rendered(folder: Path) -> str:
+    """A folder as kubectl's kustomize renders it; kubectl is of the virtual environment."""
     kubectl = Path(sys.executable).with_name("kubectl")
-    done = subprocess.run([kubectl, "kustomize", K8S / "overlays" / name], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def kustomized(folder: Path) -> list[Manifest]:
+    """The manifests of a folder with a kustomization."""
+    return list(yaml.safe_load_all(rendered(folder)))
+
+
 def overlay(name: str) -> list[Manifest]:
     """An overlay's manifests."""
-    return list(yaml.safe_load_all(rendered(name)))
+    return kustomized(K8S / "overlays" / name)
 
 
 def pod_templates(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from manifests import K8S, Manifest, jobs, overlay, pod_templates
+from manifests import K8S, Manifest, jobs, kustomized, overlay, pod_templates
 
 from pipeline import termination
 from pipeline.drain import drain
@@ -24,15 +22,11 @@ GRACE_OF_RAY_S = 30
 @pytest.fixture
 def watched(tmp_path: Path) -> list[Manifest]:
     """The GPU overlay with the component."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl, which renders kustomize overlays, is not installed")
     near = {name: os.path.relpath(K8S / name, tmp_path) for name in ("overlays/gpu", "components/monitoring")}
     words = {"resources": [near["overlays/gpu"]], "components": [near["components/monitoring"]]}
     kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kind | words))
-    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return kustomized(tmp_path)
 
 
 def test_the_monitor_finds_each_pod_of_ray_and_is_let_in(watched: list[Manifest]) -> None:
