@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,15 @@ def kustomized(folder: Path) -> list[Manifest]:
 def overlay(name: str) -> list[Manifest]:
     """An overlay's manifests."""
     return kustomized(K8S / "overlays" / name)
+
+
+def with_component(folder: Path, base: str, component: str) -> list[Manifest]:
+    """An overlay with one of the components, as a user's own kustomization in `folder` would have them."""
+    near = [os.path.relpath(K8S / name, folder) for name in (f"overlays/{base}", f"components/{component}")]
+    words = {"resources": near[:1], "components": near[1:]}
+    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kind | words))
+    return kustomized(folder)
 
 
 def pod_templates(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:

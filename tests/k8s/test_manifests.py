@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from manifest_checks import SETTINGS, as_started, check, check_ray_job
-from manifests import JOBS, K8S, OVERLAYS, ROOT, Manifest, jobs, overlay, pod_templates
+from manifests import JOBS, K8S, OVERLAYS, ROOT, Manifest, jobs, overlay, pod_templates, with_component
 from network_policies import Pod, admitted
 
 LOCK = "k8s/image/requirements.lock"
@@ -296,3 +296,13 @@ def test_the_images_lock_is_the_tested_one_without_the_tests_tools() -> None:
     needed = {"ray", "mlflow", "torch", "psycopg-binary", "boto3", "kfp", "kubernetes"}  # database, store, pipelines
     assert needed <= versions
     assert "--hash=sha256:" in (ROOT / LOCK).read_text()
+
+
+def test_each_pod_of_ray_gets_the_object_stores_keys_from_a_secret(tmp_path: Path) -> None:
+    documents = with_component(tmp_path, "multi-node", "storage")
+    for manifest in documents:
+        check(manifest)
+    templates = dict(pod_templates(one(documents, "RayCluster")))
+    assert len(templates) == 3  # head, cpu, gpu
+    for template in templates.values():
+        assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "run-storage"}}]

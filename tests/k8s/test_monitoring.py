@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from manifests import K8S, Manifest, jobs, kustomized, overlay, pod_templates
+from manifests import Manifest, jobs, overlay, pod_templates, with_component
 
 from pipeline import termination
 from pipeline.drain import drain
@@ -22,11 +21,7 @@ GRACE_OF_RAY_S = 30
 @pytest.fixture
 def watched(tmp_path: Path) -> list[Manifest]:
     """The GPU overlay with the component."""
-    near = {name: os.path.relpath(K8S / name, tmp_path) for name in ("overlays/gpu", "components/monitoring")}
-    words = {"resources": [near["overlays/gpu"]], "components": [near["components/monitoring"]]}
-    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kind | words))
-    return kustomized(tmp_path)
+    return with_component(tmp_path, "gpu", "monitoring")
 
 
 def test_the_monitor_finds_each_pod_of_ray_and_is_let_in(watched: list[Manifest]) -> None:
