@@ -61,7 +61,7 @@ learning_rate = [1e-3, 1e-4]
 
 @pytest.fixture(autouse=True)
 def own_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    """kfp's local runner indents what it runs by another `print`; loops side by side may leave that in its place."""
+    """Loops side by side in kfp's local runner may leave its own `print`, which indents."""
     monkeypatch.setattr(builtins, "print", print)
 
 
