@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint bench lock pipelines clean
+.PHONY: demo test test-all lint bench lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -25,6 +25,9 @@ demo: .venv/.installed  ## The main job: on audio that it makes itself, or on DA
 
 test: lint  ## All checks and tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-all: lint  ## The same with many more faults, and a figure for each promise
+	$(BIN)/python -m pytest --long $(ARGS)
 
 lint: .venv/.installed  ## Style, types, architecture
 	$(BIN)/ruff check .

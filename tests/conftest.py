@@ -21,6 +21,11 @@ RATE_HZ = 16_000
 SaveTone = Callable[..., Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="as many faults as docs/reliability.md says: an hour")
+    parser.addoption("--fault-seed", type=int, default=0, help="of all random instants and bytes of tests/reliability")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray of two CPUs that every stage under test uses and leaves open."""

@@ -1,0 +1,50 @@
+"""What every test of a promise takes: how many faults, from which seed, and where its figures go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+FIGURES = pytest.StashKey[dict[str, list[str]]]()
+Many = Callable[[int, int], int]
+Measured = Callable[..., None]
+
+
+@pytest.fixture
+def many(request: pytest.FixtureRequest) -> Many:
+    """`many(short, long)`: how many faults this form of the tests injects."""
+    return lambda short, long: long if request.config.getoption("--long") else short
+
+
+@pytest.fixture
+def fault_seed(request: pytest.FixtureRequest) -> int:
+    """What every random instant and every random byte is drawn from."""
+    seed: int = request.config.getoption("--fault-seed")
+    return seed
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """`measured("R1", kills=20)`: figures of a promise, printed at the end; docs/reliability.md has no others."""
+
+    def note(row: str, **figures: object) -> None:
+        shown = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+        request.config.stash.setdefault(FIGURES, {}).setdefault(row, []).append(f"{request.node.name}: {shown}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(FIGURES, {})
+    if figures:
+        form = "long" if config.getoption("--long") else "short"
+        seed = config.getoption("--fault-seed")
+        terminalreporter.section(f"what was measured: the {form} form, --fault-seed {seed}")
+    for row in sorted(figures, key=lambda name: (name[:1], int(name[1:]) if name[1:].isdecimal() else 0, name)):
+        for line in figures[row]:
+            terminalreporter.line(f"{row:>4}  {line}")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
