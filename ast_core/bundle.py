@@ -16,7 +16,7 @@ from ast_core.decisions import FILE as DECISIONS
 from ast_core.decisions import Decisions, load_decisions
 from ast_core.ensemble import Member
 from ast_core.errors import DamagedError
-from ast_core.files import committed, digest, read_json, remove, sha256_of, write_json
+from ast_core.files import committed, digest, read_checked, remove, sha256_of, write_checked
 from ast_core.model import AST
 from ast_core.pretrained import load_exactly
 
@@ -54,7 +54,7 @@ class Bundle:
         """
         if huggingface.is_folder(folder):
             return _of_huggingface(folder)
-        description = read_json(folder / DESCRIPTION, "Bundle's description")
+        description = read_checked(folder / DESCRIPTION, "Bundle's description")
         classes = len(description["labels"])
         members = [_member(entry, _weights(folder, entry), classes) for entry in description["members"]]
         labels, single = tuple(description["labels"]), description["single_label"]
@@ -69,7 +69,7 @@ def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[
         UserError: there is no bundle in the folder.
         DamagedError: a file's hash differs from the description's.
     """
-    description = read_json(folder / DESCRIPTION, "Bundle's description")
+    description = read_checked(folder / DESCRIPTION, "Bundle's description")
     labels = description["labels"]
     return [
         (entry["name"], _weights(folder, entry), {"labels": labels, **{key: entry[key] for key in MEANING}})
@@ -110,14 +110,14 @@ def write_bundle(
     content = {"labels": labels, "single_label": single_label, "members": entries}
     value = digest(content)
     _forget_decisions(folder, value)
-    write_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
+    write_checked(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
     return value
 
 
 def _forget_decisions(folder: Path, bundle_digest: str) -> None:
     """Thresholds of other weights are none."""
     path = folder / DECISIONS
-    if path.is_file() and read_json(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
+    if path.is_file() and read_checked(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
         remove(path)
 
 

@@ -12,7 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ast_core.errors import DamagedError
-from ast_core.files import committed, read_json, remove, remove_folder, sha256_of, stored_in, write_json
+from ast_core.files import (
+    committed,
+    read_checked,
+    remove,
+    remove_folder,
+    remove_stumps,
+    sha256_of,
+    stored_in,
+    write_checked,
+)
 
 MARKER = "COMMITTED.json"
 Tensors = Mapping[str, torch.Tensor]
@@ -20,6 +29,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
     """Commit a checkpoint: each table of tensors as NAME.safetensors, then state and hashes in the marker.
+
+    One process at a time saves in a folder: it removes what those that were killed left half written there.
 
     Args:
         folder: of this checkpoint; an unfinished one there is replaced.
@@ -30,19 +41,21 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
     hashes = {}
     for name, table in tensors.items():
         path = folder / f"{name}.safetensors"
+        remove_stumps(path)
         with committed(path) as beside:
             save_file({key: value.detach().cpu().contiguous() for key, value in table.items()}, beside)
         hashes[path.name] = sha256_of(path)
-    write_json(folder / MARKER, {"sha256": hashes, "state": state})
+    remove_stumps(folder / MARKER)
+    write_checked(folder / MARKER, {"sha256": hashes, "state": state})
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """A checkpoint's JSON state, after checking its files' hashes.
 
     Raises:
-        DamagedError: a file is missing or its bytes differ; names both hashes.
+        DamagedError: a file is missing or its bytes differ, the marker's, too; names both hashes.
     """
-    marker = read_json(folder / MARKER, "Checkpoint's marker")
+    marker = read_checked(folder / MARKER, "Checkpoint's marker")
     for name, expected in marker["sha256"].items():
         path = folder / name
         found = sha256_of(path) if path.is_file() else "no file"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ast_core.errors import DamagedError
-from ast_core.files import digest, read_json, write_json
+from ast_core.files import digest, read_checked, write_checked
 
 FILE = "decisions.json"
 NEAREST = 1e-6
@@ -57,7 +57,7 @@ class Decisions:
 
     def write(self, bundle: Path) -> None:
         """Commit it to a bundle's folder."""
-        write_json(bundle / FILE, dataclasses.asdict(self))
+        write_checked(bundle / FILE, dataclasses.asdict(self))
 
 
 def load_decisions(bundle: Path, bundle_digest: str) -> Decisions | None:
@@ -69,7 +69,7 @@ def load_decisions(bundle: Path, bundle_digest: str) -> Decisions | None:
     path = bundle / FILE
     if not path.is_file():
         return None
-    values: dict[str, Any] = read_json(path, "Bundle's decisions")
+    values: dict[str, Any] = read_checked(path, "Bundle's decisions")
     try:
         own: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
         found = Decisions(**own)

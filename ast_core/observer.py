@@ -14,7 +14,7 @@ class StepDone:
     epoch: int
     """Counted from 1."""
     loss: float
-    """Mean over this rank's share of the batch."""
+    """Mean over the whole batch, all ranks' shares."""
     learning_rate: float
     clips: int
     """Of this rank's share."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ast_core import checkpoint, huggingface
 from ast_core.config import FrontEndConfig, ModelConfig, Positions, from_dict, require
 from ast_core.errors import UserError
-from ast_core.files import read_json
+from ast_core.files import read_checked
 from ast_core.model import AST, patch_grid
 
 Weights = dict[str, torch.Tensor]
@@ -125,7 +125,7 @@ def _published_grid(pos_embed: torch.Tensor, name: str) -> tuple[int, int]:
 def _own_folder(folder: Path) -> Source:
     """A bundle of one member, or an epoch of a run."""
     if (folder / "bundle.json").is_file():
-        description = read_json(folder / "bundle.json", "Bundle")
+        description = read_checked(folder / "bundle.json", "Bundle")
         require(
             len(description["members"]) == 1,
             f"{folder} is an ensemble of {len(description['members'])}; start from one of its members' bundles.",

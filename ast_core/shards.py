@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import resource
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ import torch
 
 from ast_core.config import require
 from ast_core.errors import DamagedError
-from ast_core.files import committed, read_json, sha256_of
+from ast_core.files import committed, read_checked, sha256_of
 
 INDEX = "index.json"
 REJECTS = "rejects.parquet"
@@ -122,7 +123,7 @@ class ShardIndex:
         """
         path = folder / INDEX
         require(path.is_file(), f"There are no shards in {folder}: run prepare first, or give --shards.")
-        values = read_json(path, "Index of the shards")
+        values = read_checked(path, "Index of the shards")
         try:
             return ShardIndex(**{**values, "labels": tuple(values["labels"])})
         except (TypeError, KeyError) as error:
@@ -139,6 +140,7 @@ class ShardIndex:
         self.require_splits(splits)
         total, squares, count = (sum(self.splits[split][key] for split in splits) for key in ("sum", "sum_sq", "count"))
         require(count > 0, f"The splits {', '.join(splits)} hold no clip to take statistics of.")
+        require(math.isfinite(total + squares), f"The splits {', '.join(splits)} hold NaN or infinity: prepare again.")
         mean = total / count
         return mean, float(max(squares / count - mean**2, 1e-12) ** 0.5)
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import checkpoint
 from ast_core.config import Job, require
-from ast_core.files import committed, digest
+from ast_core.files import committed, digest, remove_stumps
 from ast_core.model import AST
 from ast_core.pretrained import initialise
 from ast_core.shards import ShardReader
@@ -31,7 +31,7 @@ class Progress:
     step: int = 0
     """Optimiser steps done."""
     loss_sum: float = 0.0
-    """Sum of this epoch's losses so far, over rank 0's share."""
+    """Sum of this epoch's losses so far, each the mean over all ranks: whoever commits it commits the whole sum."""
     history: list[dict[str, float]] | None = None
     """A row of metrics an epoch."""
 
@@ -140,13 +140,55 @@ def save(state: State, job: Job, identity: dict[str, Any]) -> None:
     """Commit a checkpoint to resume from, and remove those that it makes needless."""
     folder = job.folder / "checkpoints"
     progress = state.progress
-    tables = {"model": state.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(state.optimizer)}
-    tables |= {"ema": state.moving} if state.moving else {}
     values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
-    checkpoint.save(folder / f"step-{progress.step:08d}", tables, values)
+    checkpoint.save(folder / f"step-{progress.step:08d}", _tables(state), values)
     checkpoint.keep_newest(folder, KEPT_CHECKPOINTS)
 
 
+def _tables(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """All tensors that a run goes on from."""
+    tables = {"model": state.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(state.optimizer)}
+    return tables | ({"ema": state.moving} if state.moving else {})
+
+
+def not_finite(state: State) -> list[str]:
+    """The tensors, as TABLE.NAME, that hold NaN or infinity."""
+    flat = {f"{table}.{name}": value for table, own in _tables(state).items() for name, value in own.items()}
+    if torch.isfinite(nn.utils.get_total_norm(flat.values(), torch.inf)):  # the largest: no sum that could overflow
+        return []
+    return [name for name, value in flat.items() if not value.isfinite().all()]
+
+
+def named(bad: list[str]) -> str:
+    """Such tensors, in a sentence."""
+    return f"{bad[0]} is not finite" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more are not finite"
+
+
+def require_finite(state: State, job: Job, rank: int) -> None:
+    """UserError if a step left what must not be committed: Adam's update can overflow where the gradient did not.
+
+    Every rank looks before a save that all know of, so that all of them stop.
+    """
+    bad = not_finite(state)
+    require(
+        not bad,
+        f"After step {state.progress.step} of {job.folder.name}, {named(bad or [''])} on rank {rank}. It is not kept: "
+        "the newest checkpoint is good. Lower optim.learning-rate, or raise optim.warmup-steps.",
+    )
+
+
+def require_finite_start(state: State, job: Job) -> None:
+    """UserError if a training would start from weights that are not finite."""
+    bad, step = not_finite(state), state.progress.step
+    require(
+        not bad,
+        f"{job.folder.name} would start from values that are not finite ({named(bad or [''])}), of "
+        + (f"its checkpoint of step {step}: remove that." if step else f"model.init {job.model.init}: take others."),
+    )
+
+
 def _write_history(state: State, job: Job) -> None:
-    with committed(job.folder / "metrics.jsonl") as beside:
+    path = job.folder / "metrics.jsonl"
+    remove_stumps(path)
+    with committed(path) as beside:
         beside.write_text("".join(json.dumps(row) + "\n" for row in state.progress.history or []), encoding="utf-8")

@@ -23,9 +23,21 @@ from ast_core.loss import probabilities
 from ast_core.observer import Observer, StepDone
 from ast_core.schedule import learning_rate
 from ast_core.shards import ShardReader
-from ast_core.state import State, finish_epoch, fresh, require_same_run, resume, save
+from ast_core.state import (
+    State,
+    finish_epoch,
+    fresh,
+    require_finite,
+    require_finite_start,
+    require_same_run,
+    resume,
+    save,
+)
 from ast_core.step import step
 from ast_core.targets import soft_targets
+
+MOST_NAMED = 12
+"""Clips that one sentence names."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device, observer: Observe
     task = _Task(job, train, held_out, _identity(job, train), mean, std, rank, world, observer or Observer())
     state = fresh(job, train, device, world)
     resume(state, job, task.identity, rank, world)
+    require_finite_start(state, job)
     task.observer.began(state.progress.step)
     while (epoch := len(state.progress.history or []) + 1) <= job.optim.epochs:
         started, first = time.monotonic(), state.progress.step
@@ -96,14 +109,17 @@ def _train_epoch(state: State, task: _Task, epoch: int) -> None:
         done, rate, now = state.progress.step, state.optimizer.param_groups[0]["lr"], time.monotonic()
         task.observer.stepped(StepDone(done, epoch, loss, rate, len(batch.clip_indices), now - ended, read - ended))
         ended = now
-        if task.rank == 0 and done % job.optim.checkpoint_every_steps == 0 and done % task.steps:
+        if done % job.optim.checkpoint_every_steps == 0 and done % task.steps:
             _commit(state, task)
+    require_finite(state, job, task.rank)
 
 
 def _commit(state: State, task: _Task) -> None:
-    started = time.monotonic()
-    save(state, task.job, task.identity)
-    task.observer.committed(state.progress.step, time.monotonic() - started)
+    require_finite(state, task.job, task.rank)
+    if task.rank == 0:
+        started = time.monotonic()
+        save(state, task.job, task.identity)
+        task.observer.committed(state.progress.step, time.monotonic() - started)
 
 
 def _finish(state: State, task: _Task, row: dict[str, float], epoch: int) -> None:
@@ -160,24 +176,37 @@ def _score(state: State, task: _Task, indices: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def _require_finite_scores(scores_NC: np.ndarray, task: _Task) -> None:
+    """UserError that names held-out clips of which the model makes no number, and the ranks that tested them."""
+    bad = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1)).tolist()
+    ranks = sorted({clip % task.world for clip in bad})
+    require(
+        not bad,
+        f"Scores of {task.job.folder.name} are not finite on rank {', '.join(map(str, ranks))} for the held-out clips "
+        f"{', '.join(task.held_out.clip_ids[clip] for clip in bad[:MOST_NAMED])} ({len(bad)} of {len(scores_NC)}). "
+        "Prepare their split again.",
+    )
+
+
 def _epoch_row(state: State, task: _Task, epoch: int) -> dict[str, float]:
     """The epoch's metrics: losses and rate, and scores on the held-out split, each of its clips seen once."""
     job, held_out, world = task.job, task.held_out, task.world
     share = order.evaluation_share(len(held_out), task.rank, world)
     scores = _score(state, task, share)
-    gathered: list[Any] = [(share, scores, state.progress.loss_sum)]
+    gathered: list[Any] = [(share, scores)]
     if world > 1:
         gathered = [None] * world
-        distributed.all_gather_object(gathered, (share, scores, state.progress.loss_sum))
-    all_NC = np.zeros((len(held_out), scores.shape[1]), np.float32)
-    for indices, values, _ in gathered:
+        distributed.all_gather_object(gathered, (share, scores))
+    all_NC = np.full((len(held_out), scores.shape[1]), np.nan, np.float32)
+    for indices, values in gathered:
         all_NC[indices] = values
+    _require_finite_scores(all_NC, task)
     name = "validation" if job.data.validation_split else "test"
     result = metrics.evaluate_scores(all_NC, held_out.labels_NC, held_out.index.single_label)
     row = {
         "epoch": epoch,
         "step": state.progress.step,
         "learning_rate": learning_rate(job.optim, epoch, state.progress.step - 1),
-        "train_loss": sum(loss for _, _, loss in gathered) / world / task.steps,
+        "train_loss": state.progress.loss_sum / task.steps,
     }
     return row | {f"{name}_{key}": value for key, value in result.items() if not key.startswith("chance")}

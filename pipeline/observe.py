@@ -40,7 +40,7 @@ class Reporter(Observer):
         self._watch = watch
         self._step = Gauge("ast_step", "Optimiser steps done", RANK)
         self._epoch = Gauge("ast_epoch", "Epoch, from 1", RANK)
-        self._loss = Gauge("ast_loss", "Loss of the last step, of this rank's clips", RANK)
+        self._loss = Gauge("ast_loss", "Loss of the last step, the mean over all ranks", RANK)
         self._rate = Gauge("ast_learning_rate", "Learning rate of the last step", RANK)
         self._clips = Counter("ast_clips_trained", "Clips trained on, of this rank", RANK)
         self._seconds = Histogram("ast_step_seconds", "Seconds from step to step", SECONDS, RANK)

@@ -19,7 +19,7 @@ from ast_core.audio import load_waveform
 from ast_core.config import FrontEndConfig, from_dict
 from ast_core.errors import ClipError, DamagedError, UserError
 from ast_core.fbank import Fbank, fit_length
-from ast_core.files import digest, read_json, remove, sha256_of, write_json
+from ast_core.files import checked, digest, read_checked, remove, sha256_of, write_checked
 from ast_core.manifest import Clip
 from ast_core.shards import Row, write_part
 from ast_core.store import Store, Stored
@@ -71,7 +71,7 @@ def is_done(part: Part) -> bool:
     if not (part.marker.is_file() and path.is_file()):
         return False
     try:
-        marker = read_json(part.marker, "Marker of a shard")
+        marker = read_checked(part.marker, "Marker of a shard")
         return bool(marker["key"] == part.key() and marker["sha256"] == sha256_of(path))
     except (DamagedError, KeyError, TypeError):
         return False
@@ -89,11 +89,11 @@ def is_stored(part: Part, store: Store, listed: Mapping[Path, Stored]) -> bool:
     if not {path, part.marker} <= listed.keys():
         return False
     try:
-        marker = json.loads(store.read(part.marker) or b"")
+        marker = checked(store.read(part.marker) or b"", store.uri_of(part.marker))
         whole = bool(marker["key"] == part.key() and marker["bytes"] == listed[path].size)
         if whole and path.is_file() and sha256_of(path) != marker["sha256"]:
             path.unlink()  # whoever reads it fetches the store's
-    except (ValueError, KeyError, TypeError):
+    except (DamagedError, KeyError):
         return False
     return whole
 
@@ -144,7 +144,7 @@ def write(part: Part) -> list[dict[str, str]]:
         rows = _rows(part, config, rejects)
         written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
         key = key if key == part.key() else ""
-        write_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
+        write_checked(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:
         raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
     return rejects

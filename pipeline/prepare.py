@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import require, to_dict
-from ast_core.files import committed, digest, read_json, remove, stored_in, write_json
+from ast_core.files import committed, digest, read_checked, remove, stored_in, write_checked
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
 from ast_core.store import store_of
@@ -156,7 +156,7 @@ def _books(parts: Sequence[Part]) -> tuple[Splits, list[dict[str, str]]]:
     splits: Splits = {}
     rejects: list[dict[str, str]] = []
     for part in parts:
-        marker = read_json(part.marker, "Marker of a shard")
+        marker = read_checked(part.marker, "Marker of a shard")
         counts = dict.fromkeys(("listed", "kept", "rejected", "missing", "count"), 0)
         books = splits.setdefault(part.split, {**counts, "sum": 0.0, "sum_sq": 0.0, "parts": []})
         missing = sum(reject["stage"] == "missing" for reject in marker["rejects"])
@@ -180,7 +180,7 @@ def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) 
     meaning: dict[str, Any] = {"front_end": to_dict(settings.front_end), "labels": list(manifest.labels)}
     meaning["single_label"] = manifest.single_label
     values = {**meaning, "layout": manifest.layout, "splits": splits, "data_hash": digest([hashes, meaning])}
-    write_json(settings.shards / INDEX, values)
+    write_checked(settings.shards / INDEX, values)
     return ShardIndex.load(settings.shards)
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
-from ast_core.files import read_json
+from ast_core.files import read_checked, read_json
 from pipeline import registry, storage, tracking
 from pipeline.card import model_card
 from pipeline.registry import CHALLENGER, CHAMPION
@@ -111,7 +111,7 @@ def register(settings: RegisterSettings) -> dict[str, int]:
 def _candidates(settings: RegisterSettings) -> list[Candidate]:
     """Members and ensembles, the main one last: its alias is what everyone uses."""
     bundles = settings.run_dir / "bundles"
-    described = {path.parent: read_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
+    described = {path.parent: read_checked(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
     roles = {folder: content["facts"].get("role") for folder, content in described.items()}
     members = [folder for folder, role in roles.items() if role == "member"]
     ensembles = [folder for folder, role in roles.items() if role == "ensemble"]
@@ -131,7 +131,7 @@ def _candidates(settings: RegisterSettings) -> list[Candidate]:
 def _evaluation(settings: RegisterSettings, folder: Path) -> dict[str, Any]:
     path = settings.run_dir / "evaluation" / f"{folder.name}.json"
     result: dict[str, Any] = read_json(path, "Evaluation (run evaluate)")
-    own = read_json(folder / DESCRIPTION, "Bundle")["digest"]
+    own = read_checked(folder / DESCRIPTION, "Bundle")["digest"]
     require(result["bundle_digest"] == own, f"{folder} changed after it was evaluated: run evaluate again.")
     return result
 

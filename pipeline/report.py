@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow.parquet
 from rich.console import Console
 
-from ast_core.files import committed, read_json
+from ast_core.bundle import DESCRIPTION
+from ast_core.files import committed, read_checked, read_json
 from ast_core.score_table import identity_of, read_scores
 from ast_core.shards import REJECTS, ShardIndex, ShardReader
 from pipeline import storage, tracking
@@ -145,7 +146,7 @@ def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> di
 
 def _main(run_dir: Path, summary: Mapping[str, Any]) -> str:
     """The largest ensemble, else the first member."""
-    roles = {name: _json(run_dir / "bundles" / name / "bundle.json") for name in summary}
+    roles = {name: _described(run_dir / "bundles" / name / DESCRIPTION) for name in summary}
     known = [(name, content) for name, content in roles.items() if content]
     ensembles = [(len(c["members"]), name) for name, c in known if c["facts"].get("role") == "ensemble"]
     members = [name for name, content in known if content["facts"].get("role") == "member"]
@@ -155,7 +156,7 @@ def _main(run_dir: Path, summary: Mapping[str, Any]) -> str:
 def _gains(run_dir: Path) -> list[dict[str, Any]]:
     """Each ensemble of a run beside its members' mean and best."""
     summary = _json(run_dir / "evaluation" / "summary.json")
-    described = {name: _json(run_dir / "bundles" / name / "bundle.json") for name in summary}
+    described = {name: _described(run_dir / "bundles" / name / DESCRIPTION) for name in summary}
     roles = {name: content.get("facts", {}).get("role") for name, content in described.items()}
     key = next((key for key in HEADLINES if summary and key in next(iter(summary.values()))), "")
     single = {name: summary[name][key] for name, role in roles.items() if role == "member"}
@@ -191,6 +192,10 @@ def _inline(path: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path, "Result") if path.is_file() else {}
     return found
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return read_checked(path, "Bundle's description") if path.is_file() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ast_core import checkpoint
 from ast_core.bundle import DESCRIPTION
 from ast_core.config import Job, require
 from ast_core.errors import DamagedError, UserError
-from ast_core.files import committed, fetch, is_current, sha256_of
+from ast_core.files import checked, committed, fetch, is_current, sha256_of
 from ast_core.shards import INDEX, REJECTS, ShardIndex
 from ast_core.store import Store, Stored, store_of
 
@@ -142,11 +141,11 @@ def _bring_unit(store: Store, marker: Path, listed: Mapping[Path, Stored]) -> No
 
 def _hashes(marker: bytes, name: str) -> dict[str, str]:
     try:
-        value: dict[str, Any] = json.loads(marker)
+        value = checked(marker, name)
         found: dict[str, str] = (
             value["sha256"] if "sha256" in value else {own["file"]: own["sha256"] for own in value["members"]}
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DamagedError(f"{name} is damaged: it is no marker ({error}).") from error
     return found
 

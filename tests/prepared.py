@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ast_core.config import FrontEndConfig, to_dict
-from ast_core.files import write_json
+from ast_core.files import write_checked
 from ast_core.shards import Row, write_part
 
 FRAMES, BINS = 32, 16
@@ -50,5 +50,5 @@ def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = 
         sums = {key: part[key] for key in ("sum", "sum_sq", "count")}
         splits[split] = {**books, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
     meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
-    write_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
+    write_checked(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder

@@ -19,7 +19,7 @@ from rich.console import Console
 from ast_core.bundle import DESCRIPTION, read_members, write_bundle
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
-from ast_core.files import committed, read_json
+from ast_core.files import committed, read_checked
 from ast_core.metrics import evaluate_scores
 from ast_core.score_table import identity_of, read_scores, write_scores
 from ast_core.shards import ShardReader
@@ -107,7 +107,7 @@ def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> n
 
 def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
     source = trial.folder / "bundles" / bundle
-    description = read_json(source / DESCRIPTION, "Bundle")
+    description = read_checked(source / DESCRIPTION, "Bundle")
     parts = [
         (name if len(description["members"]) == 1 else part, weights, identity)
         for part, weights, identity in read_members(source)
@@ -125,7 +125,7 @@ def _join(
     settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
 ) -> None:
     bundles = [settings.study_dir / "bundles" / _name(trial) for trial in trials]
-    described = [read_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
+    described = [read_checked(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
     facts = {
         "recipe": settings.experiment,
         "data_hash": reader.index.data_hash,

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ast_core.config import Recipe, to_dict
 from ast_core.errors import UserError
-from ast_core.files import digest, read_json, write_json
+from ast_core.files import digest, read_checked, write_checked
 from ast_core.store import Store
 from pipeline import storage, tracking
 from pipeline.combine import combine
@@ -74,12 +74,12 @@ class Trial:
     def result(self) -> dict[str, Any] | None:
         """What it gave, if it was done with these very settings and data; a failure is nothing."""
         path = self.folder / RESULT
-        found: dict[str, Any] | None = read_json(path, "Trial's result") if path.is_file() else None
+        found = read_checked(path, "Trial's result") if path.is_file() else None
         return found if found and found["identity"] == self.identity and found["status"] != "failed" else None
 
     def note(self, status: str, **more: Any) -> None:
         """Commit its result."""
-        write_json(
+        write_checked(
             self.folder / RESULT,
             {"identity": self.identity, "status": status, "variant": self.variant, "seed": self.seed, **more},
         )

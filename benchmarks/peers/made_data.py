@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from ast_core.config import FrontEndConfig, to_dict
-from ast_core.files import write_json
+from ast_core.files import write_checked
 from ast_core.shards import INDEX, Row, write_part
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
@@ -79,7 +79,7 @@ def write_shards(
             splits[split]["parts"].append({"name": name, "rows": written["rows"], "sha256": written["sha256"]})
     meaning = {"front_end": to_dict(front_end), "labels": [f"label {c}" for c in range(classes)]}
     books = {"single_label": False, "layout": "manifest", "data_hash": "made", "splits": splits}
-    write_json(folder / INDEX, meaning | books)
+    write_checked(folder / INDEX, meaning | books)
     return folder
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from ast_core.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.decisions import Decisions, evidence, from_evidence, load_decisions
 from ast_core.errors import DamagedError
-from ast_core.files import write_json
+from ast_core.files import write_checked
 from ast_core.thresholds import best_f1
 
 CLIPS = 4000
@@ -105,6 +105,6 @@ def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: P
     assert load_decisions(tmp_path, "b") == own
     with pytest.raises(DamagedError, match="another bundle"):
         load_decisions(tmp_path, "c")
-    write_json(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
+    write_checked(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
     with pytest.raises(DamagedError, match="calibrate again"):
         load_decisions(tmp_path, "b")

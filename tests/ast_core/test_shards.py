@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DamagedError, UserError
-from ast_core.files import write_json
+from ast_core.files import write_checked
 from ast_core.shards import Row, ShardIndex, ShardReader, write_part
 
 FRAMES, BINS, LABELS = 24, 8, ["a", "b", "c"]
@@ -35,7 +35,7 @@ def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
         ]
         books[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
         books[split]["parts"] = written
-    write_json(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
+    write_checked(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
     return [row for parts in splits.values() for rows in parts for row in rows]
 
 

@@ -15,7 +15,7 @@ import torch
 from ast_core.bundle import Bundle, write_bundle
 from ast_core.config import DataConfig, FrontEndConfig, ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import write_json
+from ast_core.files import write_checked
 from ast_core.metrics import evaluate_scores
 from ast_core.model import AST
 from ast_core.predictor import Predictor
@@ -36,7 +36,7 @@ def write_shards(folder: Path) -> None:
     split = {"listed": CLIPS + 2, "kept": CLIPS, "rejected": 1, "missing": 1, "parts": parts}
     front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
     index = {"front_end": front_end, "labels": LABELS, "single_label": True, "layout": "folders", "data_hash": "d"}
-    write_json(folder / "index.json", {**index, "splits": {"test": split}})
+    write_checked(folder / "index.json", {**index, "splits": {"test": split}})
 
 
 def write_member(folder: Path, seed: int) -> None:

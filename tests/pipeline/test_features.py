@@ -10,7 +10,7 @@ from prepared import write_shards
 
 from ast_core.config import DataConfig, FrontEndConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import read_json, write_json
+from ast_core.files import read_checked, write_checked
 from pipeline.features import PUBLISHED_MEAN, PUBLISHED_STD, features
 from pipeline.settings import FeaturesSettings
 
@@ -37,9 +37,9 @@ def test_what_differs_is_said_and_what_does_not_is_not(settings: FeaturesSetting
 
 
 def test_another_window_rate_and_borrowed_statistics_are_told(settings: FeaturesSettings) -> None:
-    index = read_json(settings.shards / "index.json", "index")
+    index = read_checked(settings.shards / "index.json", "index")
     other = to_dict(FrontEndConfig(window="hamming", sample_rate_hz=32_000))
-    write_json(settings.shards / "index.json", index | {"front_end": other})
+    write_checked(settings.shards / "index.json", index | {"front_end": other})
     borrowed = DataConfig(mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
     found = remarks(dataclasses.replace(settings, data=borrowed))
     assert "paper" in found["window"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from prepared import write_shards
 
 from ast_core.bundle import read_members, write_bundle
+from ast_core.files import read_checked, write_checked
 from pipeline.evaluate import evaluate
 from pipeline.hard_clips import clip_losses, confused, confusion_matrix
 from pipeline.report import report
@@ -25,9 +25,9 @@ def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
     """A run of one member, with a label that would be code on a careless page."""
     write_shards(tmp_path / "shards", {"train": 6, "test": 9})
     path = tmp_path / "shards" / "index.json"
-    index = json.loads(path.read_text())
+    index = read_checked(path, "index")
     labels = [HOSTILE, *index["labels"][1:]]
-    path.write_text(json.dumps({**index, "labels": labels}))
+    write_checked(path, index | {"labels": labels})
     name, weights, identity = read_members(trained_bundle)[0]
     write_bundle(trained_bundle, [(name, weights, {**identity, "labels": labels})], True, {"role": "member"})
     return tmp_path

@@ -15,6 +15,7 @@ import soundfile
 from ast_core.audio import load_waveform
 from ast_core.bundle import Bundle
 from ast_core.errors import UserError
+from ast_core.files import read_checked, write_checked
 from ast_core.predictor import Predictor
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
@@ -140,8 +141,7 @@ def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> 
 
 def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: Path) -> None:
     run_dir = trained_bundle.parents[1]
-    index = json.loads((run_dir / "shards" / "index.json").read_text())
-    index["labels"] = ["low", "high", "middle"]
-    (run_dir / "shards" / "index.json").write_text(json.dumps(index))
+    path = run_dir / "shards" / "index.json"
+    write_checked(path, read_checked(path, "index") | {"labels": ["low", "high", "middle"]})
     with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
         evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards"))

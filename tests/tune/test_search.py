@@ -20,7 +20,7 @@ from prepared import BINS, FRAMES, write_shards
 from ast_core.bundle import Bundle
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
-from ast_core.files import read_json
+from ast_core.files import read_checked, read_json
 from ast_core.score_table import read_scores
 from pipeline.settings import parse
 from tune.ensemble import EnsembleSettings, ensemble
@@ -155,8 +155,8 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
     with pytest.raises(UserError, match="1 of 2 trials failed: bad, seed 0"):
         search(parse(SearchSettings, "", flags(folder, "--repeats", "1")))
     trials = folder / "run" / "studies" / "strides" / "trials"
-    assert read_json(trials / "good" / "seed-0" / "trial.json", "Trial")["status"] == "finished"
-    assert "validation" in read_json(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
+    assert read_checked(trials / "good" / "seed-0" / "trial.json", "Trial")["status"] == "finished"
+    assert "validation" in read_checked(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
 
 
 @pytest.mark.timeout(400)
