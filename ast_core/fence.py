@@ -134,14 +134,18 @@ def remove(path: Path, ignore_errors: bool = False) -> None:
         UserError: another launch took over.
     """
     fence = _fence_of(path)
-    if fence is not None:
-        gone = fence.folder / f"{path.name}-{uuid.uuid4().hex}"
-        try:
-            path.rename(gone)
-        except FileNotFoundError:
-            fence.check()
-            return
-        path = gone
+    if fence is None:
+        _delete(path, ignore_errors)
+        return
+    moved = fence.folder / f"{path.name}-{uuid.uuid4().hex}"
+    try:
+        path.rename(moved)
+        _delete(moved, ignore_errors)
+    except FileNotFoundError:  # of the file, or of the writer's own folder
+        fence.check()
+
+
+def _delete(path: Path, ignore_errors: bool) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
