@@ -19,8 +19,8 @@ from ast_core.config import require
 from ast_core.files import digest, read_json, write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
-from pipeline import results as results_of
 from pipeline import launch, storage, tracking
+from pipeline import results as results_of
 from pipeline.lineage import note_run
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_histories

@@ -5,6 +5,7 @@ A stale writer that wakes after the take-over cannot commit, nor remove what its
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -17,16 +18,17 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
-from launches import ROOT, has_epoch, training_flags, wait_until
+from launches import ROOT, training_flags, wait_until
 from prepared import write_shards
 
 from ast_core import checkpoint, fence, files
 from ast_core.errors import UserError
-from ast_core.files import committed, sha256_of
+from ast_core.files import sha256_of
 from pipeline import launch
 from pipeline.calibrate import calibrate
 from pipeline.combine import combine
@@ -100,7 +102,8 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
     for number, point in enumerate(instants):
         stale, told = _writer(member, number * 1000, point)
         if not point:
-            _wait(lambda: checkpoint.newest(member / "checkpoints")[0] is not None, stale)
+            first = member / "checkpoints" / f"step-{number * 1000 + 1:08d}"
+            _wait(first.exists, stale)
             time.sleep(rng.uniform(0, 0.05))
             os.kill(stale.pid, signal.SIGSTOP)
         _wait(lambda stale=stale: psutil.Process(stale.pid).status() == psutil.STATUS_STOPPED, stale)
@@ -141,3 +144,86 @@ def _content(member: Path) -> dict[str, str]:
     """Every file's bytes, but those of a writer's own folder."""
     paths = (path for path in member.rglob("*") if path.is_file() and not path.parent.name.startswith(fence.PREFIX))
     return {str(path.relative_to(member)): sha256_of(path) for path in paths}
+
+
+@pytest.fixture
+def holder(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ForkProcess]]:
+    """Starts a process that holds a folder."""
+    processes = []
+
+    def hold(folder: Path) -> ForkProcess:
+        told, tell = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_hold, args=(folder, tell), daemon=True)
+        process.start()
+        processes.append(process)
+        assert told.recv() == "held"
+        return process
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _hold(folder: Path, tell: Connection) -> None:
+    with launch.alone(folder, "held"):
+        tell.send("held")
+        signal.pause()
+
+
+STAGES: dict[str, tuple[Any, type, str]] = {
+    "prepare": (prepare, PrepareSettings, "shards"),
+    "train": (train, TrainSettings, "run/members/seed-0"),
+    "combine": (combine, CombineSettings, "run/bundles"),
+    "evaluate": (evaluate, EvaluateSettings, "run/bundles"),
+    "calibrate": (calibrate, CalibrateSettings, "run/bundles"),
+    "register": (register, RegisterSettings, "run/bundles"),
+    "run": (run, RunSettings, "run"),
+    "search": (search, SearchSettings, "run/studies/overlap"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path, holder, measured) -> None:
+    stage, kind, place = STAGES[name]
+    write_shards(tmp_path / "shards", {"train": 6, "valid": 3, "test": 3})
+    flags = f"--recipe esc50_small --run-dir {tmp_path / 'run'} --shards {tmp_path / 'shards'}"
+    flags += f" --tracking sqlite:///{tmp_path / 'mlflow.db'}"
+    if any(field.name == "data" for field in dataclasses.fields(kind)):
+        flags += " --data.train-splits train --data.validation-split valid --data.test-split test"
+    settings = parse(kind, "", flags.split())
+    first = holder(tmp_path / place)
+
+    began = time.monotonic()
+    named = rf"process {first.pid} on {re.escape(os.uname().nodename)}, since 2\d\d\d-.* UTC"
+    with pytest.raises(UserError, match=named):
+        stage(settings)
+    seconds = time.monotonic() - began
+    assert not (tmp_path / "mlflow.db").exists()  # whoever is refused leaves no run behind
+
+    first.kill()
+    first.join()
+    with launch.alone(tmp_path / place, "taken over"):  # at once
+        pass
+    measured("R19", stage=name, refused_s=seconds)
+
+
+@pytest.mark.timeout(120)
+def test_a_second_launch_as_a_user_does_it(tmp_path: Path, holder, measured) -> None:
+    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
+    first = holder(tmp_path / "run" / "members" / "seed-0")
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(tmp_path, "run", 3)]
+    began = time.monotonic()
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert f"is being trained by process {first.pid} on" in second.stderr
+    assert "Traceback" not in second.stderr
+    measured("R19", second_program_ended_s=time.monotonic() - began)
+
+
+def test_stages_of_one_process_share_what_it_holds(tmp_path: Path) -> None:
+    with launch.alone(tmp_path, "run"), launch.alone(tmp_path, "run"):
+        pass
+    with launch.alone(tmp_path, "run"):
+        assert f"process {os.getpid()}" in (tmp_path / launch.HOLDER).read_text()

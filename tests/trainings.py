@@ -1,0 +1,90 @@
+"""Trainings that faults befall while they run in this process, and what of them must be equal in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from launches import training_flags
+
+from ast_core import checkpoint
+from ast_core.files import sha256_of
+from pipeline import preemption
+from pipeline.settings import TrainSettings, parse
+from pipeline.train import train
+
+EPOCHS = 60
+LIMIT_S = 120.0
+"""For whatever is waited for; on a calm machine it takes seconds."""
+TIMES = {"seconds", "clips_per_s"}
+"""Columns of the curve that no two runs share."""
+
+
+def trained(folder: Path, run: str) -> Path:
+    """Train the member in this process to its last epoch."""
+    return train(parse(TrainSettings, "", training_flags(folder, run, EPOCHS)))
+
+
+def outcome(member: Path) -> dict[str, Any]:
+    """What must be equal to the bit: weights of every epoch, newest weights and optimiser, curve but for its times."""
+    newest, passed_over = checkpoint.newest(member / "checkpoints")
+    assert newest is not None
+    assert not passed_over
+    files = [*member.glob("epochs/*/*.safetensors"), *newest.glob("*.safetensors")]
+    curve = [{key: value for key, value in row.items() if key not in TIMES} for row in rows_of(member)]
+    assert [row["epoch"] for row in curve] == list(range(1, EPOCHS + 1))
+    return {str(path.relative_to(member)): sha256_of(path) for path in sorted(files)} | {"curve": curve}
+
+
+def rows_of(member: Path) -> list[dict[str, Any]]:
+    """Rows of its curve on disk."""
+    return [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
+
+
+def epochs_of(member: Path) -> int:
+    """Epochs that are committed."""
+    return max(checkpoint.epochs_of(member / "epochs"), default=0)
+
+
+def ranks_of(member: Path) -> dict[int, psutil.Process]:
+    """The processes of its newest training that live, by rank."""
+    found = {}
+    for rank, words in preemption.workers(member).items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[rank] = psutil.Process(int(words.split()[1]))
+    return found
+
+
+def wait(ready: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> float:
+    """Wait for it; gives the seconds that it took."""
+    began = time.monotonic()
+    while not ready():
+        assert time.monotonic() - began < limit_s, f"waited {limit_s} s for {what}"
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def beside(saboteur: Callable[[], None]) -> Iterator[None]:
+    """Run something in a thread beside what is inside; its failure is this one's."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            saboteur()
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    yield
+    thread.join(LIMIT_S)
+    assert not failures, failures[0]
+    assert not thread.is_alive(), "the training ended before its faults were over"
