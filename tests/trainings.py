@@ -19,7 +19,7 @@ from pipeline import preemption
 from pipeline.settings import TrainSettings, parse
 from pipeline.train import train
 
-EPOCHS = 60
+EPOCHS = 80
 LIMIT_S = 120.0
 """For whatever is waited for; on a calm machine it takes seconds."""
 TIMES = {"seconds", "clips_per_s"}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from prepared import write_shards
-from trainings import trained
 
 FIGURES = pytest.StashKey[dict[str, list[str]]]()
 Many = Callable[[int, int], int]
@@ -64,4 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(folder: Path, ray_session: None) -> Path:
     """The member that nothing befell."""
+    from trainings import trained  # noqa: PLC0415  # most of these tests train nothing
+
     return trained(folder, "whole")
