@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ast_core import fence
 from ast_core.errors import DamagedError, UserError
 from ast_core.store import Store, Stored, store_of
 
@@ -39,12 +39,14 @@ def committed(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written, or the store that it is a copy of does not take it.
+        UserError: the disk is full or the folder cannot be written, or the store that it is a copy of does not take it;
+            or this process writes as a generation (`ast_core.fence`), and another launch took over.
     """
     with _in_place(path) as beside:
         yield beside
         store = store_of(path)
         if store is not None:
+            fence.check_store(path)
             _set_time(beside, store.push(path, beside))
 
 
@@ -88,8 +90,9 @@ def remove(path: Path) -> None:
     """Remove a file, if it is there: first from the store that its folder is a copy of."""
     store = store_of(path)
     if store is not None:
+        fence.check_store(path)
         store.remove(path)
-    path.unlink(missing_ok=True)
+    fence.remove(path)
 
 
 def remove_folder(folder: Path, marker: str) -> None:
@@ -97,8 +100,9 @@ def remove_folder(folder: Path, marker: str) -> None:
     remove(folder / marker)
     store = store_of(folder)
     if store is not None:
+        fence.check_store(folder)
         store.remove_folder(folder)
-    shutil.rmtree(folder, ignore_errors=store is not None)  # a copy need not have what the store has
+    fence.remove(folder, ignore_errors=store is not None)  # a copy need not have what the store has
 
 
 def _set_time(path: Path, stored: Stored) -> None:
@@ -108,8 +112,14 @@ def _set_time(path: Path, stored: Stored) -> None:
 @contextlib.contextmanager
 def _in_place(path: Path) -> Iterator[Path]:
     """`committed`, on this disk alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with fence.place(path) as folder, _renamed(path, folder) as beside:
+        yield beside
+
+
+@contextlib.contextmanager
+def _renamed(path: Path, folder: Path) -> Iterator[Path]:
+    """A new file in a folder on the same disk, which is renamed to `path` once it is whole."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     os.close(handle)
     beside = Path(name)
     try:

@@ -19,7 +19,7 @@ from ast_core.decisions import Decisions
 from ast_core.files import write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
-from pipeline import storage
+from pipeline import launch, storage
 from pipeline.results import plain
 from pipeline.scoring import bundle_scores, describe_all
 from pipeline.settings import CalibrateSettings, parse, run_stage
@@ -46,6 +46,12 @@ def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
     storage.bring(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
     validation, test = (ShardReader(settings.shards, [name]) for name in splits)
     require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
+    with launch.alone(settings.run_dir / "bundles", "calibrated"):
+        return _calibrated(settings, validation, test)
+
+
+def _calibrated(settings: CalibrateSettings, validation: ShardReader, test: ShardReader) -> dict[str, Decisions]:
+    split = settings.data.validation_split
     bundles = describe_all(settings.run_dir / "bundles", validation)
     scores = bundle_scores(settings, bundles, validation, settings.run_dir / "calibration")
     tested = bundle_scores(settings, bundles, test, settings.run_dir / "evaluation")

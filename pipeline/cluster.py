@@ -12,6 +12,8 @@ import ray
 import ray.util
 import torch
 from ray._raylet import PlacementGroupID
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import UserError
@@ -19,6 +21,12 @@ from ast_core.files import remove
 from pipeline import termination
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours knows the driver's SIGTERM too
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's 600 s is long for a worker that is stopped
+    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S: "5",  # Ray's 30 s are waited for a stopped one, too, which is then killed
+}
+"""How Ray Train watches workers, unless the environment of the training's driver says otherwise."""
 STARTS = 4
 """Times that a local Ray is started: on a busy machine it may miss the 30 s that it gives itself."""
 
@@ -38,7 +46,6 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # ours knows the driver's SIGTERM too
     try:
         with termination.kept():
             if target:
@@ -75,6 +82,13 @@ def _start_here(cores: int) -> None:
     raise UserError(
         f"Ray did not start on this machine in {STARTS} tries: it is too busy. Run the command again later."
     )
+
+
+def settle_train() -> None:
+    """Give Ray Train the settings of `TRAIN`, which its controller and workers take from this process."""
+    for name, value in TRAIN.items():
+        os.environ.setdefault(name, value)
+    ENV_VARS_TO_PROPAGATE.add(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # the controller reads it, and gets no other way
 
 
 def release(held: Path) -> None:

@@ -20,7 +20,7 @@ from ast_core.bundle import DESCRIPTION, write_bundle
 from ast_core.config import OptimConfig, require
 from ast_core.files import remove_folder, stored_in
 from ast_core.shards import ShardIndex
-from pipeline import storage
+from pipeline import launch, storage
 from pipeline.lineage import NOTE, run_of
 from pipeline.settings import CombineSettings, parse, run_stage
 
@@ -41,6 +41,11 @@ def combine(settings: CombineSettings) -> list[Path]:
     members = [f"members/seed-{seed}" for seed in settings.ensemble.seeds]
     storage.bring(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
     index = ShardIndex.load(settings.shards)
+    with launch.alone(settings.run_dir / "bundles", "combined"):
+        return _combined(settings, index)
+
+
+def _combined(settings: CombineSettings, index: ShardIndex) -> list[Path]:
     facts = {"recipe": settings.experiment, "data_hash": index.data_hash}
     written, parts = [], []
     table = Table(title="combine")

@@ -19,8 +19,8 @@ from ast_core.config import require
 from ast_core.files import digest, read_json, write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
+from pipeline import launch, storage, tracking
 from pipeline import results as results_of
-from pipeline import storage, tracking
 from pipeline.lineage import note_run
 from pipeline.plots import plot_curves, plot_per_class
 from pipeline.progress import read_histories
@@ -39,6 +39,11 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
         UserError: as `measure`.
     """
     reader = _reader(settings)
+    with launch.alone(settings.run_dir / "bundles", "evaluated"):
+        return _evaluated(settings, reader)
+
+
+def _evaluated(settings: EvaluateSettings, reader: ShardReader) -> dict[str, dict[str, float]]:
     test = _test(settings, reader)
     results = measure(settings)
     _draw(settings, test.output, results)

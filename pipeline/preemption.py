@@ -7,6 +7,7 @@ the driver meet in the key-value store of Ray's head, one key a member: no file 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from pipeline import termination
 
 NAMESPACE = b"ast-pipeline"
+RANKS = b":rank:"
 RUNNING, ASKED, LEFT = b"running", b"asked to leave", b"left at step "
 WAIT_S = 14.0
 """For rank 0's answer; a step, a batch of a test and a checkpoint must fit."""
@@ -60,6 +62,22 @@ class Watch:
 def begin(folder: Path) -> None:
     """Forget what was said of a member's earlier trainings."""
     internal_kv._internal_kv_del(_key(folder), namespace=NAMESPACE)  # noqa: SLF001
+    internal_kv._internal_kv_del(_key(folder) + RANKS, del_by_prefix=True, namespace=NAMESPACE)  # noqa: SLF001
+
+
+def sign_in(folder: Path, rank: int) -> None:
+    """Note which process a rank of a member's training is: once it is stopped or dead it cannot say so."""
+    _put(_key(folder) + RANKS + str(rank).encode(), f"process {os.getpid()} on {os.uname().nodename}".encode())
+
+
+def workers(folder: Path) -> dict[int, str]:
+    """Process and node by rank, of a member's newest training; nothing if Ray's head is away."""
+    start = _key(folder) + RANKS
+    try:
+        keys = internal_kv._internal_kv_list(start, namespace=NAMESPACE)  # noqa: SLF001
+        return {int(key.removeprefix(start)): _get(key).decode() for key in keys}
+    except RayError:
+        return {}
 
 
 def end(folders: Iterable[Path]) -> list[str]:
@@ -98,8 +116,16 @@ def _key(folder: Path) -> bytes:
 
 
 def _read(folder: Path) -> bytes:
-    return internal_kv._internal_kv_get(_key(folder), namespace=NAMESPACE) or b""  # noqa: SLF001
+    return _get(_key(folder))
 
 
 def _write(folder: Path, word: bytes) -> None:
-    internal_kv._internal_kv_put(_key(folder), word, namespace=NAMESPACE)  # noqa: SLF001
+    _put(_key(folder), word)
+
+
+def _get(key: bytes) -> bytes:
+    return internal_kv._internal_kv_get(key, namespace=NAMESPACE) or b""  # noqa: SLF001
+
+
+def _put(key: bytes, word: bytes) -> None:
+    internal_kv._internal_kv_put(key, word, namespace=NAMESPACE)  # noqa: SLF001

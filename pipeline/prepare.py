@@ -30,7 +30,7 @@ from ast_core.files import committed, digest, read_checked, remove, stored_in, w
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
 from ast_core.store import store_of
-from pipeline import cluster, observe, storage
+from pipeline import cluster, launch, observe, storage
 from pipeline.part import Part, is_done, is_stored, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
 from pipeline.synthesise import synthesise
@@ -49,8 +49,13 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     Raises:
         UserError: the data set is not as its layout says, too many clips are broken, or the disk is full.
     """
-    started = time.monotonic()
     storage.bring(settings)
+    with launch.alone(settings.shards, "prepared"):
+        return _prepared(settings)
+
+
+def _prepared(settings: PrepareSettings) -> ShardIndex:
+    started = time.monotonic()
     manifest, source = _manifest(settings)
     parts = plan(settings, manifest, source)
     pending = _pending(settings, parts)

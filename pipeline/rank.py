@@ -16,12 +16,14 @@ import ray.util
 def train_rank(config: dict[str, Any]) -> None:
     """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`.
 
-    Its node's folders become working copies of `config["stores"]`. Rank 0 notes at `config["held"]` which CPUs or GPUs
-    the group holds, for `cluster.release`, and watches whether the training must leave.
+    Its node's folders become working copies of `config["stores"]`, and it writes to the member's as the generation
+    `config["generation"]`. Rank 0 notes at `config["held"]` which CPUs or GPUs the group holds, for `cluster.release`,
+    and watches whether the training must leave.
     """
     import torch  # noqa: PLC0415
     from ray.train.torch import get_device  # noqa: PLC0415
 
+    from ast_core import fence  # noqa: PLC0415
     from ast_core.files import committed  # noqa: PLC0415
     from ast_core.trainer import fit  # noqa: PLC0415
     from pipeline import observe, preemption, storage  # noqa: PLC0415
@@ -30,6 +32,8 @@ def train_rank(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     group = ray.util.get_current_placement_group()
     rank, job, watch = context.get_world_rank(), config["job"], None
+    fence.enter(job.folder, config["generation"])
+    preemption.sign_in(job.folder, rank)
     labels = observe.member_labels(job) | {"rank": str(rank)}
     observe.label_log_lines(labels)
     if rank == 0 and group is not None:

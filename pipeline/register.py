@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
 import soundfile
@@ -24,7 +23,7 @@ from rich.table import Table
 from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
 from ast_core.files import read_checked, read_json
-from pipeline import registry, storage, tracking
+from pipeline import launch, registry, storage, tracking
 from pipeline.card import model_card
 from pipeline.registry import CHALLENGER, CHAMPION
 from pipeline.serving import AUDIO
@@ -80,16 +79,18 @@ def register(settings: RegisterSettings) -> dict[str, int]:
         UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
     """
     storage.bring(settings, files=["bundles/*", "evaluation/*"])
+    # Two registrations of one run at a time would each miss the other's version.
+    with launch.alone(settings.run_dir / "bundles", "registered"):
+        return _registered(settings)
+
+
+def _registered(settings: RegisterSettings) -> dict[str, int]:
     candidates = _candidates(settings)
     tracking.open_store(settings.tracking)
     tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}
     versions: dict[str, int] = {}
     verdicts: dict[str, str] = {}
-    # Two registrations of one run at a time would each miss the other's version.
-    with (
-        filelock.FileLock(settings.run_dir / ".register.lock"),
-        tracking.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id,
-    ):
+    with tracking.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
         require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
         for own in candidates:
             versions[own.name] = _version(own, run_id)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ast_core.files import write_json
 from ast_core.manifest import load_manifest
-from pipeline import cluster, registry
+from pipeline import cluster, launch, registry
 from pipeline.calibrate import calibrate
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate
@@ -63,7 +63,7 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
-    with cluster.connected(settings.address, settings.workers):
+    with launch.alone(settings.run_dir, "run"), cluster.connected(settings.address, settings.workers):
         timed("prepare", lambda: prepare(section_values(settings, PrepareSettings)))
         for seed in settings.ensemble.seeds:
             member = dataclasses.replace(section_values(settings, TrainSettings), seed=seed)

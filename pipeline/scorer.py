@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 
 from ast_core.bundle import Bundle
@@ -40,6 +42,11 @@ class Scorer:
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[Place, Predictor] | None = None
+
+    @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
+    def who(self) -> str:
+        """Which process this is, also while it scores."""
+        return f"process {os.getpid()} on {os.uname().nodename}"
 
     def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
         """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""

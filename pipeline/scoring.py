@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.util
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,6 +22,7 @@ from ast_core.shards import ShardReader
 from pipeline import cluster, storage
 from pipeline.scorer import Place, Scorer
 from pipeline.settings import Common
+from pipeline.watched_pool import HEALTH, answers
 
 CHUNK = 32
 """Clips a worker scores between two reports."""
@@ -142,8 +142,7 @@ def _scored(settings: Common, places: Sequence[Place], reader: ShardReader) -> d
     try:
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"score {len(places)} members", total=len(places) * len(reader))
-            answers = ray.util.ActorPool(scorers).map_unordered(lambda actor, task: actor.score.remote(*task), tasks)
-            for place, indices, scores_BC in answers:
+            for place, indices, scores_BC in answers(scorers, lambda actor, task: actor.score.remote(*task), tasks):
                 scores[place][indices] = scores_BC
                 progress.advance(bar, len(indices))
     except ray.exceptions.RayTaskError as error:
@@ -159,7 +158,7 @@ def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
     resources, gpu = ray.cluster_resources(), cluster.uses_gpu()
     room = int(resources.get("GPU" if gpu else "CPU", 1))
     workers = max(1, min(cluster.worker_count(settings.workers), room, most))
-    actor = ray.remote(Scorer).options(
+    actor = ray.remote(concurrency_groups={HEALTH: 1})(Scorer).options(
         num_cpus=1,
         num_gpus=1 if gpu else 0,
         max_restarts=2,

@@ -5,26 +5,25 @@ python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import filelock
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from rich.console import Console
 
+from ast_core import checkpoint, fence
 from ast_core.config import Job, to_dict
 from ast_core.errors import Preempted, UserError
-from ast_core.files import write_json
+from ast_core.files import stored_in, write_json
 from ast_core.shards import ShardIndex
 from ast_core.store import Store
 from ast_core.trainer import is_finished
-from pipeline import cluster, observe, preemption, storage, tracking
+from pipeline import cluster, launch, observe, preemption, storage, tracking
 from pipeline.lineage import note_run
 from pipeline.progress import EpochBar, metrics_table, read_history
 from pipeline.rank import train_rank
@@ -32,7 +31,7 @@ from pipeline.settings import TrainSettings, parse, run_stage
 from pipeline.teacher import teach
 
 RESTARTS = 3
-"""Times that lost workers are started again; each resumes from the newest verified checkpoint."""
+"""Times that lost workers are started again without a new checkpoint between; a long training may lose many more."""
 
 
 def train(settings: TrainSettings) -> Path:
@@ -56,7 +55,7 @@ def train(settings: TrainSettings) -> Path:
         "run_dir": str(settings.run_dir),
         "folder_id": tracking.folder_id(job.folder),
     } | ({tracking.PARENT: settings.parent_run} if settings.parent_run else {})
-    with _alone(job.folder):
+    with launch.alone(job.folder, "trained"):
         tracking.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
         history = job.folder / "metrics.jsonl"
@@ -108,23 +107,6 @@ def held_by(folder: Path) -> Path:
     return folder / ".placement-group"
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the member's folder; the operating system lets go of it if this process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-        raise UserError(f"{folder} is being trained by {who}. Wait for it, or choose another --run-dir.") from None
-    try:
-        holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
-        yield
-    finally:
-        lock.release()
-
-
 def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
     """Run the workers to the end; start them again if they die of anything but an error that the user must mend.
 
@@ -134,17 +116,19 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
     scratch, losses = job.folder / ".ray", 0
     try:
         while True:
+            before = _newest_step(job)
             try:
                 return _fit_once(job, workers, stores, scratch)
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
                 preempted = _cause(error, Preempted)
-                losses += preempted is None
+                losses = (losses if _newest_step(job) == before else 0) + (preempted is None)
                 if losses > RESTARTS:
                     raise UserError(
-                        f"Workers of {job.folder.name} died {losses} times; the last time: {error}. The newest "
-                        "checkpoint is kept: run the same command again once the cause is mended."
+                        f"Workers of {job.folder.name} died {losses} times without a new checkpoint between; the last "
+                        f"time: {_lost(job, error)} ({error}). The newest checkpoint is kept: run the same command "
+                        "again once the cause is mended."
                     ) from error
                 _note_restart(job, preempted or error)
             except KeyboardInterrupt:
@@ -152,7 +136,15 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
                     Console(stderr=True).print(sentence)
                 raise
     finally:
+        fence.shut_out(job.folder)
         storage.drop(scratch)
+
+
+def _newest_step(job: Job) -> str:
+    """Name of the newest committed checkpoint, wherever it was committed."""
+    folder = job.folder / "checkpoints"
+    markers = [*folder.glob(f"*/{checkpoint.MARKER}"), *stored_in(folder)]
+    return max((path.parent.name for path in markers if path.name == checkpoint.MARKER), default="")
 
 
 def _note_restart(job: Job, error: BaseException) -> None:
@@ -160,19 +152,35 @@ def _note_restart(job: Job, error: BaseException) -> None:
     if isinstance(error, Preempted):
         console.print(f"A node is taken away: {error} It goes on elsewhere, once there is room.")
     else:
-        console.print(f"Workers were lost ({type(error).__name__}); starting again from the checkpoint.")
+        console.print(f"Workers were lost: {_lost(job, error)}. Starting again from the checkpoint.", markup=False)
     observe.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
+
+
+def _lost(job: Job, error: BaseException) -> str:
+    """Which workers died or no longer answer: the others' errors are of having lost these."""
+    failures = getattr(error, "worker_failures", {})
+    fates = {WorkerHealthCheckFailedError: "died", WorkerHealthCheckTimeoutError: "stopped, for it does not answer"}
+    known = preemption.workers(job.folder)
+    named = [
+        f"rank {rank} ({known.get(rank, 'of unknown process')}) {fate}"
+        for rank, failure in sorted(failures.items())
+        for kind, fate in fates.items()
+        if isinstance(failure, kind)
+    ]
+    return ", ".join(named) or type(error).__name__
 
 
 def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) -> None:
     storage.bring_note(held_by(job.folder))
     cluster.release(held_by(job.folder))  # of a launch whose controller was killed
     cluster.release_own()
+    cluster.settle_train()
     preemption.begin(job.folder)
     gpu = cluster.uses_gpu()
+    config = {"job": job, "held": held_by(job.folder), "stores": stores, "generation": fence.take_over(job.folder)}
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"job": job, "held": held_by(job.folder), "stores": stores},
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=uuid.uuid4().hex,

@@ -40,6 +40,16 @@ def ray_cluster() -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The folder of a study that nothing befell."""
+    from studies import new_study, searched_in  # noqa: PLC0415  # most tests do without Ray Tune
+
+    folder = new_study(tmp_path_factory.mktemp("study"))
+    searched_in(folder, "--ensemble.epochs")
+    return folder
+
+
 @pytest.fixture
 def save_tone() -> SaveTone:
     """Writes a file of one tone over faint noise; the same arguments give the same bytes."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from prepared import BINS, FRAMES
 
 from ast_core import checkpoint
@@ -43,6 +45,18 @@ def newest_step(member: Path) -> int:
     assert path is not None
     assert not passed_over
     return int(path.name.removeprefix("step-"))
+
+
+def of_session(leader: int) -> list[psutil.Process]:
+    """The processes of a launch that live, which is the leader of its session."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
 
 
 def wait_until(ready: Callable[[], bool], alive: Callable[[], bool], limit_s: float = 240) -> None:

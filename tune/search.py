@@ -25,7 +25,7 @@ from rich.console import Console
 from ast_core.config import Recipe, require, to_dict
 from ast_core.files import committed, digest
 from ast_core.shards import INDEX, ShardIndex
-from pipeline import cluster, preemption, storage, tracking
+from pipeline import cluster, launch, preemption, storage, tracking
 from pipeline.prepare import prepare
 from pipeline.progress import read_history
 from pipeline.report import report
@@ -79,6 +79,11 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
     trials_of = f"studies/{settings.study_dir.name}/trials/*"
     storage.bring(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
+    with launch.alone(settings.study_dir, "searched"):
+        return _searched(settings, study, recipes)
+
+
+def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]) -> tuple[Table, list[Trial]]:
     tracking.open_store(settings.tracking)
     tags = {
         "stage": "study",

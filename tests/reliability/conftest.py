@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from prepared import write_shards
 
 FIGURES = pytest.StashKey[dict[str, list[str]]]()
 Many = Callable[[int, int], int]
@@ -48,3 +50,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that all trainings of these tests are on, each in a run folder of its own beside them."""
+    path = tmp_path_factory.mktemp("trainings")
+    write_shards(path / "shards", {"train": 42, "test": 21})
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(folder: Path, ray_session: None) -> Path:
+    """The member that nothing befell."""
+    from trainings import trained  # noqa: PLC0415  # most of these tests train nothing
+
+    return trained(folder, "whole")

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from trainings import LIMIT_S, Training, beside, job_in, result_of, running, stumps, train, whole_step
+from forked_trainings import LIMIT_S, Training, beside, job_in, result_of, running, stumps, train, whole_step
 
 from ast_core import checkpoint
 from ast_core.config import Job

@@ -1,12 +1,8 @@
-"""A study for real: Ray Tune over two variants, killed halfway, gone on with, and joined to ensembles."""
+"""A study for real: Ray Tune over two variants, its table, and its members joined to ensembles."""
 
 from __future__ import annotations
 
 import csv
-import os
-import signal
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -15,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
-from prepared import BINS, FRAMES, write_shards
+from studies import new_study, study_flags, trials_of
 
 from ast_core.bundle import Bundle
 from ast_core.ensemble import mean_probabilities
@@ -26,69 +22,30 @@ from pipeline.settings import parse
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDY = """
-title = "Time strides"
-[variants.wide]
-model.time_stride = 8
-[variants.fine]
-model.time_stride = 4
-repeats = 1
-"""
-
-
-def flags(folder: Path, *more: str) -> list[str]:
-    text = f"""
-    --recipe esc50_small --run-dir {folder / "run"} --shards {folder / "shards"} --workers 1
-    --tracking sqlite:///{folder / "mlflow.db"} --experiment test --data.train-splits train --data.test-split test
-    --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
-    --model.patch-freq {BINS} --model.freq-stride {BINS} --study {folder / "strides.toml"} --repeats 2
-    --augment.freq-mask-bins 4 --augment.time-mask-frames 8
-    --optim.epochs 3 --optim.batch-size 6 --optim.average-first-epoch 2
-    """
-    return [*text.split(), *more]
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
-    (tmp_path / "strides.toml").write_text(STUDY)
-    return tmp_path
+    return new_study(tmp_path)
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_study_goes_on_and_its_members_join_to_ensembles(folder: Path, ray_session) -> None:
-    trials = folder / "run" / "studies" / "strides" / "trials"
-    _kill_after_first_trial(folder, trials)
+def test_a_study_gives_a_table_and_its_members_join_to_ensembles(searched: Path) -> None:
+    settings = parse(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
+    trials = trials_of(searched)
     done = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
-    assert 1 <= len(done) < 3
-
-    table, _ = search(parse(SearchSettings, "", flags(folder, "--winner", str(folder / "best.toml"))))
+    assert len(done) == 3
+    table, _ = search(settings)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert [(row.variant, len(row.scores), row.cost.patches) for row in table.rows] == [("wide", 2, 4), ("fine", 1, 7)]
-    report = folder / "run" / "studies" / "strides" / "report"
+    report = trials.parent / "report"
     rows = list(csv.DictReader((report / "strides.csv").open()))
     assert float(rows[0]["mean"]) == pytest.approx(table.rows[0].mean)
     assert {path.suffix for path in report.iterdir()} == {".csv", ".md", ".png"}
-    best = tomllib.loads((folder / "best.toml").read_text())
+    best = tomllib.loads((searched / "best.toml").read_text())
     assert best["model"]["time_stride"] == {"wide": 8, "fine": 4}[table.best().variant]
-    _check_tracked(folder)
-    _check_ensembles(folder, ensemble(parse(EnsembleSettings, "", flags(folder, "--subsets", "--ensemble.epochs"))))
-    _check_registered(folder)
-
-
-def _kill_after_first_trial(folder: Path, trials: Path) -> None:
-    command = [sys.executable, str(ROOT / "tune" / "search.py"), *flags(folder)]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with (folder / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 300
-        while not list(trials.glob("*/*/trial.json")):
-            assert driver.poll() is None, (folder / "driver.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
+    _check_tracked(searched)
+    _check_ensembles(searched, ensemble(settings))
+    _check_registered(searched)
 
 
 def _check_tracked(folder: Path) -> None:
@@ -153,7 +110,7 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
         "[variants.good]\n[variants.bad]\noptim.batch_size = 600\noptim.weights = 'best'\n"
     )
     with pytest.raises(UserError, match="1 of 2 trials failed: bad, seed 0"):
-        search(parse(SearchSettings, "", flags(folder, "--repeats", "1")))
+        search(parse(SearchSettings, "", study_flags(folder, "--repeats", "1")))
     trials = folder / "run" / "studies" / "strides" / "trials"
     assert read_checked(trials / "good" / "seed-0" / "trial.json", "Trial")["status"] == "finished"
     assert "validation" in read_checked(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
@@ -163,7 +120,7 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
 def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: Path, ray_session) -> None:
     text = "early_stopping = 'asha'\n[grid.optim]\nlearning_rate = [1e-3, 1e-9, 1e-8]\n"
     (folder / "strides.toml").write_text(text)
-    settings = parse(SearchSettings, "", flags(folder, "--repeats", "1", "--optim.epochs", "6"))
+    settings = parse(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
     table, trials = search(settings)
     statuses = [trial.result()["status"] for trial in trials]
     assert "finished" in statuses

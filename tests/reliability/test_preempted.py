@@ -14,31 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 from clusters import Cluster
-from launches import ROOT, has_epoch, last_step, newest_step, training_flags, wait_until
+from launches import ROOT, has_epoch, last_step, newest_step, of_session, training_flags, wait_until
 from mlflow import MlflowClient
-from prepared import write_shards
+from trainings import EPOCHS, outcome, trained
 
-from ast_core.files import sha256_of
 from pipeline.drain import drain
-from pipeline.settings import TrainSettings, parse
-from pipeline.train import train
 
-EPOCHS = 80
-LAST = Path("epochs") / f"epoch-{EPOCHS:04d}" / "model.safetensors"
 Driver = subprocess.Popen[bytes]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("preemption")
-    write_shards(path / "shards", {"train": 42, "test": 21})
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path, ray_session) -> Path:
-    """The member that nobody interrupted."""
-    return train(parse(TrainSettings, "", training_flags(folder, "whole", EPOCHS)))
 
 
 def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> Driver:
@@ -49,30 +31,31 @@ def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> D
 
 
 @pytest.mark.timeout(600)
-def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, record_property) -> None:
-    member = folder / "stopped" / "members" / "seed-0"
+def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, measured) -> None:
+    member = folder / "asked" / "members" / "seed-0"
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
         others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        driver = launch(folder, "stopped", others | {"RAY_TMPDIR": ray_folder})
+        driver = launch(folder, "asked", others | {"RAY_TMPDIR": ray_folder})
         try:
             wait_until(lambda: has_epoch(member, 3), lambda: driver.poll() is None)
             sent = time.monotonic()
             driver.send_signal(signal.SIGTERM)
             assert driver.wait(timeout=30) == 143
+            gone_s = time.monotonic() - sent
         finally:
-            for process in _of_session(driver.pid):
+            for process in of_session(driver.pid):
                 process.kill()
-        record_property("seconds_until_gone", time.monotonic() - sent)
         log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
-    said, run = (folder / "stopped.log").read_text(), folder / "stopped"
+    said, run = (folder / "asked.log").read_text(), folder / "asked"
     left = re.search(r"seed-0 left at step (\d+)", said)
     assert left, said
     assert newest_step(member) == int(left[1]) == last_step(log, run, 0) == last_step(log, run, 1)
     assert not has_epoch(member, EPOCHS)
-    assert tracked(folder, "stopped") == "KILLED"
+    assert tracked(folder, "asked") == "KILLED"
 
-    train(parse(TrainSettings, "", training_flags(folder, "stopped", EPOCHS)))
-    assert sha256_of(member / LAST) == sha256_of(whole / LAST)
+    trained(folder, "asked")
+    assert outcome(member) == outcome(whole)
+    measured("R25", gone_s=gone_s, left_at_step=int(left[1]), steps_lost=0)
 
 
 def tracked(folder: Path, run: str) -> str:
@@ -84,21 +67,9 @@ def tracked(folder: Path, run: str) -> str:
     return str(found.info.status)
 
 
-def _of_session(leader: int) -> list[psutil.Process]:
-    """What a launch left behind: it is to leave nothing."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader:
-                found.append(process)
-        except ProcessLookupError:
-            continue
-    return found
-
-
 @pytest.mark.timeout(600)
 def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
-    folder: Path, whole: Path, ray_cluster: Cluster
+    folder: Path, whole: Path, ray_cluster: Cluster, measured
 ) -> None:
     member = folder / "drained" / "members" / "seed-0"
     ray_cluster.add_node(2)  # both workers fit on one node; the other one is where they can go
@@ -118,7 +89,8 @@ def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
     assert left, said
     assert f"Resumed at step {left[1]} from" in ray_cluster.logs()
     assert "Workers were lost" not in said
-    assert sha256_of(member / LAST) == sha256_of(whole / LAST)
+    assert outcome(member) == outcome(whole)
+    measured("R25", drained_nodes=1, left_at_step=int(left[1]), steps_lost=0)
 
 
 def _trains(raylet: psutil.Process) -> bool:

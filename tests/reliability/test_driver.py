@@ -1,0 +1,126 @@
+"""The driver is killed, and what Ray noted for itself is cut to halves, or emptied: the same command goes on.
+
+Each time one rank is stopped before, and so outlives all that could end it; it wakes when its successors are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from launches import ROOT, of_session, training_flags
+from mlflow import MlflowClient
+from trainings import EPOCHS, epochs_of, outcome, rows_of, trained, wait
+
+from ast_core import fence
+
+
+def halve(path: Path) -> None:
+    """Keep the first half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    """Keep nothing of a file."""
+    os.truncate(path, 0)
+
+
+def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psutil.Process:
+    """Launch a training as a user does, and kill it with all its processes once that many epochs are there.
+
+    Returns:
+        The rank that was stopped before, and still is.
+    """
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(folder, run, EPOCHS)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with (folder / f"{run}.log").open("ab") as log:
+        driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    member = folder / run / "members" / "seed-0"
+    sleeper: psutil.Process | None = None
+    try:
+        wait(lambda: epochs_of(member) >= epochs or driver.poll() is not None, f"epoch {epochs}")
+        assert driver.poll() is None, (folder / f"{run}.log").read_text()
+        time.sleep(rng.uniform(0, 0.3))
+        sleeper = rng.choice([own for own in of_session(driver.pid) if _title(own).startswith("ray::RayTrainWorker")])
+        sleeper.send_signal(signal.SIGSTOP)
+        wait(lambda: sleeper.status() == psutil.STATUS_STOPPED, "the stop")
+    finally:
+        driver.kill()
+        for process in of_session(driver.pid):
+            if process != sleeper:
+                process.kill()
+        driver.wait()
+    return sleeper
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def damage(member: Path, how: Callable[[Path], None]) -> int:
+    """Do that to every file that Ray left of its own; how many there were."""
+    notes = [path for path in (member / ".ray").rglob("*") if path.is_file()]
+    assert any("snapshot" in path.name for path in notes), notes
+    for path in notes:
+        how(path)
+    return len(notes)
+
+
+@pytest.mark.timeout(1500)
+def test_a_killed_driver_costs_no_bit_whatever_is_left_of_rays_notes(
+    folder: Path, whole: Path, many, fault_seed, measured
+) -> None:
+    rng, member = random.Random(fault_seed), folder / "driverless" / "members" / "seed-0"
+    kills = many(2, 6)
+    notes, sleepers = 0, []
+    for number in range(kills):
+        sleepers.append(kill_driver(folder, "driverless", max(3, epochs_of(member) + 2), rng))
+        assert 3 <= epochs_of(member) < EPOCHS
+        notes += damage(member, (halve, empty)[number % 2])
+    assert list(member.glob(f"{fence.PREFIX}*"))  # what the killed one could have gone on with
+    at_last_kill = epochs_of(member)
+    began = time.monotonic()
+    assert trained(folder, "driverless") == member
+    ended = time.monotonic()
+    assert outcome(member) == outcome(whole)
+    _check_tracked(folder, member)
+    for sleeper in sleepers:
+        assert sleeper.status() == psutil.STATUS_STOPPED
+        sleeper.send_signal(signal.SIGCONT)
+        wait(lambda sleeper=sleeper: not sleeper.is_running(), "the end of a rank that woke too late")
+    assert outcome(member) == outcome(whole)
+    assert not list(member.glob(f"{fence.PREFIX}*"))
+    measured(
+        "R3",
+        kills=kills,
+        notes_damaged=notes,
+        ranks_that_woke_after=len(sleepers),
+        resumed_at_epoch=at_last_kill,
+        rest_of_the_training_s=ended - began,
+    )
+
+
+def _check_tracked(folder: Path, member: Path) -> None:
+    """All launches are one MLflow run, with every epoch once and what the run was."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.run_dir = '{member.parents[1]}'")
+    assert run.info.status == "FINISHED"
+    rows = rows_of(member)
+    history = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [point.step for point in history] == [int(row["epoch"]) for row in rows]
+    assert [point.value for point in history] == pytest.approx([row["train_loss"] for row in rows])
+    assert run.data.params["optim.batch_size"] == "6"
+    assert run.data.tags["data_hash"] == "d"

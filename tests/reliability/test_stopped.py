@@ -1,0 +1,114 @@
+"""A worker that is stopped (SIGSTOP) is named within a minute and replaced; nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prepared import write_shards
+from trainings import beside, epochs_of, outcome, ranks_of, trained, wait
+
+from pipeline import scoring, watched_pool
+from pipeline.evaluate import evaluate
+from pipeline.settings import EvaluateSettings, parse
+
+CLIPS = 6000
+SCORER = "ray::Scorer.score"
+
+
+class Stopper:
+    """Stops a process once something is so, and waits until it is named, gone, and something else is so.
+
+    Args:
+        victim: gives the process, once it can be stopped.
+        said: where its name is to be printed.
+        goes_on: given what was so at the stop, whether the work goes on without it.
+    """
+
+    def __init__(self, victim: Callable[[], psutil.Process | None], said: Path) -> None:
+        self.victim, self.said = victim, said
+        self.named_s = self.gone_s = 0.0
+        self.name = ""
+
+    def __call__(self) -> None:
+        """In a thread of its own."""
+        found: list[psutil.Process] = []
+        wait(lambda: found.extend([own] if (own := self.victim()) else []) or found, "a worker to stop")
+        (victim,) = found
+        victim.send_signal(signal.SIGSTOP)
+        wait(lambda: victim.status() == psutil.STATUS_STOPPED, "the stop")
+        try:
+            self.named_s = wait(lambda: f"process {victim.pid} on" in self.said.read_text(), "its name")
+            self.name = self.said.read_text()
+            self.gone_s = self.named_s + wait(lambda: not victim.is_running(), "its end")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def said_to(path: Path) -> Iterator[None]:
+    """What is told on stderr goes to a file."""
+    with path.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
+        yield
+
+
+@pytest.mark.timeout(400)
+def test_a_stopped_rank_is_named_and_replaced(folder: Path, whole: Path, fault_seed, measured) -> None:
+    rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
+
+    def victim() -> psutil.Process | None:
+        return ranks_of(member).get(rank) if epochs_of(member) >= 3 else None
+
+    stopper = Stopper(victim, folder / "stopped.log")
+    with said_to(folder / "stopped.log"), beside(stopper):
+        trained(folder, "stopped")
+    assert f"rank {rank} (process" in stopper.name
+    assert "Starting again from the checkpoint" in stopper.name
+    assert outcome(member) == outcome(whole)
+    measured("R20", stopped_rank=rank, named_s=stopper.named_s, gone_s=stopper.gone_s)
+
+
+@pytest.mark.timeout(300)
+def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_session, monkeypatch, measured) -> None:
+    run = trained_bundle.parents[1]
+    write_shards(run / "shards", {"test": CLIPS})
+    flags = ["--recipe", "esc50_small", "--run-dir", str(run), "--data.test-split", "test", "--workers", "1"]
+    flags += ["--tracking", f"sqlite:///{run / 'mlflow.db'}"]
+    monkeypatch.setattr(scoring, "CHUNK", 1)  # so many answers that it is stopped before the last
+    began: list[float] = []
+
+    def victim() -> psutil.Process | None:
+        """The scorer, once it has scored for a while."""
+        scorers = [own for own in psutil.Process().children(recursive=True) if _title(own).startswith(SCORER)]
+        began.extend([time.monotonic()] if scorers else [])
+        return scorers[0] if scorers and time.monotonic() > began[0] + 2 * watched_pool.LOOK_EVERY_S else None
+
+    stopper = Stopper(victim, run / "said.log")
+    with said_to(run / "said.log"), beside(stopper):
+        results = evaluate(parse(EvaluateSettings, "", flags))
+    assert "is stopped" in stopper.name
+    again = evaluate(parse(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
+    assert again == results
+    measured("R20", stopped="a scorer", named_s=stopper.named_s, gone_s=stopper.gone_s)
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _copy(run: Path) -> Path:
+    """The same bundle and shards, where nothing is scored yet."""
+    copy = run / "again"
+    for name in ("bundles", "shards"):
+        shutil.copytree(run / name, copy / name)
+    return copy

@@ -1,0 +1,78 @@
+"""A study whose driver is killed, or asked to end, goes on with what is not done, and finds the same winner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launches import ROOT, of_session
+from studies import new_study, searched_in, study_flags, trials_of
+from trainings import TIMES, rows_of, wait
+
+from ast_core.files import read_json
+
+
+def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
+    """Launch the study as a user does, and signal its driver once that is so; its exit code, and when it was gone."""
+    command = [sys.executable, str(ROOT / "tune" / "search.py"), *study_flags(folder)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with (folder / "driver.log").open("ab") as log:
+        driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait(lambda: ready() or driver.poll() is not None, "the study")
+        assert driver.poll() is None, (folder / "driver.log").read_text()
+        sent = time.monotonic()
+        driver.send_signal(number)
+        code = driver.wait(30)
+        return code, time.monotonic() - sent
+    finally:
+        for process in of_session(driver.pid):
+            process.kill()
+        driver.wait()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
+    tmp_path: Path, searched: Path, ray_session, measured
+) -> None:
+    folder, trials = new_study(tmp_path), trials_of(tmp_path)
+
+    def done() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
+
+    code, _ = interrupted(folder, lambda: len(done()) == 1, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    after_kill = done()
+    assert 1 <= len(after_kill) < 3
+
+    def second_trains() -> bool:
+        return any(not (path.parents[2] / "trial.json").exists() for path in trials.glob("*/*/members/*/metrics.jsonl"))
+
+    code, gone_s = interrupted(folder, second_trains, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, (folder / "driver.log").read_text()
+    after_end = done()
+    assert after_kill.items() <= after_end.items()
+    assert len(after_end) < 3
+
+    table = searched_in(folder)
+    assert after_end.items() <= done().items()
+    assert len(done()) == 3
+    assert table.best().variant in {"wide", "fine"}
+    assert (folder / "best.toml").read_bytes() == (searched / "best.toml").read_bytes()
+    for path in done():
+        assert _outcome(path) == _outcome(trials_of(searched) / path.relative_to(trials))
+    measured("R24", launches=3, trials=3, kept_after_the_kill=len(after_kill), gone_after_sigterm_s=gone_s)
+
+
+def _outcome(result: Path) -> Any:
+    """A trial's metrics and curve, but for its times."""
+    content = read_json(result, "Trial")
+    curve = rows_of(result.parent / "members" / f"seed-{content['seed']}")
+    return content["metrics"], [{key: value for key, value in row.items() if key not in TIMES} for row in curve]

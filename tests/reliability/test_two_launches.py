@@ -1,0 +1,229 @@
+"""Two launches on one run: the second is refused by name, and takes over after the first one's death.
+
+A stale writer that wakes after the take-over cannot commit, nor remove what its successor committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from launches import ROOT, training_flags, wait_until
+from prepared import write_shards
+
+from ast_core import checkpoint, fence, files
+from ast_core.errors import UserError
+from ast_core.files import sha256_of
+from pipeline import launch
+from pipeline.calibrate import calibrate
+from pipeline.combine import combine
+from pipeline.evaluate import evaluate
+from pipeline.prepare import prepare
+from pipeline.register import register
+from pipeline.run import run
+from pipeline.settings import (
+    CalibrateSettings,
+    CombineSettings,
+    EvaluateSettings,
+    PrepareSettings,
+    RegisterSettings,
+    RunSettings,
+    TrainSettings,
+    parse,
+)
+from pipeline.train import train
+from tune.search import SearchSettings, search
+
+FORK = multiprocessing.get_context("fork")
+WEIGHTS = {"weight": torch.arange(200_000, dtype=torch.float32)}
+
+
+def commit_steps(member: Path, generation: str, first: int, told: Connection, stop_at: str) -> None:
+    """A writer that commits checkpoints on and on, and stops itself at a point of a commit where that is asked for."""
+    fence.enter(member, generation)
+    if stop_at:
+        _stop_at(stop_at)
+    try:
+        for step in range(first, first + 100_000):
+            checkpoint.save(member / "checkpoints" / f"step-{step:08d}", {"model": WEIGHTS}, {"by": generation})
+            checkpoint.keep_newest(member / "checkpoints", 2)
+    except UserError as error:
+        told.send(str(error))
+
+
+def _stop_at(point: str) -> None:
+    """SIGSTOP this process right before a call that a commit makes; it is a real stop, at a chosen instant."""
+    owner: object
+    name, owner = {
+        "between write and sync": ("_sync", files),
+        "between sync and rename": ("replace", Path),
+        "before it moves a marker away": ("rename", Path),
+        "before it removes what it moved": ("rmtree", fence.shutil),
+    }[point]
+    before = getattr(owner, name)
+    calls = iter(range(100_000))
+
+    def stopping(*args: object, **more: object) -> object:
+        if next(calls) == 7:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return before(*args, **more)
+
+    setattr(owner, name, stopping)
+
+
+POINTS = (
+    "between write and sync",
+    "between sync and rename",
+    "before it moves a marker away",
+    "before it removes what it moved",
+)
+
+
+@pytest.mark.timeout(240)
+def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_seed, measured) -> None:
+    rng, member = random.Random(fault_seed), tmp_path / "seed-0"
+    refused = stumps = 0
+    instants = [*POINTS, *([""] * many(8, 100))]  # "" is any
+    for number, point in enumerate(instants):
+        stale, told = _writer(member, number * 1000, point)
+        if not point:
+            first = member / "checkpoints" / f"step-{number * 1000 + 1:08d}"
+            _wait(first.exists, stale)
+            time.sleep(rng.uniform(0, 0.05))
+            os.kill(stale.pid, signal.SIGSTOP)
+        _wait(lambda stale=stale: psutil.Process(stale.pid).status() == psutil.STATUS_STOPPED, stale)
+        stumps += any(member.glob(f"{fence.PREFIX}*/*"))
+
+        generation = fence.take_over(member)
+        path, _ = checkpoint.newest(member / "checkpoints")
+        assert path is not None
+        before = _content(member)
+        os.kill(stale.pid, signal.SIGCONT)
+        assert told.poll(60), f"{point}: the stale writer goes on"
+        refused += "was taken over by another launch" in told.recv()
+        stale.join(60)
+        after = _content(member)
+        gone = {name: value for name, value in before.items() if name not in after}
+        assert {name: after[name] for name in after} == {name: before[name] for name in after}, point
+        assert not gone, (point, gone)
+        assert checkpoint.newest(member / "checkpoints") == (path, [])
+        assert [folder.name for folder in member.glob(f"{fence.PREFIX}*")] == [f"{fence.PREFIX}{generation}"]
+    assert refused == len(instants)
+    assert stumps
+    measured("R19", stale_writers=len(instants), inside_a_commit=stumps, refused=refused)
+
+
+def _writer(member: Path, first: int, point: str) -> tuple[ForkProcess, Connection]:
+    told, tell = FORK.Pipe(duplex=False)
+    generation = fence.take_over(member)
+    process = FORK.Process(target=commit_steps, args=(member, generation, first, tell, point), daemon=True)
+    process.start()
+    return process, told
+
+
+def _wait(ready: Callable[[], bool], process: ForkProcess) -> None:
+    wait_until(ready, process.is_alive, 60)
+
+
+def _content(member: Path) -> dict[str, str]:
+    """Every file's bytes, but those of a writer's own folder."""
+    paths = (path for path in member.rglob("*") if path.is_file() and not path.parent.name.startswith(fence.PREFIX))
+    return {str(path.relative_to(member)): sha256_of(path) for path in paths}
+
+
+@pytest.fixture
+def holder(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ForkProcess]]:
+    """Starts a process that holds a folder."""
+    processes = []
+
+    def hold(folder: Path) -> ForkProcess:
+        told, tell = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_hold, args=(folder, tell), daemon=True)
+        process.start()
+        processes.append(process)
+        assert told.recv() == "held"
+        return process
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _hold(folder: Path, tell: Connection) -> None:
+    with launch.alone(folder, "held"):
+        tell.send("held")
+        signal.pause()
+
+
+STAGES: dict[str, tuple[Any, type, str]] = {
+    "prepare": (prepare, PrepareSettings, "shards"),
+    "train": (train, TrainSettings, "run/members/seed-0"),
+    "combine": (combine, CombineSettings, "run/bundles"),
+    "evaluate": (evaluate, EvaluateSettings, "run/bundles"),
+    "calibrate": (calibrate, CalibrateSettings, "run/bundles"),
+    "register": (register, RegisterSettings, "run/bundles"),
+    "run": (run, RunSettings, "run"),
+    "search": (search, SearchSettings, "run/studies/overlap"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path, holder, measured) -> None:
+    stage, kind, place = STAGES[name]
+    write_shards(tmp_path / "shards", {"train": 6, "valid": 3, "test": 3})
+    flags = f"--recipe esc50_small --run-dir {tmp_path / 'run'} --shards {tmp_path / 'shards'}"
+    flags += f" --tracking sqlite:///{tmp_path / 'mlflow.db'}"
+    if any(field.name == "data" for field in dataclasses.fields(kind)):
+        flags += " --data.train-splits train --data.validation-split valid --data.test-split test"
+    settings = parse(kind, "", flags.split())
+    first = holder(tmp_path / place)
+
+    began = time.monotonic()
+    named = rf"process {first.pid} on {re.escape(os.uname().nodename)}, since 2\d\d\d-.* UTC"
+    with pytest.raises(UserError, match=named):
+        stage(settings)
+    seconds = time.monotonic() - began
+    assert not (tmp_path / "mlflow.db").exists()  # whoever is refused leaves no run behind
+
+    first.kill()
+    first.join()
+    with launch.alone(tmp_path / place, "taken over"):  # at once
+        pass
+    measured("R19", stage=name, refused_s=seconds)
+
+
+@pytest.mark.timeout(120)
+def test_a_second_launch_as_a_user_does_it(tmp_path: Path, holder, measured) -> None:
+    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
+    first = holder(tmp_path / "run" / "members" / "seed-0")
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(tmp_path, "run", 3)]
+    began = time.monotonic()
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert f"is being trained by process {first.pid} on" in second.stderr
+    assert "Traceback" not in second.stderr
+    measured("R19", second_program_ended_s=time.monotonic() - began)
+
+
+def test_stages_of_one_process_share_what_it_holds(tmp_path: Path) -> None:
+    with launch.alone(tmp_path, "run"), launch.alone(tmp_path, "run"):
+        pass
+    with launch.alone(tmp_path, "run"):
+        assert f"process {os.getpid()}" in (tmp_path / launch.HOLDER).read_text()

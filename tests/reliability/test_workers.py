@@ -1,0 +1,72 @@
+"""Workers that are killed cost seconds and no bit: rank 0, another, all of them, and rank 0 inside a commit."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from trainings import EPOCHS, beside, epochs_of, outcome, ranks_of, trained, wait
+
+from ast_core import fence
+
+KINDS = ("rank 0", "rank 1", "both", "rank 0 inside a commit")
+
+
+class Killer:
+    """Kills workers of a training, again and again, each time once it went on from the last.
+
+    Args:
+        member: folder of what is trained.
+        kinds: of kills, in their order.
+        rng: of the instants.
+    """
+
+    def __init__(self, member: Path, kinds: list[str], rng: random.Random) -> None:
+        self.member, self.kinds, self.rng = member, kinds, rng
+        self.recoveries_s: list[float] = []
+        self.inside = 0
+
+    def __call__(self) -> None:
+        """In a thread of its own."""
+        for number, kind in enumerate(self.kinds):
+            wait(lambda number=number: epochs_of(self.member) > number * EPOCHS // (len(self.kinds) + 1), "epochs")
+            before = set(self._kill(kind))
+            done = epochs_of(self.member)
+            went_on = wait(lambda done=done: epochs_of(self.member) > done, f"an epoch after the kill of {kind}")
+            assert before.isdisjoint(process.pid for process in ranks_of(self.member).values())
+            self.recoveries_s.append(went_on)
+
+    def _kill(self, kind: str) -> list[int]:
+        wait(lambda: len(ranks_of(self.member)) == 2, "both ranks")
+        ranks = ranks_of(self.member)
+        victims = list(ranks.values()) if kind == "both" else [ranks[int(kind.split()[1])]]
+        time.sleep(self.rng.uniform(0, 0.3))
+        if kind.endswith("commit"):
+            wait(lambda: any(self.member.glob(f"{fence.PREFIX}*/.*.safetensors.*")), "a commit")
+        for victim in victims:
+            victim.kill()
+        for victim in victims:
+            wait(lambda victim=victim: not victim.is_running(), "the end of a killed worker")
+        self.inside += any(self.member.glob(f"{fence.PREFIX}*/*"))
+        return [victim.pid for victim in victims]
+
+
+@pytest.mark.timeout(1500)
+def test_killed_workers_cost_no_bit(folder: Path, whole: Path, many, fault_seed, measured) -> None:
+    killer = Killer(folder / "killed" / "members" / "seed-0", list(KINDS) * many(1, 5), random.Random(fault_seed))
+    with beside(killer):
+        member = trained(folder, "killed")
+    assert len(killer.recoveries_s) == len(killer.kinds)  # more than the losses in a row that end a training
+    assert killer.inside >= many(1, 5)
+    assert outcome(member) == outcome(whole)
+    assert not list(member.glob(f"{fence.PREFIX}*"))
+    assert not list(member.glob("**/.*.safetensors.*"))  # what was half written is gone
+    measured(
+        "R2",
+        kills=len(killer.kinds),
+        inside_a_save=killer.inside,
+        slowest_recovery_s=max(killer.recoveries_s),
+        mean_recovery_s=sum(killer.recoveries_s) / len(killer.recoveries_s),
+    )
