@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ast_core.errors import DamagedError, UserError
+from ast_core.disk import not_written, require_room
+from ast_core.errors import DamagedError, NoRoomError, UserError
 from ast_core.store import Store, Stored, store_of
 
 
@@ -32,13 +33,18 @@ def digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def committed(path: Path) -> Iterator[Path]:
+def committed(path: Path, size: int = 0) -> Iterator[Path]:
     """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
 
+    Args:
+        path: of the file.
+        size: bytes that it will have, if that is known: without room for them nothing is begun.
+
     Raises:
-        UserError: the disk is full or the folder cannot be written, or the store that it is a copy of does not take it.
+        NoRoomError: the disk is full.
+        UserError: the folder cannot be written, or the store that it is a copy of does not take it.
     """
-    with _in_place(path) as beside:
+    with _in_place(path, size) as beside:
         yield beside
         store = store_of(path)
         if store is not None:
@@ -58,7 +64,7 @@ def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = 
         UserError: as `committed`.
         DamagedError: the bytes are not those of `sha256`.
     """
-    with _in_place(path) as beside:
+    with _in_place(path, 0 if stored is None else stored.size) as beside:
         store.fetch(path, beside)
         if stored is not None:
             _set_time(beside, stored)
@@ -103,12 +109,9 @@ def _set_time(path: Path, stored: Stored) -> None:
 
 
 @contextlib.contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
+def _in_place(path: Path, size: int) -> Iterator[Path]:
     """`committed`, on this disk alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    beside = Path(name)
+    beside = _made_beside(path, size)
     try:
         yield beside
         beside.chmod(0o644)
@@ -116,17 +119,41 @@ def _in_place(path: Path) -> Iterator[Path]:
         beside.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error.strerror or error}. Free space or mend it, run again."
-        ) from error
+        written = beside.stat().st_size if beside.is_file() else 0
+        beside.unlink(missing_ok=True)
+        raise not_written(path, error, written, size) from error
     finally:
         beside.unlink(missing_ok=True)
 
 
+def _made_beside(path: Path, size: int) -> Path:
+    require_room(path, size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise not_written(path, error, 0, size) from error
+    os.close(handle)
+    return Path(name)
+
+
+@contextlib.contextmanager
+def whole_or_gone(folder: Path, marker: str) -> Iterator[None]:
+    """Write a new folder: where the disk is full before its marker is there, nothing of it stays to keep it so."""
+    try:
+        yield
+    except NoRoomError:
+        if not (folder / marker).is_file():
+            with contextlib.suppress(UserError, FileNotFoundError):
+                remove_folder(folder, marker)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Commit a JSON value, indented and with sorted keys."""
-    with committed(path) as beside:
-        beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -140,7 +167,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} is missing: {path}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{what} is damaged: {path} is not JSON ({error}).") from error
 
 
