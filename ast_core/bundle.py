@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from ast_core import huggingface
-from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require, to_dict
+from ast_core import description, huggingface
+from ast_core.config import FrontEndConfig, Loss, require, to_dict
 from ast_core.decisions import FILE as DECISIONS
 from ast_core.decisions import Decisions, load_decisions
+from ast_core.description import Entry, member_weights, read_description
+from ast_core.disk import require_room
 from ast_core.ensemble import Member
-from ast_core.errors import DamagedError
-from ast_core.files import committed, digest, read_checked, remove, sha256_of, write_checked
+from ast_core.files import digest, read_checked, remove, sha256_of, whole_or_gone, write_checked
 from ast_core.model import AST
 from ast_core.pretrained import load_exactly
+from ast_core.tensors import BESIDE, bytes_of, write_tensors
 
-DESCRIPTION = "bundle.json"
+DESCRIPTION = description.FILE
 MEANING = ("model", "front_end", "mean", "std", "loss")
 """What, besides labels, a member's weights mean."""
 
@@ -54,12 +55,11 @@ class Bundle:
         """
         if huggingface.is_folder(folder):
             return _of_huggingface(folder)
-        description = read_checked(folder / DESCRIPTION, "Bundle's description")
-        classes = len(description["labels"])
-        members = [_member(entry, _weights(folder, entry), classes) for entry in description["members"]]
-        labels, single = tuple(description["labels"]), description["single_label"]
-        decisions = load_decisions(folder, description["digest"])
-        return Bundle(labels, single, tuple(members), description["digest"], description["facts"], decisions)
+        found = read_description(folder)
+        classes = len(found.labels)
+        members = tuple(_member(entry, member_weights(folder, entry), classes) for entry in found.entries)
+        decisions = load_decisions(folder, found.digest, classes)
+        return Bundle(found.labels, found.single_label, members, found.digest, found.facts, decisions)
 
 
 def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[str, Any]]]:
@@ -69,11 +69,10 @@ def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[
         UserError: there is no bundle in the folder.
         DamagedError: a file's hash differs from the description's.
     """
-    description = read_checked(folder / DESCRIPTION, "Bundle's description")
-    labels = description["labels"]
+    found = read_description(folder)
     return [
-        (entry["name"], _weights(folder, entry), {"labels": labels, **{key: entry[key] for key in MEANING}})
-        for entry in description["members"]
+        (entry.name, member_weights(folder, entry), {"labels": list(found.labels), **{k: member[k] for k in MEANING}})
+        for entry, member in zip(found.entries, found.members, strict=True)
     ]
 
 
@@ -101,16 +100,17 @@ def write_bundle(
     for name, _, identity in members:
         require(identity["labels"] == labels, f"Member {name} was trained on other labels than {members[0][0]}.")
     entries = []
-    for number, (name, weights, identity) in enumerate(members):
-        path = folder / f"member-{number}.safetensors"
-        with committed(path) as beside:
-            save_file({key: value.contiguous() for key, value in weights.items()}, beside)
-        settings = {key: identity[key] for key in MEANING}
-        entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
-    content = {"labels": labels, "single_label": single_label, "members": entries}
-    value = digest(content)
-    _forget_decisions(folder, value)
-    write_checked(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
+    require_room(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + BESIDE)
+    with whole_or_gone(folder, DESCRIPTION):
+        for number, (name, weights, identity) in enumerate(members):
+            path = folder / f"member-{number}.safetensors"
+            write_tensors(path, weights)
+            settings = {key: identity[key] for key in MEANING}
+            entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
+        content = {"labels": labels, "single_label": single_label, "members": entries}
+        value = digest(content)
+        _forget_decisions(folder, value)
+        write_checked(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
     return value
 
 
@@ -121,30 +121,22 @@ def _forget_decisions(folder: Path, bundle_digest: str) -> None:
         remove(path)
 
 
-def _weights(folder: Path, entry: dict[str, Any]) -> dict[str, torch.Tensor]:
-    path = folder / entry["file"]
-    require(path.parent == folder, f"{folder / DESCRIPTION} names a file outside its folder: {entry['file']}.")
-    found = sha256_of(path) if path.is_file() else "no file"
-    if found != entry["sha256"]:
-        raise DamagedError(f"{path} is damaged: sha256 {found}, not {entry['sha256']}. Fetch or combine it again.")
-    weights: dict[str, torch.Tensor] = load_file(path)
-    return weights
-
-
 def _of_huggingface(folder: Path) -> Bundle:
     found = huggingface.read_folder(folder)
-    loss = "cross_entropy" if found.single_label else "bce"
-    entry: dict[str, Any] = {"name": folder.name, "model": to_dict(found.model), "front_end": to_dict(found.front_end)}
-    entry |= {"mean": found.mean, "std": found.std, "loss": loss}
-    member = _member(entry, found.weights, len(found.labels))
     sha256 = sha256_of(folder / huggingface.WEIGHTS)
+    loss: Loss = "cross_entropy" if found.single_label else "bce"
+    model, front_end = to_dict(found.model), to_dict(found.front_end)
+    entry = Entry(folder.name, huggingface.WEIGHTS, sha256, model, front_end, found.mean, found.std, loss)
+    member = _member(entry, found.weights, len(found.labels))
+    told = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
     facts = {"made_of": f"Hugging Face's format, {folder.name}"}
-    return Bundle(found.labels, found.single_label, (member,), digest([entry, sha256]), facts)
+    return Bundle(found.labels, found.single_label, (member,), digest([told, sha256]), facts)
 
 
-def _member(entry: dict[str, Any], weights: dict[str, torch.Tensor], classes: int) -> Member:
-    front_end = from_dict(FrontEndConfig, entry["front_end"])
-    config = from_dict(ModelConfig, entry["model"])
-    model = AST(config, front_end.num_mel_bins, front_end.target_frames, classes)
-    load_exactly(model, weights, entry["name"])
-    return Member(entry["name"], model.eval(), front_end, entry["mean"], entry["std"], entry["loss"], config)
+def _member(entry: Entry, weights: dict[str, torch.Tensor], classes: int) -> Member:
+    """A member; its model takes no memory before its weights are known to be of that size."""
+    config, front_end = entry.configs
+    with torch.device("meta"):
+        model = AST(config, front_end.num_mel_bins, front_end.target_frames, classes)
+    load_exactly(model, weights, entry.name)
+    return Member(entry.name, model.eval(), front_end, entry.mean, entry.std, entry.loss, config)

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from ast_core.config import require
+from ast_core.disk import require_room
 from ast_core.errors import DamagedError
 from ast_core.files import (
-    committed,
     read_checked,
     remove,
     remove_folder,
     remove_stumps,
     sha256_of,
     stored_in,
+    whole_or_gone,
     write_checked,
 )
+from ast_core.tensors import BESIDE, Tensors, bytes_of, load_tensors, write_tensors
 
 MARKER = "COMMITTED.json"
-Tensors = Mapping[str, torch.Tensor]
 
 
 def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
@@ -36,17 +36,21 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
         folder: of this checkpoint; an unfinished one there is replaced.
         tensors: tables by name, such as `model` and `optimizer`.
         state: JSON values, such as the step and the config.
+
+    Raises:
+        NoRoomError: the disk is full; one that was there stays, of a new one nothing.
     """
+    require_room(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
     remove(folder / MARKER)
     hashes = {}
-    for name, table in tensors.items():
-        path = folder / f"{name}.safetensors"
-        remove_stumps(path)
-        with committed(path) as beside:
-            save_file({key: value.detach().cpu().contiguous() for key, value in table.items()}, beside)
-        hashes[path.name] = sha256_of(path)
-    remove_stumps(folder / MARKER)
-    write_checked(folder / MARKER, {"sha256": hashes, "state": state})
+    with whole_or_gone(folder, MARKER):
+        for name, table in tensors.items():
+            path = folder / f"{name}.safetensors"
+            remove_stumps(path)
+            write_tensors(path, table)
+            hashes[path.name] = sha256_of(path)
+        remove_stumps(folder / MARKER)
+        write_checked(folder / MARKER, {"sha256": hashes, "state": state})
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -56,6 +60,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         DamagedError: a file is missing or its bytes differ, the marker's, too; names both hashes.
     """
     marker = read_checked(folder / MARKER, "Checkpoint's marker")
+    if not all(isinstance(marker.get(part), dict) for part in ("sha256", "state")):
+        raise DamagedError(f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state.")
     for name, expected in marker["sha256"].items():
         path = folder / name
         found = sha256_of(path) if path.is_file() else "no file"
@@ -71,11 +77,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     Raises:
         DamagedError: the file is missing or not safetensors.
     """
-    path = folder / f"{name}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}.") from error
+    return load_tensors(folder / f"{name}.safetensors")
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -122,8 +124,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put a flat table back into an optimizer over the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
+        known = index.isdecimal() and int(index) < len(parameters)
+        fits = known and (value.ndim == 0 or value.shape == parameters[int(index)].shape)
+        require(fits, f"The checkpoint's optimiser is of another model: {name} is {tuple(value.shape)}.")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

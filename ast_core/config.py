@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ast_core.errors import UserError
 
@@ -19,6 +21,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Weights = Literal["averaged", "last", "best", "ema"]
 Positions = Literal["bilinear", "nearest", "reinitialised"]
 Projection = Literal["sum", "mean"]
+
+
+SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
+LONGEST_WINDOW = 1 << 16
+"""Samples: 0.3 s at the highest rate that is accepted, 4 s at 16 kHz."""
+MOST_MEL_BINS, MOST_FRAMES = 1024, 100_000
+"""Beyond what an input could be; a stranger's bundle that says more wants memory, not sound."""
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -49,9 +59,16 @@ class FrontEndConfig:
         require(self.sample_rate_hz >= 1000, f"front-end.sample-rate-hz is {self.sample_rate_hz}; give 1000 or more.")
         require(self.num_mel_bins >= 4, f"front-end.num-mel-bins is {self.num_mel_bins}; give 4 or more.")
         require(self.target_frames >= 16, f"front-end.target-frames is {self.target_frames}; give 16 or more.")
+        require(self.num_mel_bins <= MOST_MEL_BINS, f"front-end.num-mel-bins is {self.num_mel_bins}; 1024 at most.")
+        require(self.target_frames <= MOST_FRAMES, f"front-end.target-frames is {self.target_frames}; 100000 at most.")
         require(
             0 < self.frame_shift_ms <= self.frame_length_ms,
             f"front-end.frame-shift-ms is {self.frame_shift_ms}; give more than 0, at most frame-length-ms.",
+        )
+        window, hop = (self.sample_rate_hz * ms / 1000 for ms in (self.frame_length_ms, self.frame_shift_ms))
+        require(
+            window <= LONGEST_WINDOW and hop >= 1,
+            f"front-end: windows of {window:.6g} samples every {hop:.6g}; give 1 to {LONGEST_WINDOW} each.",
         )
 
 
@@ -291,14 +308,48 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """The flat config dataclass that `to_dict` wrote.
+def from_dict(kind: type[ConfigT], values: Any) -> ConfigT:
+    """The flat config dataclass that `to_dict` wrote, checked as what a stranger may have written.
 
     Raises:
-        UserError: a key is unknown to this version.
+        UserError: a key is unknown to this version or missing, or a value is of another type or no finite number.
     """
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    require(
-        set(values) <= known, f"{kind.__name__} does not know {sorted(set(values) - known)}: made by another version?"
-    )
+    require(isinstance(values, dict), f"{kind.__name__} is {_shown(values)}, not an object.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    require(not unknown, f"{kind.__name__} does not know {_shown(unknown)}: made by another version?")
+    needed = {
+        name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+    }  # fmt: skip
+    missing = sorted(needed - set(values))
+    require(not missing, f"{kind.__name__} lacks {', '.join(missing)}.")
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
+    for key, value in values.items():
+        require(_fits(value, hints[key]), f"{kind.__name__}: {key} is {_shown(value)}, which it cannot be.")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type; a float is finite, and may be written as an integer."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if arguments and origin is not dict:  # what may be None
+        return any(_fits(value, one) for one in arguments)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, origin or hint)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

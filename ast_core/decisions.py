@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ast_core.errors import DamagedError
+from ast_core.config import from_dict
+from ast_core.errors import DamagedError, UserError
 from ast_core.files import digest, read_checked, write_checked
 
 FILE = "decisions.json"
@@ -60,7 +60,7 @@ class Decisions:
         write_checked(bundle / FILE, dataclasses.asdict(self))
 
 
-def load_decisions(bundle: Path, bundle_digest: str) -> Decisions | None:
+def load_decisions(bundle: Path, bundle_digest: str, classes: int) -> Decisions | None:
     """A bundle's decisions; None if it was not calibrated.
 
     Raises:
@@ -69,14 +69,15 @@ def load_decisions(bundle: Path, bundle_digest: str) -> Decisions | None:
     path = bundle / FILE
     if not path.is_file():
         return None
-    values: dict[str, Any] = read_checked(path, "Bundle's decisions")
+    values = read_checked(path, "Bundle's decisions")
     try:
-        own: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
-        found = Decisions(**own)
-    except TypeError as error:
-        raise DamagedError(f"{path} is not what calibrate writes ({error}). Run calibrate again.") from None
+        found = from_dict(Decisions, values)
+    except UserError as error:
+        raise DamagedError(f"{path} is not what calibrate writes: {error} Run calibrate again.") from None
     if found.bundle_digest != bundle_digest:
         raise DamagedError(f"{path} is of another bundle. Run calibrate again.")
+    if {len(found.slope_C), len(found.offset_C), len(found.threshold_C)} != {classes}:
+        raise DamagedError(f"{path} is not of {classes} classes. Run calibrate again.")
     return found
 
 

@@ -29,5 +29,9 @@ class DamagedError(UserError):
     """A file's bytes are not what was committed: a hash or a size differs, or a marker is missing."""
 
 
+class NoRoomError(UserError):
+    """A disk is full. The text says which file, the bytes that it needs, and those that are free."""
+
+
 class Preempted(Exception):  # noqa: N818  # nothing is wrong
     """A training was asked to leave and left: all its steps are on disk. Whoever supervises it starts it elsewhere."""

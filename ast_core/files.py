@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ast_core import fence
-from ast_core.errors import DamagedError, UserError
+from ast_core.disk import not_written, require_room
+from ast_core.errors import DamagedError, NoRoomError, UserError
 from ast_core.store import Store, Stored, store_of
 
 SELF_HASH = "sha256_of_lines_below"
@@ -35,14 +36,19 @@ def digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def committed(path: Path) -> Iterator[Path]:
+def committed(path: Path, size: int = 0) -> Iterator[Path]:
     """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
 
+    Args:
+        path: of the file.
+        size: bytes that it will have, if that is known: without room for them nothing is begun.
+
     Raises:
-        UserError: the disk is full or the folder cannot be written, or the store that it is a copy of does not take it;
-            or this process writes as a generation (`ast_core.fence`), and another launch took over.
+        NoRoomError: the disk is full.
+        UserError: the folder cannot be written, or the store that it is a copy of does not take it; or this process
+            writes as a generation (`ast_core.fence`), and another launch took over.
     """
-    with _in_place(path) as beside:
+    with _in_place(path, size) as beside:
         yield beside
         store = store_of(path)
         if store is not None:
@@ -63,7 +69,7 @@ def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = 
         UserError: as `committed`.
         DamagedError: the bytes are not those of `sha256`.
     """
-    with _in_place(path) as beside:
+    with _in_place(path, 0 if stored is None else stored.size) as beside:
         store.fetch(path, beside)
         if stored is not None:
             _set_time(beside, stored)
@@ -110,18 +116,21 @@ def _set_time(path: Path, stored: Stored) -> None:
 
 
 @contextlib.contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
+def _in_place(path: Path, size: int) -> Iterator[Path]:
     """`committed`, on this disk alone."""
-    with fence.place(path) as folder, _renamed(path, folder) as beside:
-        yield beside
+    require_room(path, size)
+    with contextlib.ExitStack() as stack:
+        try:
+            handle, name = tempfile.mkstemp(dir=stack.enter_context(fence.place(path)), prefix=f".{path.name}.")
+        except OSError as error:
+            raise not_written(path, error, 0, size) from error
+        os.close(handle)
+        yield stack.enter_context(_renamed(path, Path(name), size))
 
 
 @contextlib.contextmanager
-def _renamed(path: Path, folder: Path) -> Iterator[Path]:
-    """A new file in a folder on the same disk, which is renamed to `path` once it is whole."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    os.close(handle)
-    beside = Path(name)
+def _renamed(path: Path, beside: Path, size: int) -> Iterator[Path]:
+    """A file on the same disk, which is renamed to `path` once it is whole."""
     try:
         yield beside
         beside.chmod(0o644)
@@ -129,9 +138,9 @@ def _renamed(path: Path, folder: Path) -> Iterator[Path]:
         beside.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error.strerror or error}. Free space or mend it, run again."
-        ) from error
+        written = beside.stat().st_size if beside.is_file() else 0
+        beside.unlink(missing_ok=True)
+        raise not_written(path, error, written, size) from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -142,10 +151,23 @@ def remove_stumps(path: Path) -> None:
         stump.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_or_gone(folder: Path, marker: str) -> Iterator[None]:
+    """Write a new folder: where the disk is full before its marker is there, nothing of it stays to keep it so."""
+    try:
+        yield
+    except NoRoomError:
+        if not (folder / marker).is_file():
+            with contextlib.suppress(UserError, FileNotFoundError):
+                remove_folder(folder, marker)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Commit a JSON value, indented and with sorted keys."""
-    with committed(path) as beside:
-        beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -169,8 +191,9 @@ def write_checked(path: Path, value: dict[str, Any]) -> None:
     To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
     """
     lines = f"{json.dumps(value, indent=1, sort_keys=True)[2:]}\n".encode()
-    with committed(path) as beside:
-        beside.write_bytes(_first_line(hashlib.sha256(lines).hexdigest()) + lines)
+    content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
 
 
 def read_checked(path: Path, what: str) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from ast_core.config import FrontEndConfig, ModelConfig, require
-from ast_core.files import committed, read_json, write_json
+from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
+from ast_core.description import require_labels
+from ast_core.disk import require_room
+from ast_core.errors import UserError
+from ast_core.files import read_json, write_json
 from ast_core.model import BACKBONES, NORM_EPS
+from ast_core.tensors import BESIDE, bytes_of, load_tensors, require_plain, write_tensors
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 _PREFIX = "audio_spectrogram_transformer."
@@ -71,31 +74,60 @@ def read_folder(folder: Path) -> HuggingFaceModel:
     Raises:
         UserError: not an AST, or of a size that has no name here.
     """
-    config = read_json(folder / CONFIG, "Hugging Face config")
+    config = _object(folder / CONFIG, "Hugging Face config")
     kind = config.get("model_type")
     require(kind == "audio-spectrogram-transformer", f"{folder / CONFIG} is of a {kind!r}, not an AST.")
     preprocessor = folder / PREPROCESSOR
-    extractor = read_json(preprocessor, "Feature extractor") if preprocessor.is_file() else {}
-    front_end = FrontEndConfig(
-        sample_rate_hz=extractor.get("sampling_rate", 16_000),
-        num_mel_bins=config.get("num_mel_bins", 128),
-        target_frames=config.get("max_length", 1024),
-    )
-    labels = {int(key): value for key, value in config.get("id2label", {}).items()}
+    extractor = _object(preprocessor, "Feature extractor") if preprocessor.is_file() else {}
+    values = {
+        "sample_rate_hz": extractor.get("sampling_rate", 16_000),
+        "num_mel_bins": config.get("num_mel_bins", 128),
+        "target_frames": config.get("max_length", 1024),
+    }
+    told = from_dict(_Normalisation, {key: extractor[key] for key in ("mean", "std") if key in extractor})
     return HuggingFaceModel(
         model=_model_config(config, folder),
-        front_end=front_end,
-        mean=float(extractor.get("mean", -4.2677393)),
-        std=float(extractor.get("std", 4.5689974)),
-        labels=tuple(labels[index] for index in sorted(labels)),
+        front_end=from_dict(FrontEndConfig, values),
+        mean=float(told.mean),
+        std=float(told.std),
+        labels=_labels(config.get("id2label"), folder / CONFIG),
         single_label=config.get("problem_type") == "single_label_classification",
         weights=read_weights(folder / WEIGHTS),
     )
 
 
+@dataclass(frozen=True)
+class _Normalisation:
+    """The extractor's, or AudioSet's, which transformers does not write."""
+
+    mean: float = -4.2677393
+    std: float = 4.5689974
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"The feature extractor's std is {self.std}; it must be more than 0.")
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    values = read_json(path, what)
+    require(isinstance(values, dict), f"{path} was refused: it is not a JSON object.")
+    return dict(values)
+
+
+def _labels(id2label: Any, path: Path) -> tuple[str, ...]:
+    """By their numbers, which begin with 0 and leave none out."""
+    require(isinstance(id2label, dict), f"{path} has no id2label.")
+    count = len(id2label)
+    labels = tuple(id2label.get(str(index)) for index in range(count))
+    try:
+        require_labels(labels)
+    except UserError as error:
+        raise UserError(f"{path} was refused: {error} id2label must name 0 to {count - 1}.") from None
+    return labels
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights of a file in this format under our names."""
-    return from_names(load_file(path))
+    return from_names(require_plain(load_tensors(path), str(path)))
 
 
 def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,7 +146,8 @@ def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             start, end = key.split(_SPLIT[0])
             parts = [theirs.get(f"{start}{name}{end}") for name in _SPLIT]
             found = [part for part in parts if part is not None]
-            require(len(found) == len(parts), f"The weights lack a key or value beside {key}.")
+            fit = len(found) == len(parts) and found[0].ndim and all(part.shape == found[0].shape for part in found)
+            require(bool(fit), f"The weights lack a key or value of its shape beside {key}.")
             own[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(found)
         elif match[2] not in _SPLIT:
             own[key] = value
@@ -158,10 +191,9 @@ def write_folder(folder: Path, source: HuggingFaceModel) -> None:
     }
     wrong = [what for what, is_so in cannot.items() if is_so]
     require(not wrong, f"Hugging Face's AST cannot have {' and '.join(wrong)}; take another format.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with committed(folder / WEIGHTS) as beside:
-        tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
-        save_file(tensors, beside, metadata={"format": "pt"})
+    tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
+    require_room(folder / WEIGHTS, bytes_of(tensors) + BESIDE)
+    write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     write_json(folder / PREPROCESSOR, _extractor(source))
     write_json(folder / CONFIG, _config(source))
 
@@ -221,14 +253,15 @@ def _model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
     ]  # fmt: skip
     require(bool(fitting), f"{folder} has width, depth and heads {size}; no backbone here has these.")
     patch = config.get("patch_size", 16)
-    return ModelConfig(
-        backbone=fitting[-1],
-        patch_freq=patch,
-        patch_time=patch,
-        freq_stride=config.get("frequency_stride", 10),
-        time_stride=config.get("time_stride", 10),
-        init="scratch",
-    )
+    values = {
+        "backbone": fitting[-1],
+        "patch_freq": patch,
+        "patch_time": patch,
+        "freq_stride": config.get("frequency_stride", 10),
+        "time_stride": config.get("time_stride", 10),
+        "init": "scratch",
+    }
+    return from_dict(ModelConfig, values)
 
 
 def _older_name(key: str) -> str:

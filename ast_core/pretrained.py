@@ -5,20 +5,20 @@ The only place that unpickles, with `weights_only=True`, which runs no code.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
 
-from ast_core import checkpoint, huggingface
+from ast_core import checkpoint, description, huggingface
 from ast_core.config import FrontEndConfig, ModelConfig, Positions, from_dict, require
 from ast_core.errors import UserError
-from ast_core.files import read_checked
 from ast_core.model import AST, patch_grid
+from ast_core.tensors import load_tensors, require_plain
 
 Weights = dict[str, torch.Tensor]
 _UNUSED = ("v.head.", "v.head_dist.", "head.", "head_dist.", "fc_norm.")
@@ -51,6 +51,7 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
         return
     source = _source(model, config)
     weights = dict(source.weights)
+    _count(weights.get("pos_embed"), source.name)
     if config.positions == "reinitialised":
         weights["pos_embed"] = model.pos_embed.data
     elif source.grid != model.grid and _positions_fit(source, model):
@@ -66,7 +67,14 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
 
 def _positions_fit(source: Source, model: AST) -> bool:
     """Whether positions are of this grid and as many prefix tokens; if not, `_assign` will say what differs."""
-    return source.weights["pos_embed"].shape[1] == source.grid[0] * source.grid[1] + model.prefix_tokens
+    return _count(source.weights["pos_embed"], source.name) == source.grid[0] * source.grid[1] + model.prefix_tokens
+
+
+def _count(pos_embed: torch.Tensor | None, name: str) -> int:
+    """Positions, prefix tokens among them."""
+    fits = pos_embed is not None and pos_embed.ndim == 3 and len(pos_embed) == 1
+    require(fits, f"{name} was refused: it has no positional embedding [1, positions, width].")
+    return int(pos_embed.shape[1])  # type: ignore[union-attr]
 
 
 def _source(model: AST, config: ModelConfig) -> Source:
@@ -83,7 +91,7 @@ def _source(model: AST, config: ModelConfig) -> Source:
         return _own_folder(path)
     weights = {key.removeprefix("module."): value for key, value in _read(path).items()}
     if any(name.startswith("v.") for name in weights):
-        return Source(init, _renamed(weights), _published_grid(weights["v.pos_embed"], init))
+        return Source(init, _renamed(weights), _published_grid(weights.get("v.pos_embed"), init))
     if "patch_proj.weight" in weights:
         return _lone_file(model, path, weights)
     return _imagenet(model, config, weights)
@@ -92,13 +100,15 @@ def _source(model: AST, config: ModelConfig) -> Source:
 def _imagenet(model: AST, config: ModelConfig, weights: Weights) -> Source:
     """ImageNet weights under timm's names: the projection over RGB summed (published code) or averaged (paper)."""
     name = config.init
-    require("patch_embed.proj.weight" in weights, f"{name} holds no ImageNet vision transformer under timm's names.")
+    known = {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(weights)
+    known = known and weights["patch_embed.proj.weight"].ndim == 4
+    require(known, f"{name} holds no ImageNet vision transformer under timm's names.")
     weights = {key: value for key, value in weights.items() if not key.startswith(_UNUSED)}
     projection = weights.pop("patch_embed.proj.weight")
     reduce = projection.sum if config.projection == "sum" else projection.mean
     weights["patch_proj.weight"] = reduce(dim=1, keepdim=True)
     weights["patch_proj.bias"] = weights.pop("patch_embed.proj.bias")
-    side = round((weights["pos_embed"].shape[1] - model.prefix_tokens) ** 0.5)
+    side = round(max(1, _count(weights.get("pos_embed"), name) - model.prefix_tokens) ** 0.5)
     return Source(name, weights, (side, side))
 
 
@@ -112,43 +122,55 @@ def _renamed(weights: Weights) -> Weights:
     return own
 
 
-def _published_grid(pos_embed: torch.Tensor, name: str) -> tuple[int, int]:
+def _published_grid(pos_embed: torch.Tensor | None, name: str) -> tuple[int, int]:
     """The published files: 128 bins, one stride both ways; 10, 12, 14 or 16 for 1024 frames, 10 for other lengths."""
-    patches = pos_embed.shape[1] - 2
+    patches = _count(pos_embed, name) - 2
     known = {850: (10, 85), 657: (9, 73), 512: (8, 64)}
     require(
-        patches in known or patches % 12 == 0, f"{name}: {patches} positions are of no grid of the published models."
+        patches > 0 and (patches in known or patches % 12 == 0),
+        f"{name}: {patches} positions are of no grid of the published models.",
     )
     return known.get(patches, (12, patches // 12))
 
 
 def _own_folder(folder: Path) -> Source:
     """A bundle of one member, or an epoch of a run."""
-    if (folder / "bundle.json").is_file():
-        description = read_checked(folder / "bundle.json", "Bundle")
+    if (folder / description.FILE).is_file():
+        found = description.read_description(folder)
         require(
-            len(description["members"]) == 1,
-            f"{folder} is an ensemble of {len(description['members'])}; start from one of its members' bundles.",
+            len(found.entries) == 1,
+            f"{folder} is an ensemble of {len(found.entries)}; start from one of its members' bundles.",
         )
-        entry = description["members"][0]
-        return _described(folder / Path(entry["file"]).name, {**entry, "labels": description["labels"]})
+        entry = found.entries[0]
+        values = {"model": entry.model, "front_end": entry.front_end, "labels": found.labels}
+        return _described(folder / entry.file, values, description.member_weights(folder, entry))
     require(
         (folder / checkpoint.MARKER).is_file(),
         f"model.init: {folder} is no bundle, no epoch of a run, and not in Hugging Face's format.",
     )
-    return _described(folder / "model.safetensors", checkpoint.read_state(folder)["identity"])
+    identity = checkpoint.read_state(folder).get("identity")
+    require(isinstance(identity, dict), f"model.init: {folder} was refused: it does not say what its weights mean.")
+    path = folder / "model.safetensors"
+    return _described(path, identity, require_plain(checkpoint.read_tensors(folder, "model"), str(path)))  # type: ignore[arg-type]
 
 
-def _described(path: Path, identity: dict[str, Any]) -> Source:
-    model, front_end = from_dict(ModelConfig, identity["model"]), from_dict(FrontEndConfig, identity["front_end"])
+def _described(path: Path, identity: dict[str, Any], weights: Weights) -> Source:
+    """Weights of which it is said what they mean: by a bundle or by a run."""
+    try:
+        labels = identity.get("labels")
+        description.require_labels(labels)
+        model = from_dict(ModelConfig, identity.get("model"))
+        front_end = from_dict(FrontEndConfig, identity.get("front_end"))
+    except UserError as error:
+        raise UserError(f"model.init: {path.parent} was refused: {error}") from None
     grid = patch_grid(model, front_end.num_mel_bins, front_end.target_frames)
-    return Source(str(path), _read(path), grid, tuple(identity["labels"]))
+    return Source(str(path), weights, grid, tuple(labels or ()))
 
 
 def _lone_file(model: AST, path: Path, weights: Weights) -> Source:
     """Our weights without their folder do not say their grid: they must have the model's own."""
     require("pos_embed" in weights, f"{path} holds no AST weights.")
-    have, want = weights["pos_embed"].shape[1] - model.prefix_tokens, model.grid[0] * model.grid[1]
+    have, want = _count(weights["pos_embed"], str(path)) - model.prefix_tokens, model.grid[0] * model.grid[1]
     require(
         have == want,
         f"{path} has {have} positions, the model {want}, and a file alone does not say of which grid: "
@@ -210,11 +232,12 @@ def _assign(model: AST, weights: Weights, name: str) -> None:
     ]
     extra = sorted(set(weights) - set(own))
     missing = sorted(key for key in set(own) - set(weights) if not key.startswith("head"))
-    infinite = sorted(key for key, value in weights.items() if not torch.isfinite(value).all())
+    infinite = sorted(key for key, value in weights.items() if not (value.isfinite().all() or wrong))
     found = {"other shapes": wrong, "unknown": extra, "missing": missing, "not finite": infinite}
     problems = "; ".join(f"{what}: {', '.join(items[:5])}" for what, items in found.items() if items)
     require(not problems, f"{name} does not fit the model. {problems}. Choose the backbone it was made with.")
-    model.load_state_dict(weights, strict=False)
+    fitting = {key: value.to(own[key].dtype) for key, value in weights.items()}
+    model.load_state_dict(fitting, strict=False, assign=model.pos_embed.is_meta)
 
 
 def _from_hub(backbone: str) -> Weights:
@@ -231,19 +254,39 @@ def _from_hub(backbone: str) -> Weights:
 
 def _read(path: Path) -> Weights:
     require(path.is_file(), f"model.init: {path} is no file. Give scratch, imagenet, or a .safetensors or .pth file.")
-    try:
-        weights = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # a hostile or damaged file can raise anything; none of it may pass
-        raise UserError(f"model.init: {path} was refused: {type(error).__name__}: {str(error)[:200]}") from error
-    weights = weights.get("model", weights)
-    if any(str(name).startswith("audio_spectrogram_transformer.") for name in weights):
+    weights: Any
+    if path.suffix == ".safetensors":
+        weights = load_tensors(path)
+    else:
+        _require_honest_zip(path)
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a hostile or damaged file can raise anything; none of it may pass
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"model.init: {path} was refused: {reason}") from error
+    if isinstance(weights, dict):
+        weights = weights.get("model", weights)
+    plain = require_plain(weights, f"model.init: {path}")
+    if any(name.startswith("audio_spectrogram_transformer.") for name in plain):
         raise UserError(f"model.init: {path} is in Hugging Face's format; give its folder, {path.parent}.")
-    require(
-        bool(weights) and all(isinstance(value, torch.Tensor) for value in weights.values()),
-        f"model.init: {path} is not a flat table of tensors.",
-    )
-    return dict(weights)
+    return plain
+
+
+def _require_honest_zip(path: Path) -> None:
+    """What `torch.save` writes is a zip file of names below one folder, nothing packed; another may unpack without end.
+
+    Raises:
+        UserError: it is a zip file that `torch.save` did not write.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise UserError(f"model.init: {path} was refused: {error}") from None
+    out = [entry.filename for entry in entries if entry.filename.startswith("/") or ".." in entry.filename.split("/")]
+    require(not out, f"model.init: {path} was refused: it names files outside itself, {out[:1]!a}.")
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    whole = sum(entry.file_size for entry in entries) <= path.stat().st_size
+    require(whole and not packed, f"model.init: {path} was refused: it would unpack to more than its size.")

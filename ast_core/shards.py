@@ -50,7 +50,9 @@ class Row:
     """Raw log-mel, float16 [T, M], padded with 0."""
 
 
-def write_part(path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames: int, bins: int) -> dict[str, Any]:
+def write_part(
+    path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames: int, bins: int, at_most: int = 0
+) -> dict[str, Any]:
     """Commit one part; its rows are taken eight at a time, so memory does not grow with them.
 
     Args:
@@ -59,6 +61,7 @@ def write_part(path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames
         metadata: front end and labels, kept in the schema so that the file explains itself.
         frames: T.
         bins: M.
+        at_most: rows that there may be: without room for them nothing is begun.
 
     Returns:
         Its rows, sha256, bytes, and over all values their sum, sum of squares (float64) and count.
@@ -69,7 +72,7 @@ def write_part(path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames
     count, total, squares = 0, 0.0, 0.0
     left = iter(rows)
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with committed(path) as beside:
+    with committed(path, at_most * frames * bins * 2) as beside:
         with pq.ParquetWriter(beside, schema, **options) as writer:
             while group := list(islice(left, ROW_GROUP)):
                 writer.write_table(_table(group, schema), row_group_size=ROW_GROUP)

@@ -16,7 +16,7 @@ from ast_core import checkpoint
 from ast_core.config import Job, require
 from ast_core.files import committed, digest, remove_stumps
 from ast_core.model import AST
-from ast_core.pretrained import initialise
+from ast_core.pretrained import initialise, load_exactly
 from ast_core.shards import ShardReader
 
 LOG = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
         return
     stored = checkpoint.read_state(chosen[0])
     require_same_run(stored["identity"], identity, job)
-    state.model.load_state_dict(checkpoint.read_tensors(chosen[0], "model"))
+    load_exactly(state.model, checkpoint.read_tensors(chosen[0], "model"), str(chosen[0]))
     if state.moving:
         stored_average = checkpoint.read_tensors(chosen[0], "ema")
         state.moving = {name: value.to(state.device) for name, value in stored_average.items()}

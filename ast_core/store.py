@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from ast_core.disk import not_written, require_room
 from ast_core.errors import UserError
 
 NOTE = ".store.json"
@@ -86,8 +87,13 @@ class Store:
                 "to go on with what is there, copy it to the store first (such as with aws s3 sync)."
             )
         beside = self.root / f"{NOTE}.{os.getpid()}"
-        beside.write_text(json.dumps({"uri": self.uri}) + "\n", encoding="utf-8")
-        beside.replace(note)
+        try:
+            beside.write_text(json.dumps({"uri": self.uri}) + "\n", encoding="utf-8")
+            beside.replace(note)
+        except OSError as error:
+            raise not_written(note, error, 0, 0) from error
+        finally:
+            beside.unlink(missing_ok=True)
 
     def push(self, path: Path, source: Path) -> Stored:
         """Upload a file's bytes as `path` of the working copy; the store shows it whole or not at all.
@@ -101,15 +107,27 @@ class Store:
         key, filesystem = self.key(path), self.filesystem
         with self._told(path, "written"):
             if filesystem.type_name in FOLDERS:
-                filesystem.create_dir(key.rpartition("/")[0], recursive=True)
-                _write(source, f"{key}.{os.getpid()}", filesystem)
-                filesystem.move(f"{key}.{os.getpid()}", key)
+                self._move_in(source, key)
             else:
                 _write(source, key, filesystem)
             stored = _stored(filesystem.get_file_info(key))
             if stored.size != source.stat().st_size:
                 raise OSError(f"{stored.size} bytes arrived of {source.stat().st_size}")
         return stored
+
+    def _move_in(self, source: Path, key: str) -> None:
+        """Write beside and move, in file systems that show a file while it is written."""
+        filesystem, beside = self.filesystem, f"{key}.{os.getpid()}"
+        if filesystem.type_name == "local":
+            require_room(Path(key), source.stat().st_size)
+        try:
+            filesystem.create_dir(key.rpartition("/")[0], recursive=True)
+            _write(source, beside, filesystem)
+            filesystem.move(beside, key)
+        except OSError:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(beside)
+            raise
 
     def fetch(self, path: Path, to: Path) -> None:
         """Download the bytes of `path` to a file that is there. UserError if the store does not give it."""

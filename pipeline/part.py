@@ -141,8 +141,8 @@ def write(part: Part) -> list[dict[str, str]]:
     key = part.key()
     try:
         remove(part.marker)
-        rows = _rows(part, config, rejects)
-        written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins)
+        rows, files = _rows(part, config, rejects), sum(bool(clip.path) for clip in part.clips)
+        written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins, files)
         key = key if key == part.key() else ""
         write_checked(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:

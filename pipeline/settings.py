@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from ast_core.config import (
     require,
     to_dict,
 )
+from ast_core.disk import FULL
 from ast_core.errors import ClipError, UserError
 from pipeline import termination
 from pipeline.recipe_file import as_flags, last_value, nested, recipe_flags
@@ -249,9 +252,22 @@ def run_stage(stage: Callable[[], Any]) -> None:
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(_full(error))}")
+        sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command again goes on from here.")
         sys.exit(termination.EXIT_CODE if termination.asked() else 130)
+
+
+def _full(error: OSError) -> str:
+    """A full disk that something else than our own files met: Ray's or MLflow's, or a lock's."""
+    where = error.filename or "a file of this run, Ray or MLflow"
+    free = {folder: shutil.disk_usage(folder).free for folder in (tempfile.gettempdir(), str(Path.cwd()))}
+    known = ", ".join(f"{count} bytes are free in {folder}" for folder, count in free.items())
+    return f"{where} could not be written: {error.strerror}; {known}. Free space and run the same command again."
 
 
 def section_values(settings: Common, kind: type[SettingsT]) -> SettingsT:
