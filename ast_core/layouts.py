@@ -10,7 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ast_core.errors import UserError
-from ast_core.listing import AUDIO_SUFFIXES, Clip, Manifest, Problems, Tree, is_audio, lines_of, shorten
+from ast_core.listing import (
+    AUDIO_SUFFIXES,
+    Clip,
+    Manifest,
+    Problems,
+    Tree,
+    is_audio,
+    lines_of,
+    require_printable,
+    shorten,
+)
 
 AUDIOSET_SPLITS = ("balanced_train", "unbalanced_train", "eval")
 SPLIT_FOLDERS = {
@@ -34,39 +44,50 @@ def hashed_split(key: str) -> str:
 
 
 def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells by column of each row of a CSV file with a header.
+    """Number of the first line, and cells by column, of each row of a CSV file with a header.
+
+    A column that is missing or there twice is a problem, too, and there are no rows then.
 
     Raises:
-        UserError: the file or a column is missing.
+        UserError: the file is missing.
     """
+    rows = _csv_cells(path, problems)
+    number, header = next(rows, (None, []))
+    if not _has_columns(path, number, [name.strip() for name in header], columns, problems):
+        return
+    header = [name.strip() for name in header]
+    for number, row in rows:
+        if len(row) == len(header):
+            yield number, dict(zip(header, row, strict=True))
+        else:
+            problems.add(path, number, f"{len(row)} cells where the header has {len(header)}")
+
+
+def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, with the number of their first line: a quote that is never closed begins there."""
     reader = csv.reader((text + "\n" for _, text in lines_of(path, problems)), skipinitialspace=True)
-    header: list[str] | None = None
     while True:
+        number = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
-            problems.add(path, reader.line_num, f"not a CSV row ({error})")
+            problems.add(path, number, f"not a CSV row ({error})")
             continue
-        if not row:
-            continue
-        if header is None:
-            header = [name.strip() for name in row]
-            _require_columns(path, header, columns)
-        elif len(row) != len(header):
-            problems.add(path, reader.line_num, f"{len(row)} cells where the header has {len(header)}")
-        else:
-            yield reader.line_num, dict(zip(header, row, strict=True))
-    if header is None:
-        _require_columns(path, [], columns)
+        if row:
+            yield number, row
 
 
-def _require_columns(path: Path, header: list[str], columns: Iterable[str]) -> None:
+def _has_columns(path: Path, number: int | None, header: list[str], columns: Iterable[str], problems: Problems) -> bool:
     missing = [name for name in columns if name not in header]
     if missing:
         found = shorten(", ".join(header))
-        raise UserError(f"{path} has no column {', '.join(missing)} in its first row; its columns are {found}.")
+        problems.add(path, number, f"no column {', '.join(missing)} in its first row; its columns are {found}")
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        problems.add(path, number, f"the column {shorten(min(twice))} is there twice")
+    return not (missing or twice)
 
 
 def load_audioset(source: Path, problems: Problems) -> Manifest:
@@ -76,8 +97,7 @@ def load_audioset(source: Path, problems: Problems) -> Manifest:
     The audio is searched in `audio/` and in folders named as the splits, by the names ID, YID, ID_START and YID_START
     (START in seconds or milliseconds) with any audio suffix.
     """
-    label_rows = csv_rows(source / "class_labels_indices.csv", ("mid", "display_name"), problems)
-    names = {row["mid"]: row["display_name"] for _, row in label_rows}
+    names = _audioset_labels(source / "class_labels_indices.csv", problems)
     lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
     if not any(path.is_file() for path in lists.values()):
         raise UserError(f"{source} has none of {', '.join(path.name for path in lists.values())}.")
@@ -99,6 +119,23 @@ def load_audioset(source: Path, problems: Problems) -> Manifest:
             ids.add(clip.clip_id)
             clips.append(clip)
     return _with_used_labels(clips, list(names.values()))
+
+
+def _audioset_labels(path: Path, problems: Problems) -> dict[str, str]:
+    """Display name by machine id."""
+    names: dict[str, str] = {}
+    shown: set[str] = set()
+    for number, row in csv_rows(path, ("mid", "display_name"), problems):
+        mid, name = row["mid"], row["display_name"]
+        try:
+            require_printable("label", name)
+            if mid in names or name in shown:
+                raise ValueError(f"the label {shorten(mid)}, {shorten(name)} is there twice")
+        except ValueError as error:
+            problems.add(path, number, str(error))
+        names[mid] = name
+        shown.add(name)
+    return names
 
 
 def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: Tree) -> Clip:
@@ -149,15 +186,20 @@ def load_esc50(source: Path, problems: Problems) -> Manifest:
     """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
     path = source / "meta" / "esc50.csv"
     tree = Tree(source)
-    rows, categories, seen = [], dict[int, str](), set[str]()
+    rows, categories, targets, seen = [], dict[int, str](), dict[str, int](), set[str]()
     for number, row in csv_rows(path, ("filename", "fold", "target", "category"), problems):
         name = row["filename"]
         try:
             if not (row["fold"].isdecimal() and row["target"].isdecimal()):
                 raise ValueError(f"fold {shorten(row['fold'])} or target {shorten(row['target'])} is not a number")
             target = int(row["target"])
-            if categories.setdefault(target, row["category"]) != row["category"]:
-                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(row['category'])}")
+            category = row["category"]
+            if categories.setdefault(target, category) != category:
+                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(category)}")
+            if targets.setdefault(category, target) != target:
+                raise ValueError(f"the category {shorten(category)} is target {targets[category]} and {target}")
+            require_printable("category", category)
+            require_printable("file name", name)
             if name in seen or "/" in name:
                 raise ValueError(f"the file name {shorten(name)} is listed twice or has a '/'")
             rows.append((name, tree.find(f"audio/{name}"), target, f"fold{int(row['fold'])}"))
@@ -220,6 +262,7 @@ def _class_files(tree: Tree, root: str, problems: Problems) -> Iterator[tuple[st
     for name in tree.folders(root):
         for path in tree.audio(os.path.join(root, name), problems):
             try:
+                require_printable("name", os.path.relpath(path, root))
                 yield os.path.relpath(path, root), tree.find(path)
             except ValueError as error:
                 problems.add(path, None, str(error))

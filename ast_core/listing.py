@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ast_core.errors import UserError
 
@@ -14,7 +15,12 @@ AUDIO_SUFFIXES = (*_DECODED, ".m4a", ".mp4", ".webm")
 """File types taken for audio, most wanted first; the last three cannot be decoded: they are listed to be rejected."""
 SHOWN = 20
 """Problems shown in full before the rest is only counted."""
+LONGEST_LINE = 1 << 20
+"""Bytes of a list's line; AudioSet's have some hundred."""
+LONGEST_PATH = 4096
+"""Characters; what Linux takes for a path."""
 _FILE, _LINK, _FOLDER = 0, 1, 2
+_NO_NAMES = {"", ".", ".."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class Problems:
         """Note one problem; `row` counts a file's lines from 1, None for the file as a whole."""
         self._count += 1
         if len(self._shown) < SHOWN:
-            self._shown.append(f"  {file}" + (f", row {row}" if row is not None else "") + f": {reason}")
+            name = str(file) if str(file).isprintable() else ascii(str(file))  # a terminal takes no half characters
+            self._shown.append(f"  {name}" + (f", row {row}" if row is not None else "") + f": {reason}")
 
     def check(self) -> None:
         """Raise `UserError` with the first problems and their number, if there are any."""
@@ -70,24 +77,44 @@ def shorten(text: str, width: int = 80) -> str:
     return ascii(text if len(text) <= width else text[:width] + "...")
 
 
+def require_printable(what: str, text: str) -> None:
+    """ValueError if a name has line ends, NUL, bytes that are no UTF-8 or the like: tables and pages show it later."""
+    if not text.isprintable():
+        raise ValueError(f"the {what} {shorten(text)} has characters that cannot be printed")
+
+
 def lines_of(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Number and text (no line end, no byte-order mark) of a UTF-8 file's lines; a bad one is noted and comes as "".
 
     Raises:
-        UserError: the file cannot be opened.
+        UserError: the file cannot be opened, or is a pipe or device, which might never end.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: it is no ordinary file.")
     try:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     with file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(_bounded_lines(file), 1):
+            text = ""
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if len(raw) > LONGEST_LINE:
+                    problems.add(path, number, f"longer than {LONGEST_LINE} bytes")
+                else:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 problems.add(path, number, f"not UTF-8 (byte {error.start}); save the file as UTF-8")
-                text = ""
             yield number, text.rstrip("\r\n")
+
+
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines; of one that is too long, its beginning: it may be all there is of a file larger than the memory."""
+    while raw := file.readline(LONGEST_LINE + 1):
+        rest = raw
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE + 1)
+        yield raw
 
 
 class Tree:
@@ -99,6 +126,7 @@ class Tree:
         self._real_prefix = self.root.rstrip("/") + "/"
         self._prefixes = (self._real_prefix, os.path.abspath(root).rstrip("/") + "/")
         self._folders: dict[str, dict[str, int]] = {}
+        self._places: dict[str, tuple[str, dict[str, int]]] = {}
 
     def find(self, given: str) -> str:
         """Absolute path of a file given relative to the root (or absolute, below it); "" where there is none.
@@ -106,24 +134,45 @@ class Tree:
         Raises:
             ValueError: the path is malformed or leaves the root, by itself or by a link. The text says why.
         """
-        if not given or "\0" in given:
-            raise ValueError("the path is empty or has a NUL character")
-        if ".." in given.split("/"):
-            raise ValueError(f"the path {shorten(given)} has '..' in it; give paths inside {self.root}")
-        path = os.path.normpath(os.path.join(self.root, given))
-        if not path.startswith(self._prefixes):
-            raise ValueError(f"the path {shorten(given)} is outside {self.root}")
-        folder, name = os.path.split(path)
-        kind = self.entries(folder).get(name)
+        name = given.rpartition("/")[2]
+        before = given[: len(given) - len(name)]
+        place = self._places.get(before)
+        if place is None:
+            place = self._places[before] = self._place(given, before)
+        folder, entries = place
+        if name in _NO_NAMES or "\0" in name or len(given) > LONGEST_PATH:
+            raise ValueError(f"the path {shorten(given)} names no file")
+        kind = entries.get(name)
+        if kind is None:
+            return ""
+        path = folder + name
         if kind == _LINK:
             self._require_inside(path)
-        return "" if kind is None else path
+        return path
+
+    def _place(self, given: str, before: str) -> tuple[str, dict[str, int]]:
+        """Absolute folder, with a '/' at its end, and entries of what stands before a file's name."""
+        if "\0" in before or len(before) > LONGEST_PATH:
+            raise ValueError(f"the path {shorten(given)} names no file")
+        if ".." in before.split("/"):
+            raise ValueError(f"the path {shorten(given)} has '..' in it; give paths inside {self.root}")
+        folder = os.path.normpath(os.path.join(self.root, before))
+        if not f"{folder}/".startswith(self._prefixes):
+            raise ValueError(f"the path {shorten(given)} is outside {self.root}")
+        self.entries(self.root)
+        return folder.rstrip("/") + "/", self.entries(folder)
 
     def entries(self, folder: str) -> dict[str, int]:
         """Names in a folder and their kinds; empty where there is no such folder. ValueError as for `find`."""
         known = self._folders.get(folder)
         if known is None:
-            if folder != self.root:
+            parent, _, name = folder.rpartition("/")
+            beside = self._folders.get(
+                parent
+            )  # a folder a clip: what its parent shows saves most of the system's calls
+            if beside is not None and name not in beside:
+                return {}
+            if folder != self.root and (beside is None or beside[name] == _LINK):
                 self._require_inside(folder)
             try:
                 with os.scandir(folder) as found:

@@ -43,7 +43,7 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
     if not source.exists():
         raise UserError(f"The data set {source} does not exist. Give data.source an existing folder or manifest file.")
     chosen = detect_layout(source) if layout == "auto" else layout
-    if source.is_dir() == (chosen == "manifest"):
+    if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
     problems = Problems()
     manifest = _LOADERS[chosen](source, problems)
