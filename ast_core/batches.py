@@ -56,7 +56,7 @@ def read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarray
     partners = np.where(draws.lambda_B < 1, draws.partner_B, own)
     rows = torch.from_numpy(train.read(np.concatenate([own, partners[draws.mixed_K]])))
     labels = torch.from_numpy(train.targets_NC)
-    labels_BC = augment.mix_labels(labels[own], labels[partners], torch.from_numpy(draws.lambda_B))
+    labels_BC = augment.mix_labels(labels[own].float(), labels[partners].float(), torch.from_numpy(draws.lambda_B))
     num_frames_B = torch.from_numpy(np.maximum(train.num_frames_N[own], train.num_frames_N[partners]))
     grid = patch_grid(job.model, front.num_mel_bins, front.target_frames)
     kept = augment.patchout(job.augment, job.seed, epoch, positions, grid)

@@ -175,7 +175,7 @@ class ShardReader:
         self._offset_N = np.zeros(sum(rows), np.int64)
         self.clip_ids: list[str] = []
         self.num_frames_N = np.zeros(sum(rows), np.int32)
-        self.labels_NC = np.zeros((sum(rows), len(self.index.labels)), np.float32)
+        self.labels_NC = np.zeros((sum(rows), len(self.index.labels)), np.uint8)  # every rank has AudioSet's 10^9
         self._crc32_N = np.zeros(sum(rows), np.uint32)
         for path, count in zip(self._paths, rows, strict=True):
             with _damage_named(path):
@@ -197,7 +197,7 @@ class ShardReader:
         self.num_frames_N[place] = table["num_frames"]
         self._crc32_N[place] = table["crc32"]
         for row, labels in enumerate(table["labels"], place.start):
-            self.labels_NC[row, labels] = 1.0
+            self.labels_NC[row, labels] = 1
         self.clip_ids += table["clip_id"]
         self._files.append(np.memmap(path, np.uint8, "r"))
 

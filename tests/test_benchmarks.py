@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OVER_RAY = {"ray_train", "cold_start"}
-"""Half a minute each to start Ray, for stages that `tests/pipeline` runs anyhow."""
+OVER_RAY = {"ray_train", "cold_start", "load_clips", "load_serving"}
+"""Half a minute each to start Ray or a server, for what other tests run: `tests/pipeline` and `test_load.py`."""
 NAMES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - OVER_RAY)
 FIGURE = {"parity": "difference from torchaudio"}
 

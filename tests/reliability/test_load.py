@@ -1,0 +1,68 @@
+"""Many clips need no more memory than few; many clients at once get the answers that one would. By the benchmarks."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import load_clips
+import load_serving
+import numpy as np
+import pytest
+
+from ast_core.order import clip_weights
+
+FLAT = 1.25
+"""Times as much memory as before that counts as no more."""
+
+
+@pytest.mark.timeout(3600)
+def test_ten_times_the_clips_need_no_more_memory(ray_session: None, tmp_path: Path, many, measured) -> None:
+    loads = []
+    for clips in (many(60, 2_000), many(600, 20_000)):
+        folder = tmp_path / str(clips)
+        broken = load_clips.make_clips(folder / "audio", clips)
+        loads.append(load_clips.prepare_clips(folder / "audio", folder / "run", clips, broken))
+        if clips != 60:  # half a minute to start, for an epoch of one step
+            loads.append(load_clips.train_on_clips(folder / "run"))
+    few, *others = [load for load in loads if load.stage == "prepare"]
+    for load in loads:
+        measured(
+            "Load", stage=load.stage, clips=load.clips, clips_per_s=load.clips / load.seconds,
+            driver_mb=load.peak.driver, heaviest_worker_mb=load.peak.worker, all_processes_mb=load.peak.tree,
+            shared_mb=load.peak.shared, object_store_mb=load.peak.objects,
+        )  # fmt: skip
+        assert load.objects_left_mb < 1
+    for before, load in zip([few], others, strict=True):
+        times = load_clips.growth(before, load)
+        measured("Load", stage=load.stage, **{f"{name}_times": value for name, value in times.items()})
+        assert max(times.values()) < FLAT
+
+
+@pytest.mark.timeout(60)
+def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> None:
+    labels_NC = np.zeros((200_000, 527), np.uint8)
+    labels_NC[np.arange(len(labels_NC)), np.arange(len(labels_NC)) % 527] = 1
+    tracemalloc.start()
+    weight_N = clip_weights(labels_NC)
+    peak_mb = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    measured("Load", weighted_clips=len(labels_NC), mb_for_it=peak_mb, mb_of_labels=labels_NC.nbytes / 2**20)
+    assert len(weight_N) == len(labels_NC)
+    assert peak_mb < labels_NC.nbytes / 2**20
+
+
+@pytest.mark.timeout(900)
+def test_parallel_clients_get_the_bundles_own_answers(tmp_path: Path, many, measured, fault_seed: int) -> None:
+    seconds = many(8, 300)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    asked = load_serving.questions(load_serving.registered(tmp_path / "bundle", store), fault_seed)
+    with load_serving.served(store, tmp_path) as (port, server):
+        seen = load_serving.ask(port, server, asked, load_serving.CLIENTS, seconds)
+    figures = load_serving.figures(seen, seconds)
+    measured("Load", clients=load_serving.CLIENTS, seconds=seconds, **figures)
+    assert seen.errors == []
+    assert figures["requests"] > load_serving.CLIENTS
+    assert seen.refused > 0
+    assert figures["server_mb_at_last"] < FLAT * figures["server_mb_warm"]
+    assert figures["files_after"] <= figures["files_before"] + 2
