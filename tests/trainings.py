@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ TIMES = {"seconds", "clips_per_s"}
 """Columns of the curve that no two runs share."""
 
 
-def trained(folder: Path, run: str) -> Path:
+WORKER = "ray::RayTrainWorker"
+"""Title of a rank's process."""
+
+
+def trained(folder: Path, run: str, *more: str) -> Path:
     """Train the member in this process to its last epoch."""
-    return train(parse(TrainSettings, "", training_flags(folder, run, EPOCHS)))
+    return train(parse(TrainSettings, "", [*training_flags(folder, run, EPOCHS), *more]))
 
 
 def outcome(member: Path) -> dict[str, Any]:
@@ -58,6 +62,15 @@ def ranks_of(member: Path) -> dict[int, psutil.Process]:
     for rank, words in preemption.workers(member).items():
         with contextlib.suppress(psutil.NoSuchProcess):
             found[rank] = psutil.Process(int(words.split()[1]))
+    return found
+
+
+def titled(title: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
+    """Processes whose title begins so; of this one's descendants, where not said otherwise."""
+    found = []
+    for process in psutil.Process().children(recursive=True) if among is None else among:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [process] if " ".join(process.cmdline()).startswith(title) else []
     return found
 
 

@@ -5,7 +5,6 @@ Each time one rank is stopped before, and so outlives all that could end it; it 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ import psutil
 import pytest
 from launches import ROOT, of_session, training_flags
 from mlflow import MlflowClient
-from trainings import EPOCHS, epochs_of, outcome, rows_of, trained, wait
+from trainings import EPOCHS, WORKER, epochs_of, outcome, rows_of, titled, trained, wait
 
 from ast_core import fence
 
@@ -50,7 +49,7 @@ def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psut
         wait(lambda: epochs_of(member) >= epochs or driver.poll() is not None, f"epoch {epochs}")
         assert driver.poll() is None, (folder / f"{run}.log").read_text()
         time.sleep(rng.uniform(0, 0.3))
-        sleeper = rng.choice([own for own in of_session(driver.pid) if _title(own).startswith("ray::RayTrainWorker")])
+        sleeper = rng.choice(titled(WORKER, of_session(driver.pid)))
         sleeper.send_signal(signal.SIGSTOP)
         wait(lambda: sleeper.status() == psutil.STATUS_STOPPED, "the stop")
     finally:
@@ -60,12 +59,6 @@ def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psut
                 process.kill()
         driver.wait()
     return sleeper
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def damage(member: Path, how: Callable[[Path], None]) -> int:

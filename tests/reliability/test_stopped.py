@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import beside, epochs_of, outcome, ranks_of, trained, wait
+from trainings import beside, epochs_of, outcome, ranks_of, titled, trained, wait
 
 from pipeline import scoring, watched_pool
 from pipeline.evaluate import evaluate
@@ -87,7 +87,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
 
     def victim() -> psutil.Process | None:
         """The scorer, once it has scored for a while."""
-        scorers = [own for own in psutil.Process().children(recursive=True) if _title(own).startswith(SCORER)]
+        scorers = titled(SCORER)
         began.extend([time.monotonic()] if scorers else [])
         return scorers[0] if scorers and time.monotonic() > began[0] + 2 * watched_pool.LOOK_EVERY_S else None
 
@@ -98,12 +98,6 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
     again = evaluate(parse(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
     assert again == results
     measured("R20", stopped="a scorer", named_s=stopper.named_s, gone_s=stopper.gone_s)
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def _copy(run: Path) -> Path:
