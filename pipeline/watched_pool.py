@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -21,7 +21,7 @@ HEALTH = "health"
 """Concurrency group of an actor's method `who`, which answers beside its work: `process 12 on NODE`."""
 
 
-def answers(actors: Sequence[Any], ask: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+def answers(actors: list[Any], ask: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
     """What the actors give for tasks, in the order in which it is there.
 
     Args:
@@ -55,7 +55,7 @@ class _Silence:
         actors: to ask.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
         self._asked = [(_who(actor), time.monotonic()) for actor in actors]
         self._known = [""] * len(actors)
