@@ -72,9 +72,11 @@ def take_over(root: Path) -> str:
     return fence.generation
 
 
-def shut_out(root: Path) -> None:
-    """Let nobody who entered write under a folder any more; what they had half written goes."""
+def shut_out(root: Path, but: str = "") -> None:
+    """Let nobody who entered write under a folder any more, but this generation; what they had half written goes."""
     for folder in root.glob(f"{PREFIX}*"):
+        if folder.name == f"{PREFIX}{but}":
+            continue
         gone = folder.with_name(f"{PREFIX}{uuid.uuid4().hex}-gone")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)  # first: a writer that is awake can then add nothing to it
@@ -89,8 +91,9 @@ def enter(root: Path, generation: str) -> None:
     """
     fence = Fence(root, generation)
     if store_of(root) is not None:
-        fence.check_store()
-        fence.folder.mkdir(exist_ok=True)  # whoever took over may have done so on another node
+        fence.check_store()  # whoever took over may have done so on another node
+        shut_out(root, generation)
+        fence.folder.mkdir(exist_ok=True)
     fence.check()
     _entered[root] = fence
 

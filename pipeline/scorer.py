@@ -43,7 +43,7 @@ class Scorer:
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[Place, Predictor] | None = None
 
-    @ray.method(concurrency_group="health")  # type: ignore[untyped-decorator]
+    @ray.method(concurrency_group="health", max_task_retries=0)
     def who(self) -> str:
         """Which process this is, also while it scores."""
         return f"process {os.getpid()} on {os.uname().nodename}"

@@ -158,7 +158,8 @@ def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
     resources, gpu = ray.cluster_resources(), cluster.uses_gpu()
     room = int(resources.get("GPU" if gpu else "CPU", 1))
     workers = max(1, min(cluster.worker_count(settings.workers), room, most))
-    actor = ray.remote(concurrency_groups={HEALTH: 1})(Scorer).options(
+    kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # not in Ray's types
+    actor = kind.options(
         num_cpus=1,
         num_gpus=1 if gpu else 0,
         max_restarts=2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -18,10 +18,11 @@ SILENCE_S = 30.0
 START_S = 1800.0
 """For its first answer: it may have to bring shards from a store before."""
 HEALTH = "health"
-"""Concurrency group of an actor's method `who`, which answers beside its work: `process 12 on NODE`."""
+"""Concurrency group of an actor's method `who`, which answers beside its work: `process 12 on NODE`. It is to have no
+retries: it is asked of a process, not of its successor."""
 
 
-def answers(actors: Sequence[Any], ask: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+def answers(actors: list[Any], ask: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
     """What the actors give for tasks, in the order in which it is there.
 
     Args:
@@ -55,9 +56,9 @@ class _Silence:
         actors: to ask.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
-        self._asked = [(_who(actor), time.monotonic()) for actor in actors]
+        self._asked = [(actor.who.remote(), time.monotonic()) for actor in actors]
         self._known = [""] * len(actors)
 
     def end(self) -> None:
@@ -81,11 +82,7 @@ class _Silence:
                 self._ask(number)
 
     def _ask(self, number: int) -> None:
-        self._asked[number] = (_who(self._actors[number]), time.monotonic())
-
-
-def _who(actor: Any) -> Any:
-    return actor.who.options(max_task_retries=0).remote()  # asked of this very process, not of its restart
+        self._asked[number] = (self._actors[number].who.remote(), time.monotonic())
 
 
 def _answer(answer: Any) -> str:

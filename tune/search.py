@@ -177,6 +177,8 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
     side_by_side = max(1, slots // workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
+    # Ray Tune's answer to Ctrl-C is to return as if all were done: trials of ASHA would count as ended by it.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     return Tuner(
         # Every CPU is for the workers; Ray Tune takes no trial that asks for nothing at all.
         ray.tune.with_resources(run_trial, {"memory": 2**20}),

@@ -13,14 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import beside, epochs_of, outcome, ranks_of, trained, wait
+from trainings import beside, epochs_of, outcome, ranks_of, titled, trained, wait
 
-from pipeline import scoring, watched_pool
+from pipeline import cluster, scoring, watched_pool
 from pipeline.evaluate import evaluate
 from pipeline.settings import EvaluateSettings, parse
 
 CLIPS = 6000
 SCORER = "ray::Scorer.score"
+HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 class Stopper:
@@ -61,7 +62,11 @@ def said_to(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.timeout(400)
-def test_a_stopped_rank_is_named_and_replaced(folder: Path, whole: Path, fault_seed, measured) -> None:
+def test_a_stopped_rank_is_named_and_replaced(
+    folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
+) -> None:
+    patience_s = many(10, int(cluster.TRAIN[HEALTH_CHECK]))
+    monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
 
     def victim() -> psutil.Process | None:
@@ -73,11 +78,13 @@ def test_a_stopped_rank_is_named_and_replaced(folder: Path, whole: Path, fault_s
     assert f"rank {rank} (process" in stopper.name
     assert "Starting again from the checkpoint" in stopper.name
     assert outcome(member) == outcome(whole)
-    measured("R20", stopped_rank=rank, named_s=stopper.named_s, gone_s=stopper.gone_s)
+    measured("R20", stopped_rank=rank, patience_s=patience_s, named_s=stopper.named_s, gone_s=stopper.gone_s)
 
 
 @pytest.mark.timeout(300)
-def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_session, monkeypatch, measured) -> None:
+def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_session, many, measured, monkeypatch) -> None:
+    patience_s = many(10, int(watched_pool.SILENCE_S))
+    monkeypatch.setattr(watched_pool, "SILENCE_S", patience_s)
     run = trained_bundle.parents[1]
     write_shards(run / "shards", {"test": CLIPS})
     flags = ["--recipe", "esc50_small", "--run-dir", str(run), "--data.test-split", "test", "--workers", "1"]
@@ -87,7 +94,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
 
     def victim() -> psutil.Process | None:
         """The scorer, once it has scored for a while."""
-        scorers = [own for own in psutil.Process().children(recursive=True) if _title(own).startswith(SCORER)]
+        scorers = titled(SCORER)
         began.extend([time.monotonic()] if scorers else [])
         return scorers[0] if scorers and time.monotonic() > began[0] + 2 * watched_pool.LOOK_EVERY_S else None
 
@@ -97,13 +104,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
     assert "is stopped" in stopper.name
     again = evaluate(parse(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
     assert again == results
-    measured("R20", stopped="a scorer", named_s=stopper.named_s, gone_s=stopper.gone_s)
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
+    measured("R20", stopped="a scorer", patience_s=patience_s, named_s=stopper.named_s, gone_s=stopper.gone_s)
 
 
 def _copy(run: Path) -> Path:

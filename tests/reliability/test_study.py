@@ -40,7 +40,7 @@ def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals)
 
 @pytest.mark.timeout(600)
 def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
-    tmp_path: Path, searched: Path, ray_session, measured
+    tmp_path: Path, searched: Path, ray_session, many, measured
 ) -> None:
     folder, trials = new_study(tmp_path), trials_of(tmp_path)
 
@@ -55,8 +55,10 @@ def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
     def second_trains() -> bool:
         return any(not (path.parents[2] / "trial.json").exists() for path in trials.glob("*/*/members/*/metrics.jsonl"))
 
-    code, gone_s = interrupted(folder, second_trains, signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM, (folder / "driver.log").read_text()
+    gone_s = 0.0
+    for _ in range(many(0, 1)):
+        code, gone_s = interrupted(folder, second_trains, signal.SIGTERM)
+        assert code == 128 + signal.SIGTERM, (folder / "driver.log").read_text()
     after_end = done()
     assert after_kill.items() <= after_end.items()
     assert len(after_end) < 3
@@ -68,7 +70,7 @@ def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
     assert (folder / "best.toml").read_bytes() == (searched / "best.toml").read_bytes()
     for path in done():
         assert _outcome(path) == _outcome(trials_of(searched) / path.relative_to(trials))
-    measured("R24", launches=3, trials=3, kept_after_the_kill=len(after_kill), gone_after_sigterm_s=gone_s)
+    measured("R24", launches=2 + many(0, 1), trials=3, kept_after_the_kill=len(after_kill), gone_after_sigterm_s=gone_s)
 
 
 def _outcome(result: Path) -> Any:

@@ -29,6 +29,7 @@ from prepared import write_shards
 from ast_core import checkpoint, fence, files
 from ast_core.errors import UserError
 from ast_core.files import sha256_of
+from ast_core.store import Store
 from pipeline import launch
 from pipeline.calibrate import calibrate
 from pipeline.combine import combine
@@ -126,6 +127,25 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
     assert refused == len(instants)
     assert stumps
     measured("R19", stale_writers=len(instants), inside_a_commit=stumps, refused=refused)
+
+
+@pytest.mark.timeout(120)
+def test_a_writer_on_another_node_is_told_by_the_store(tmp_path: Path, measured) -> None:
+    uri = f"file://{tmp_path / 'stored'}"
+    for node in ("a", "b"):
+        Store(tmp_path / node, uri).attach()
+    member = tmp_path / "a" / "members" / "seed-0"
+    stale, told = _writer(member, 0, "")
+    _wait((member / "checkpoints" / "step-00000003" / checkpoint.MARKER).exists, stale)
+
+    generation = fence.take_over(tmp_path / "b" / "members" / "seed-0")
+    assert told.poll(60), "the writer goes on"
+    assert "was taken over by another launch" in told.recv()
+    stale.join(60)
+    assert (tmp_path / "stored" / "members" / "seed-0" / fence.NOTE).read_text() == generation
+    with pytest.raises(UserError, match="was taken over"):
+        fence.enter(member, member.name)  # one that starts too late
+    measured("R19", writers_told_by_the_store=1)
 
 
 def _writer(member: Path, first: int, point: str) -> tuple[ForkProcess, Connection]:

@@ -6,12 +6,13 @@ import random
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from trainings import EPOCHS, beside, epochs_of, outcome, ranks_of, trained, wait
+from trainings import EPOCHS, WORKER, beside, epochs_of, outcome, ranks_of, titled, trained, wait
 
 from ast_core import fence
 
-KINDS = ("rank 0", "rank 1", "both", "rank 0 inside a commit")
+KINDS = ("rank 0", "rank 1 and one that starts", "both", "rank 0 inside a commit")
 
 
 class Killer:
@@ -26,7 +27,7 @@ class Killer:
     def __init__(self, member: Path, kinds: list[str], rng: random.Random) -> None:
         self.member, self.kinds, self.rng = member, kinds, rng
         self.recoveries_s: list[float] = []
-        self.inside = 0
+        self.inside = self.forming = 0
 
     def __call__(self) -> None:
         """In a thread of its own."""
@@ -49,15 +50,27 @@ class Killer:
             victim.kill()
         for victim in victims:
             wait(lambda victim=victim: not victim.is_running(), "the end of a killed worker")
+        if kind.endswith("starts"):
+            self._kill_one_that_starts({rank.pid for rank in ranks.values()})
         self.inside += any(self.member.glob(f"{fence.PREFIX}*/*"))
         return [victim.pid for victim in victims]
+
+    def _kill_one_that_starts(self, known: set[int]) -> None:
+        """A group that loses one before it is whole; what Ray had given it must come back, or no other can start."""
+        started: list[psutil.Process] = []
+        wait(
+            lambda: started.extend(own for own in titled(WORKER) if own.pid not in known) or started,
+            "a successor that starts",
+        )
+        started[0].kill()
+        self.forming += 1
 
 
 @pytest.mark.timeout(1500)
 def test_killed_workers_cost_no_bit(folder: Path, whole: Path, many, fault_seed, measured) -> None:
     killer = Killer(folder / "killed" / "members" / "seed-0", list(KINDS) * many(1, 5), random.Random(fault_seed))
     with beside(killer):
-        member = trained(folder, "killed")
+        member = trained(folder, "killed", "--optim.checkpoint-every-steps", "2")
     assert len(killer.recoveries_s) == len(killer.kinds)  # more than the losses in a row that end a training
     assert killer.inside >= many(1, 5)
     assert outcome(member) == outcome(whole)
@@ -67,6 +80,7 @@ def test_killed_workers_cost_no_bit(folder: Path, whole: Path, many, fault_seed,
         "R2",
         kills=len(killer.kinds),
         inside_a_save=killer.inside,
+        and_while_a_group_forms=killer.forming,
         slowest_recovery_s=max(killer.recoveries_s),
         mean_recovery_s=sum(killer.recoveries_s) / len(killer.recoveries_s),
     )
