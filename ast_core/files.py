@@ -190,7 +190,7 @@ def write_checked(path: Path, value: dict[str, Any]) -> None:
 
     To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
     """
-    lines = f"{json.dumps(value, indent=1, sort_keys=True)[2:]}\n".encode()
+    lines = f"{json.dumps(value, indent=1)[2:]}\n".encode()  # in the order given, which a resumed curve's rows keep
     content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
     with committed(path, len(content)) as beside:
         beside.write_bytes(content)

@@ -82,7 +82,7 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     """Put the newest verified checkpoint into `state`; every rank takes the one that rank 0 chose.
 
     Raises:
-        UserError: it is of a run with other settings or data.
+        UserError: it is of a run with other settings or data, or not finite.
     """
     chosen: list[Any] = [None]
     if rank == 0:
@@ -104,6 +104,8 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
     if stored["scaler"]:
         state.scaler.load_state_dict(stored["scaler"])
     state.progress = Progress(**stored["progress"])
+    bad = not_finite(state)
+    require(not bad, f"Checkpoint {chosen[0]} is no beginning: {named(bad or [''])}. Remove its folder, run again.")
     if rank == 0:
         _write_history(state, job)
         LOG.info("Resumed at step %d from %s.", state.progress.step, chosen[0])
@@ -174,16 +176,6 @@ def require_finite(state: State, job: Job, rank: int) -> None:
         not bad,
         f"After step {state.progress.step} of {job.folder.name}, {named(bad or [''])} on rank {rank}. It is not kept: "
         "the newest checkpoint is good. Lower optim.learning-rate, or raise optim.warmup-steps.",
-    )
-
-
-def require_finite_start(state: State, job: Job) -> None:
-    """UserError if a training would start from weights that are not finite."""
-    bad, step = not_finite(state), state.progress.step
-    require(
-        not bad,
-        f"{job.folder.name} would start from values that are not finite ({named(bad or [''])}), of "
-        + (f"its checkpoint of step {step}: remove that." if step else f"model.init {job.model.init}: take others."),
     )
 
 

@@ -52,7 +52,7 @@ def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, m
     own_loss = _accumulate_gradient(state, job, batch, input_BTM)
     losses, norms = _of_all_ranks(device, own_loss, float(_gradient_norm(state)))
     if not all(map(math.isfinite, losses + norms)) and not _only_overflowed(state, losses):
-        _stop(state, job, batch, input_BTM, own_loss, [train.clip_ids[index] for index in batch.clip_indices])
+        _stop(state, job, batch, input_BTM, own_loss, _clips(batch, train))
     if optim.clip_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm)
@@ -142,6 +142,12 @@ def _stop(state: State, job: Job, batch: Batch, input_BTM: torch.Tensor, loss: f
         f"Step {state.progress.step + 1} of {job.folder.name} is not finite {'; '.join(found)}. Nothing was updated: "
         "the newest checkpoint is good. Look at these clips, or lower optim.learning-rate."
     )
+
+
+def _clips(batch: Batch, train: ShardReader) -> list[str]:
+    """Whatever is in a batch: its clips, then those mixed in."""
+    mixed_in = batch.draws.partner_B[batch.draws.mixed_K]
+    return [train.clip_ids[index] for index in dict.fromkeys([*batch.clip_indices.tolist(), *mixed_in.tolist()])]
 
 
 def _seed(job: Job, state: State) -> int:

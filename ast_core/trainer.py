@@ -23,16 +23,7 @@ from ast_core.loss import probabilities
 from ast_core.observer import Observer, StepDone
 from ast_core.schedule import learning_rate
 from ast_core.shards import ShardReader
-from ast_core.state import (
-    State,
-    finish_epoch,
-    fresh,
-    require_finite,
-    require_finite_start,
-    require_same_run,
-    resume,
-    save,
-)
+from ast_core.state import State, finish_epoch, fresh, require_finite, require_same_run, resume, save
 from ast_core.step import step
 from ast_core.targets import soft_targets
 
@@ -85,7 +76,6 @@ def fit(job: Job, rank: int, world: int, device: torch.device, observer: Observe
     task = _Task(job, train, held_out, _identity(job, train), mean, std, rank, world, observer or Observer())
     state = fresh(job, train, device, world)
     resume(state, job, task.identity, rank, world)
-    require_finite_start(state, job)
     task.observer.began(state.progress.step)
     while (epoch := len(state.progress.history or []) + 1) <= job.optim.epochs:
         started, first = time.monotonic(), state.progress.step

@@ -15,8 +15,10 @@ LABELS = ("low", "middle", "high")
 FRONT_END = FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS)
 
 
-def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = (), single_label: bool = True) -> Path:
-    """Splits of clips whose label is the third of the mel bins that is loud; `broken` ones are NaN.
+def write_shards(
+    folder: Path, clips: dict[str, int], broken: tuple[str, ...] = (), single_label: bool = True, value: float = np.nan
+) -> Path:
+    """Splits of clips whose label is the third of the mel bins that is loud; `broken` ones are nothing but `value`.
 
     With several labels a clip, every fourth clip has a second loud third.
 
@@ -25,6 +27,7 @@ def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = 
         clips: how many by split; their ids are SPLIT-0 and so on.
         broken: clip ids.
         single_label: whether each clip has exactly one.
+        value: NaN or infinity.
     """
     rng = np.random.default_rng(0)
     splits = {}
@@ -42,7 +45,7 @@ def write_shards(folder: Path, clips: dict[str, int], broken: tuple[str, ...] = 
                     clip_id,
                     tuple(sorted({label} | others)),
                     FRAMES,
-                    (fbank_TM * (np.nan if clip_id in broken else 1)).astype("<f2"),
+                    (np.full_like(fbank_TM, value) if clip_id in broken else fbank_TM).astype("<f2"),
                 )
             )
         part = write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS)

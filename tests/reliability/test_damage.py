@@ -1,0 +1,147 @@
+"""R4: files cut short at random points or with a bit flipped are noticed, named with both hashes, and passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from forked_trainings import job_in
+from prepared import FRONT_END, write_shards
+from safetensors.torch import load_file
+
+from ast_core import checkpoint
+from ast_core.bundle import Bundle
+from ast_core.config import to_dict
+from ast_core.decisions import Decisions
+from ast_core.errors import DamagedError
+from ast_core.manifest import Clip
+from ast_core.shards import ShardIndex
+from ast_core.trainer import fit
+from pipeline.part import Part, is_done, write
+
+CPU = torch.device("cpu")
+CUTS = FLIPS = 64
+
+
+def damages(paths: Sequence[Path], rng: random.Random, cuts: int, flips: int) -> Iterator[tuple[Path, bytes]]:
+    """Files as cut at a random byte or with a random bit flipped, one after the other; each is mended afterwards."""
+    for number in range(cuts + flips):
+        path = rng.choice(paths)
+        whole = path.read_bytes()
+        place = rng.randrange(len(whole))
+        flipped = bytes([whole[place] ^ 1 << rng.randrange(8)])
+        damaged = whole[:place] + (b"" if number < cuts else flipped + whole[place + 1 :])
+        assert damaged != whole
+        path.write_bytes(damaged)
+        yield path, whole
+        path.write_bytes(whole)
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """As they are told of: of a file, or of the lines of one that holds its own hash in the first, and that line."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return hashlib.sha256(content).hexdigest(), ""
+    first, _, lines = content.partition(b"\n")
+    return hashlib.sha256(lines).hexdigest(), first.decode(errors="backslashreplace")
+
+
+@pytest.mark.timeout(120)
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path: Path, fault_seed: int, measured) -> None:
+    job = job_in(tmp_path, epochs=1)
+    fit(job, 0, 1, CPU)
+    folder = job.folder / "checkpoints"
+    before, last = sorted(folder.iterdir())
+    files, seen = sorted(last.iterdir()), Counter[str]()
+    assert {path.name for path in files} == {"COMMITTED.json", "model.safetensors", "optimizer.safetensors"}
+    for path, whole in damages(files, random.Random(fault_seed), CUTS, FLIPS):
+        chosen, passed_over = checkpoint.newest(folder)
+        assert chosen == before
+        (sentence,) = passed_over
+        assert str(path) in sentence
+        found, noted = hashes(path)
+        assert found in sentence
+        assert (
+            repr(noted) if noted else "says" if path.suffix == ".json" else hashlib.sha256(whole).hexdigest()
+        ) in sentence
+        seen[path.name] += 1
+    assert checkpoint.newest(folder) == (last, [])
+    measured("R4", cut=CUTS, flipped=FLIPS, noticed=seen.total(), of_these_in_the_marker=seen["COMMITTED.json"])
+    assert seen.total() == CUTS + FLIPS
+    assert all(seen[path.name] for path in files)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["optimizer.safetensors", checkpoint.MARKER])
+def test_training_goes_on_from_the_one_before_and_ends_with_the_same_bits(tmp_path: Path, name: str, caplog) -> None:
+    job = job_in(tmp_path, epochs=1)
+    fit(job, 0, 1, CPU)
+    epoch = job.folder / "epochs" / "epoch-0001" / "model.safetensors"
+    whole = load_file(epoch)
+    damaged = max((job.folder / "checkpoints").iterdir()) / name
+    bits = bytearray(damaged.read_bytes())
+    bits[-9] ^= 1
+    damaged.write_bytes(bits)
+    with caplog.at_level(logging.INFO, logger="ast_core"):
+        fit(job, 0, 1, CPU)
+    again = load_file(epoch)
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    assert f"{damaged} is damaged" in caplog.text
+    assert "Resumed at step 2" in caplog.text
+
+
+@pytest.mark.timeout(120)
+def test_a_bundle_with_any_file_damaged_is_refused(trained_bundle: Path, fault_seed: int, measured) -> None:
+    own = Bundle.load(trained_bundle)
+    ones = (1.0,) * len(own.labels)
+    Decisions(own.digest, {"split": "validation"}, True, ones, ones, ones).write(trained_bundle)
+    Bundle.load(trained_bundle)
+    files, seen = sorted(trained_bundle.iterdir()), Counter[str]()
+    assert {path.name for path in files} == {"bundle.json", "decisions.json", "member-0.safetensors"}
+    for path, _ in damages(files, random.Random(fault_seed), CUTS // 4, FLIPS // 4):
+        with pytest.raises(DamagedError, match="sha256") as caught:
+            Bundle.load(trained_bundle)
+        assert str(path) in str(caught.value)
+        seen[path.name] += 1
+    Bundle.load(trained_bundle)
+    measured("R4", bundles_damaged=(CUTS + FLIPS) // 4, noticed=seen.total())
+
+
+@pytest.mark.timeout(120)
+def test_every_bit_of_the_shards_index_counts(tmp_path: Path, measured) -> None:
+    """Its sums are the mean and standard deviation that a model is trained with."""
+    index = write_shards(tmp_path, {"train": 3, "test": 3}) / "index.json"
+    whole = index.read_bytes()
+    for place in range(len(whole)):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(DamagedError, match=str(index)):
+            ShardIndex.load(tmp_path)
+    index.write_bytes(whole)
+    ShardIndex.load(tmp_path)
+    measured("R4", bytes_of_an_index_flipped=len(whole), noticed=len(whole))
+
+
+@pytest.mark.timeout(120)
+def test_a_part_that_is_damaged_or_whose_marker_is_will_be_made_again(
+    tmp_path: Path, save_tone, fault_seed: int, measured
+) -> None:
+    clip = Clip("a", str(save_tone(tmp_path / "audio" / "a.wav")), (0,), "train")
+    meaning = {"front_end": to_dict(FRONT_END), "labels": ["low"], "single_label": True}
+    part = Part(
+        str(tmp_path / "train"), "part-00000", "train", (clip,), str(tmp_path / "audio"), to_dict(FRONT_END), meaning
+    )
+    assert write(part) == []
+    assert is_done(part)
+    seen = Counter[str]()
+    files = [part.marker, part.marker.with_suffix(".parquet")]
+    for path, _ in damages(files, random.Random(fault_seed), CUTS, FLIPS):
+        assert not is_done(part)
+        seen[path.suffix] += 1
+    assert is_done(part)
+    measured("R4", parts_damaged=CUTS + FLIPS, noticed=seen.total(), of_these_in_the_marker=seen[".json"])

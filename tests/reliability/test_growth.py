@@ -1,0 +1,58 @@
+"""R26: a long training takes no more memory, open files or shared memory at its end than at its beginning."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+from forked_trainings import job_in, train
+
+from ast_core.observer import Observer, StepDone
+
+STEPS, EVERY, SETTLED = 2000, 50, 500
+"""From `SETTLED` on, memory is compared: by then every buffer has been needed once."""
+MIB = 2**20
+MOST_GROWTH = 16 * MIB
+"""Between the medians of what follows `SETTLED` and of the last samples: 11 KiB a step would be seen."""
+
+
+class Meter(Observer):
+    """Writes down what its process holds, every so many steps."""
+
+    def __init__(self, path: Path) -> None:
+        self._process, self._path = psutil.Process(), path
+
+    def stepped(self, done: StepDone) -> None:
+        """A line of JSON: step, resident bytes, open files, threads, mapped files of /dev/shm."""
+        if done.step % EVERY == 0:
+            mapped = Path("/proc/self/maps").read_text(encoding="utf-8").count("/dev/shm/")
+            held = [self._process.memory_info().rss, self._process.num_fds(), self._process.num_threads(), mapped]
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([done.step, *held]) + "\n")
+
+
+def meter(rank: int, folder: Path) -> Observer:
+    """For each rank one."""
+    return Meter(folder / f"meter-{rank}.jsonl")
+
+
+@pytest.mark.timeout(600)
+def test_two_thousand_steps_hold_no_more_than_the_first(tmp_path: Path, many, measured) -> None:
+    steps = many(STEPS, 5 * STEPS)
+    job = job_in(tmp_path, steps // 2, batch_size=2, checkpoint_every_steps=100)  # two epochs, each tested and kept
+    training = train(job, 1, functools.partial(meter, folder=tmp_path))
+    assert [rank.exitcode for rank in training.ranks] == [0], training.errors()
+    rows = [json.loads(line) for line in (tmp_path / "meter-0.jsonl").read_text().splitlines()]
+    assert [row[0] for row in rows] == list(range(EVERY, steps + 1, EVERY))
+    settled = [row for row in rows if row[0] >= SETTLED]
+    memory, files, threads, mapped = zip(*(row[1:] for row in settled), strict=True)
+    early, late = sorted(memory[:5])[2], sorted(memory[-5:])[2]
+    figures = {"open_files": f"{min(files)} to {max(files)}", "mappings_of_dev_shm": f"{min(mapped)} to {max(mapped)}"}
+    measured("R26", steps=steps, MiB_at_500=early / MIB, MiB_at_the_end=late / MIB, **figures)
+    assert late - early < MOST_GROWTH
+    assert max(files) - min(files) <= 2  # a checkpoint or a curve may be open
+    assert max(threads) - min(threads) <= 1  # that reads ahead
+    assert len(set(mapped)) == 1
