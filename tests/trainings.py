@@ -24,8 +24,6 @@ LIMIT_S = 120.0
 """For whatever is waited for; on a calm machine it takes seconds."""
 TIMES = {"seconds", "clips_per_s"}
 """Columns of the curve that no two runs share."""
-
-
 WORKER = "ray::RayTrainWorker"
 """Title of a rank's process."""
 
@@ -63,6 +61,13 @@ def ranks_of(member: Path) -> dict[int, psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found[rank] = psutil.Process(int(words.split()[1]))
     return found
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended; nobody need have asked how."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True
 
 
 def titled(title: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:

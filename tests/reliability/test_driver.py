@@ -5,6 +5,7 @@ Each time one rank is stopped before, and so outlives all that could end it; it 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launches import ROOT, of_session, training_flags
+from launches import ROOT, training_flags
 from mlflow import MlflowClient
-from trainings import EPOCHS, WORKER, epochs_of, outcome, rows_of, titled, trained, wait
+from trainings import EPOCHS, WORKER, epochs_of, gone, outcome, rows_of, titled, trained, wait
 
 from ast_core import fence
 
@@ -44,19 +45,22 @@ def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psut
     with (folder / f"{run}.log").open("ab") as log:
         driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     member = folder / run / "members" / "seed-0"
+    family: list[psutil.Process] = []
     sleeper: psutil.Process | None = None
     try:
         wait(lambda: epochs_of(member) >= epochs or driver.poll() is not None, f"epoch {epochs}")
         assert driver.poll() is None, (folder / f"{run}.log").read_text()
         time.sleep(rng.uniform(0, 0.3))
-        sleeper = rng.choice(titled(WORKER, of_session(driver.pid)))
+        family = psutil.Process(driver.pid).children(recursive=True)
+        sleeper = rng.choice(titled(WORKER, family))
         sleeper.send_signal(signal.SIGSTOP)
         wait(lambda: sleeper.status() == psutil.STATUS_STOPPED, "the stop")
     finally:
         driver.kill()
-        for process in of_session(driver.pid):
-            if process != sleeper:
-                process.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process != sleeper:
+                    process.kill()
         driver.wait()
     return sleeper
 
@@ -91,7 +95,7 @@ def test_a_killed_driver_costs_no_bit_whatever_is_left_of_rays_notes(
     for sleeper in sleepers:
         assert sleeper.status() == psutil.STATUS_STOPPED
         sleeper.send_signal(signal.SIGCONT)
-        wait(lambda sleeper=sleeper: not sleeper.is_running(), "the end of a rank that woke too late")
+        wait(lambda sleeper=sleeper: gone(sleeper), "the end of a rank that woke too late")
     assert outcome(member) == outcome(whole)
     assert not list(member.glob(f"{fence.PREFIX}*"))
     measured(

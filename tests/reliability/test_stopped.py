@@ -13,24 +13,23 @@ from pathlib import Path
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import beside, epochs_of, outcome, ranks_of, titled, trained, wait
+from trainings import beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
 from pipeline import cluster, scoring, watched_pool
 from pipeline.evaluate import evaluate
 from pipeline.settings import EvaluateSettings, parse
 
-CLIPS = 6000
+CLIPS = 4000
 SCORER = "ray::Scorer.score"
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 class Stopper:
-    """Stops a process once something is so, and waits until it is named, gone, and something else is so.
+    """Stops a process, and waits until it is named and gone.
 
     Args:
-        victim: gives the process, once it can be stopped.
+        victim: gives the process, once it is to be stopped.
         said: where its name is to be printed.
-        goes_on: given what was so at the stop, whether the work goes on without it.
     """
 
     def __init__(self, victim: Callable[[], psutil.Process | None], said: Path) -> None:
@@ -48,7 +47,7 @@ class Stopper:
         try:
             self.named_s = wait(lambda: f"process {victim.pid} on" in self.said.read_text(), "its name")
             self.name = self.said.read_text()
-            self.gone_s = self.named_s + wait(lambda: not victim.is_running(), "its end")
+            self.gone_s = self.named_s + wait(lambda: gone(victim), "its end")
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGCONT)
@@ -96,7 +95,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
         """The scorer, once it has scored for a while."""
         scorers = titled(SCORER)
         began.extend([time.monotonic()] if scorers else [])
-        return scorers[0] if scorers and time.monotonic() > began[0] + 2 * watched_pool.LOOK_EVERY_S else None
+        return scorers[0] if scorers and time.monotonic() > began[0] + 1.5 * watched_pool.LOOK_EVERY_S else None
 
     stopper = Stopper(victim, run / "said.log")
     with said_to(run / "said.log"), beside(stopper):

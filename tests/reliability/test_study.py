@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from launches import ROOT, of_session
+from launches import ROOT
 from studies import new_study, searched_in, study_flags, trials_of
 from trainings import TIMES, rows_of, wait
 
@@ -25,16 +27,20 @@ def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with (folder / "driver.log").open("ab") as log:
         driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    family: list[psutil.Process] = []
     try:
         wait(lambda: ready() or driver.poll() is not None, "the study")
         assert driver.poll() is None, (folder / "driver.log").read_text()
+        family = psutil.Process(driver.pid).children(recursive=True)
         sent = time.monotonic()
         driver.send_signal(number)
         code = driver.wait(30)
         return code, time.monotonic() - sent
     finally:
-        for process in of_session(driver.pid):
-            process.kill()
+        driver.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         driver.wait()
 
 
