@@ -38,14 +38,13 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
         state: JSON values, such as the step and the config.
     """
     remove(folder / MARKER)
+    remove_stumps(folder)
     hashes = {}
     for name, table in tensors.items():
         path = folder / f"{name}.safetensors"
-        remove_stumps(path)
         with committed(path) as beside:
             save_file({key: value.detach().cpu().contiguous() for key, value in table.items()}, beside)
         hashes[path.name] = sha256_of(path)
-    remove_stumps(folder / MARKER)
     write_checked(folder / MARKER, {"sha256": hashes, "state": state})
 
 
