@@ -42,14 +42,13 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
     """
     require_room(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
     remove(folder / MARKER)
+    remove_stumps(folder)
     hashes = {}
     with whole_or_gone(folder, MARKER):
         for name, table in tensors.items():
             path = folder / f"{name}.safetensors"
-            remove_stumps(path)
             write_tensors(path, table)
             hashes[path.name] = sha256_of(path)
-        remove_stumps(folder / MARKER)
         write_checked(folder / MARKER, {"sha256": hashes, "state": state})
 
 

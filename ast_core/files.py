@@ -145,9 +145,12 @@ def _renamed(path: Path, beside: Path, size: int) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def remove_stumps(path: Path) -> None:
-    """Remove what writers of a file that were killed left beside it; only where nobody else can be writing it now."""
-    for stump in path.parent.glob(f".{path.name}.*"):
+def remove_stumps(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left of a folder's files, or of one; only where nobody else can be writing now.
+
+    Ours are `.NAME.xxxxxxxx`; safetensors writes beside, too, as `.tmpxxxxxx`.
+    """
+    for stump in folder.glob(f".{name}*"):
         stump.unlink(missing_ok=True)
 
 

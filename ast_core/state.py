@@ -180,7 +180,6 @@ def require_finite(state: State, job: Job, rank: int) -> None:
 
 
 def _write_history(state: State, job: Job) -> None:
-    path = job.folder / "metrics.jsonl"
-    remove_stumps(path)
-    with committed(path) as beside:
+    remove_stumps(job.folder, "metrics.jsonl")
+    with committed(job.folder / "metrics.jsonl") as beside:
         beside.write_text("".join(json.dumps(row) + "\n" for row in state.progress.history or []), encoding="utf-8")

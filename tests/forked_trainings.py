@@ -23,7 +23,7 @@ from ast_core.observer import Observer, StepDone
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ast_core.trainer"])
-LIMIT_S = 120
+LIMIT_S = 300
 """For whatever a training must do; seconds on an idle machine."""
 TIMES = ("seconds", "clips_per_s")
 

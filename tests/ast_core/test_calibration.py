@@ -100,11 +100,11 @@ def test_the_calibration_error_of_a_known_table() -> None:
 
 def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: Path) -> None:
     own = Decisions("b", {"split": "v"}, False, (1.0, 2.0), (0.0, 0.5), (0.5, 0.1))
-    assert load_decisions(tmp_path, "b") is None
+    assert load_decisions(tmp_path, "b", 2) is None
     own.write(tmp_path)
-    assert load_decisions(tmp_path, "b") == own
+    assert load_decisions(tmp_path, "b", 2) == own
     with pytest.raises(DamagedError, match="another bundle"):
         load_decisions(tmp_path, "c")
     write_checked(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
     with pytest.raises(DamagedError, match="calibrate again"):
-        load_decisions(tmp_path, "b")
+        load_decisions(tmp_path, "b", 2)

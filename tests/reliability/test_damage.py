@@ -20,6 +20,7 @@ from ast_core.bundle import Bundle
 from ast_core.config import to_dict
 from ast_core.decisions import Decisions
 from ast_core.errors import DamagedError
+from ast_core.files import SELF_HASH, read_checked, read_json
 from ast_core.manifest import Clip
 from ast_core.shards import ShardIndex
 from ast_core.trainer import fit
@@ -125,6 +126,23 @@ def test_every_bit_of_the_shards_index_counts(tmp_path: Path, measured) -> None:
     index.write_bytes(whole)
     ShardIndex.load(tmp_path)
     measured("R4", bytes_of_an_index_flipped=len(whole), noticed=len(whole))
+
+
+HOSTILE = {"too deep": b"[" * 100_000, "not UTF-8": b'{"a": "\xff"}', "cut": b'{"a": ', "empty": b""}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_json_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"Result is damaged: .*a.json is not JSON"):
+        read_json(path, "Result")
+    with pytest.raises(DamagedError, match=r"Result .*a.json is damaged: .* sha256"):
+        read_checked(path, "Result")
+    own_hash = f'{{"{SELF_HASH}": "{hashlib.sha256(content).hexdigest()}",\n'
+    path.write_bytes(own_hash.encode() + content)  # whoever made it made its hash, too
+    with pytest.raises(DamagedError, match=r"a.json is damaged: it is not JSON"):
+        read_checked(path, "Result")
 
 
 @pytest.mark.timeout(120)
