@@ -270,6 +270,8 @@ class Job:
     distil: DistilConfig = field(default_factory=DistilConfig)
     teacher_scores: Path | None = None
     """The teacher's probabilities of the training clips, as `ast_core.score_table` writes them."""
+    accept_other_data: bool = False
+    """Whether a run that began on other data of as many training clips may go on."""
 
 
 @dataclass(frozen=True)
