@@ -106,9 +106,12 @@ class PrepareConfig:
     """Listed clips a Parquet part is made from."""
     max_reject_share: float = 0.01
     """Share of clips with audio that may be rejected before the stage fails."""
+    decode_limit_s: float = 120.0
+    """Seconds that a decoder may be silent over a clip, twice, before the clip is rejected."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        require(self.decode_limit_s > 0, f"prepare.decode-limit-s is {self.decode_limit_s}; give more than 0.")
         require(self.clips_per_part >= 1, f"prepare.clips-per-part is {self.clips_per_part}; give 1 or more.")
         require(0 <= self.max_reject_share <= 1, f"prepare.max-reject-share is {self.max_reject_share}; give 0 to 1.")
 
@@ -284,6 +287,8 @@ class Job:
     distil: DistilConfig = field(default_factory=DistilConfig)
     teacher_scores: Path | None = None
     """The teacher's probabilities of the training clips, as `ast_core.score_table` writes them."""
+    accept_other_data: bool = False
+    """Whether a run that began on other data of as many training clips may go on."""
 
 
 @dataclass(frozen=True)

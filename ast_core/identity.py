@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from ast_core import checkpoint
 from ast_core.config import WAYS_IN, Job, require, to_dict
+from ast_core.files import read_json
 from ast_core.shards import ShardReader
 from ast_core.targets import teacher_identity
 
 
 def normalisation(job: Job, train: ShardReader) -> tuple[float, float]:
-    """Mean and standard deviation: the recipe's, or the training splits' own."""
+    """Mean and standard deviation: the recipe's, or the training splits' own as they were when the run began."""
     if job.data.mean is not None and job.data.std is not None:
         return job.data.mean, job.data.std
+    newest, _ = checkpoint.newest(job.folder / "checkpoints")
+    if newest is not None:
+        began = read_json(newest / checkpoint.MARKER, "Checkpoint's marker")["state"]["identity"]["member"]
+        return began["mean"], began["std"]
     return train.index.statistics(job.data.train_splits)
 
 
@@ -39,6 +45,7 @@ def run_identity(job: Job, train: ShardReader) -> dict[str, Any]:
     return {
         "augment": to_dict(job.augment),
         "data_hash": train.index.data_hash,
+        "train_clips": len(train),
         "way_in": {key: getattr(job.model, key) for key in WAYS_IN},
         "optim": optim,
         "seed": job.seed,

@@ -112,15 +112,23 @@ def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: i
 
 
 def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:
-    """UserError with what differs, unless a checkpoint is of the run that `identity` says."""
+    """UserError with what differs, unless a checkpoint is of the run that `identity` says.
+
+    Other data is let through only where it was asked for, and has as many clips: a run's place in it is its step.
+    """
+    clips = stored["run"].get("train_clips"), identity["run"]["train_clips"]
+    if job.accept_other_data and clips[0] == clips[1]:
+        stored = {**stored, "run": {**stored["run"], "data_hash": identity["run"]["data_hash"]}}
     changed = [
         f"{part}.{key}" for part in identity for key in {**stored[part], **identity[part]}
         if digest(stored[part].get(key)) != digest(identity[part].get(key))
     ]  # fmt: skip
+    same_clips = changed == ["run.data_hash"]
     require(
         not changed,
         f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
-        "Choose another --run-dir, or remove that folder to start again.",
+        "Choose another --run-dir, or remove that folder to start again."
+        + (" As many training clips, but changed ones, are taken with --accept-other-data." if same_clips else ""),
     )
 
 

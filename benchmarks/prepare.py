@@ -8,7 +8,16 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from peers.comparison import arguments, interleave, one_core, print_machine, print_medians, print_ratio, verdict
+from peers.comparison import (
+    arguments,
+    cpu_seconds,
+    interleave,
+    one_core,
+    print_machine,
+    print_medians,
+    print_ratio,
+    verdict,
+)
 from peers.made_data import recordings, save_sounds
 from peers.published_loader import write_table
 
@@ -46,7 +55,7 @@ def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float
         "ours": lambda: write(part),
         "decoding alone": lambda: [load_waveform(path, rate_hz) for path in paths],
     }
-    seconds = interleave(ways, rounds)
+    seconds = interleave(ways, rounds, cpu_seconds)
     print_medians(seconds, f"CPU time of a clip, {what}", per=len(paths))
     print_ratio(seconds, "published", goal=goal)
     compressed = paths[0].suffix != ".wav"

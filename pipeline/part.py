@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from ast_core.audio import load_waveform
 from ast_core.config import FrontEndConfig, from_dict
+from ast_core.decoder import LIMIT_S, Decoder
 from ast_core.errors import ClipError, DamagedError, UserError
 from ast_core.fbank import Fbank, fit_length
 from ast_core.files import checked, digest, read_checked, remove, sha256_of, write_checked
 from ast_core.manifest import Clip
 from ast_core.shards import Row, write_part
 from ast_core.store import Store, Stored
+from pipeline import heartbeat
 
 FORMAT = 1
 """Part of every shard's key: raise it when the same clips and settings would give other shards."""
@@ -41,6 +42,8 @@ class Part:
     front_end: dict[str, Any]
     metadata: dict[str, Any]
     """Front end and labels, as the Parquet file keeps them."""
+    decode_limit_s: float = LIMIT_S
+    """What a decoder may take for an answer; it decides no bytes."""
 
     @property
     def marker(self) -> Path:
@@ -115,7 +118,9 @@ def write_row(row: dict[str, Any]) -> dict[str, Any]:
     try:
         for root, uri in json.loads(row["stores"]):
             Store(Path(root), uri).attach()
-        rejects = write(Part.unpacked(row["part"]))
+        part = Part.unpacked(row["part"])
+        with heartbeat.working(row["watch"], f"{part.split}/{part.name}"):
+            rejects = write(part)
     except UserError as error:
         return {"clips": 0, "missing": 0, "rejected": 0, "error": str(error)}
     missing = sum(reject["stage"] == "missing" for reject in rejects)
@@ -151,14 +156,14 @@ def write(part: Part) -> list[dict[str, str]]:
 
 
 def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
-    fbank = _front_end(config)
+    fbank, decoder = _front_end(config), _decoder(part.decode_limit_s)
     # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
     seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
     for clip in part.clips:
         try:
             if not clip.path:
                 raise ClipError("missing", "listed, but there is no file")
-            fbank_TM = fbank(torch.from_numpy(load_waveform(clip.path, config.sample_rate_hz, seconds)))
+            fbank_TM = fbank(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
         except ClipError as error:
             entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
@@ -172,6 +177,12 @@ def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> 
 def _utf8(name: str) -> str:
     """A file's name as Parquet can hold it: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@cache
+def _decoder(limit_s: float) -> Decoder:
+    """Of this worker, for all its parts."""
+    return Decoder(limit_s)
 
 
 @cache

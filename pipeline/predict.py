@@ -15,13 +15,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ast_core.audio import load_waveform
 from ast_core.bundle import Bundle
 from ast_core.config import require
+from ast_core.decoder import Decoder, Recording
 from ast_core.errors import ClipError
 from ast_core.predictor import Predictor
-from pipeline import pictures
-from pipeline.registry import bundle_folder
 from pipeline.settings import PredictSettings, parse, run_stage
 from pipeline.tagging import Tagging
 
@@ -44,7 +42,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         )
     files = list(_files(settings.inputs))
     require(bool(files), "There is no audio file in what was given.")
-    bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
+    bundle = Bundle.load(_bundle_folder(settings))
     require(
         not settings.decide or bundle.decisions is not None,
         f"{settings.model} has no thresholds to decide by: run calibrate (and register) first.",
@@ -52,11 +50,13 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
     scores: dict[str, np.ndarray] = {}
     faults: dict[str, str] = {}
+    decoder, rate_hz = Decoder(), bundle.front_end.sample_rate_hz
     for path in track(files, "predict", console=Console(stderr=True)):
         try:
-            waveform_N = load_waveform(path, bundle.front_end.sample_rate_hz)
-            scores[str(path)] = predictor.probabilities(waveform_N)
-            pictures.write(settings, predictor, path, waveform_N)
+            recording = Recording(path, rate_hz, decoder)
+            scores_C = predictor.probabilities(recording)
+            _draw(settings, predictor, recording)
+            scores[str(path)] = scores_C  # a file that went away meanwhile is refused, not both
         except ClipError as error:
             faults[str(path)] = str(error)
     tagging = Tagging(bundle.labels, scores, faults)
@@ -68,6 +68,21 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         tagging.write(settings.output)
     require(bool(scores), "None of the files could be used; the table says why.")
     return tagging.scores
+
+
+def _bundle_folder(settings: PredictSettings) -> Path:
+    if not settings.model.startswith(("models:/", "runs:/")):
+        return Path(settings.model).absolute()
+    from pipeline.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB, which a folder does not need
+
+    return bundle_folder(settings.model, settings.tracking)
+
+
+def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording) -> None:
+    if settings.timeline or settings.attention:
+        from pipeline import pictures  # noqa: PLC0415  # matplotlib: 35 MB
+
+        pictures.write(settings, predictor, recording)
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:

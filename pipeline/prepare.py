@@ -5,15 +5,18 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
+import queue
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from ast_core.files import committed, digest, read_checked, remove, stored_in, w
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
 from ast_core.store import store_of
-from pipeline import cluster, launch, observe, storage
+from pipeline import cluster, heartbeat, launch, observe, storage
 from pipeline.part import Part, is_done, is_stored, write_row
 from pipeline.settings import PrepareSettings, parse, run_stage
 from pipeline.synthesise import synthesise
@@ -110,7 +113,8 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
         for number in range(math.ceil(len(clips) / size)):
             chunk = tuple(clips[number * size : (number + 1) * size])
             folder = str(settings.shards / split)
-            parts.append(Part(folder, f"part-{number:05d}", split, chunk, root, front_end, metadata))
+            name, limit_s = f"part-{number:05d}", settings.prepare.decode_limit_s
+            parts.append(Part(folder, name, split, chunk, root, front_end, metadata, limit_s))
     return parts
 
 
@@ -141,16 +145,51 @@ def _work(pending: Sequence[Part], settings: PrepareSettings) -> None:
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     stores = json.dumps([[str(store.root), store.uri] for store in storage.stores_of(settings)])
-    items = [{"part": part.packed(), "clips": len(part.clips), "stores": stores} for part in pending]
+    watch = heartbeat.Watch()
+    shared = {"stores": stores, "watch": watch.name}
+    items = [{"part": part.packed(), "clips": len(part.clips), **shared} for part in pending]
     parts = ray.data.from_items(items, override_num_blocks=len(items))
     done = parts.map(write_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
-        for row in done.iter_rows():
+        for row in _rows(done, watch):
             require(not row["error"], row["error"])
             progress.advance(task, row["clips"])
             observe.count_prepared(str(settings.run_dir), row["clips"], row["rejected"], row["missing"])
+
+
+def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, Any]]:
+    """Ray Data's rows, taken by a thread: it may wait for ever, and this one looks meanwhile whether workers live."""
+    rows: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+    wanted = threading.Event()
+    wanted.set()
+
+    def take() -> None:
+        last: BaseException | None = None
+        try:
+            for row in done.iter_rows():
+                rows.put(row)
+                if not wanted.is_set():
+                    break
+        except BaseException as error:  # noqa: BLE001  # the stage's thread raises it
+            last = error
+        rows.put(last)
+
+    threading.Thread(target=take, name="prepared-rows", daemon=True).start()
+    try:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                row = rows.get(timeout=heartbeat.LOOK_EVERY_S)
+                if row is None:
+                    return
+                if isinstance(row, BaseException):
+                    raise row
+                yield row
+            watch.look()
+    finally:
+        wanted.clear()
+        watch.end()
 
 
 Splits = dict[str, dict[str, Any]]

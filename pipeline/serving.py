@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import queue
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ast_core.audio import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, load_waveform, resample
+from ast_core.audio import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, resample
 from ast_core.bundle import Bundle
+from ast_core.decoder import Decoder, Recording
 from ast_core.errors import ClipError
 from ast_core.predictor import Predictor
 
@@ -22,6 +25,8 @@ WAVEFORM, RATE = "waveform", "sample_rate_hz"
 """Input columns: or a recording's samples, mono, nominally in [-1, 1], and their rate; without it, the model's."""
 ERROR = "clip_error"
 """Output column: why a recording could not be used, else ""."""
+MOST_DECODERS = 8
+"""Processes of 40 MB; the model takes far longer over a recording than they do."""
 
 
 class Tagger:
@@ -33,6 +38,10 @@ class Tagger:
 
     def __init__(self, folder: Path) -> None:
         self._predictor = Predictor(Bundle.load(folder), "cuda" if torch.cuda.is_available() else "cpu")
+        # Requests come in threads. A decoder takes one recording at a time, and has no process before its first.
+        self._decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for _ in range(min(MOST_DECODERS, os.cpu_count() or 1)):
+            self._decoders.put(Decoder())
 
     def predict(
         self,
@@ -62,7 +71,7 @@ class Tagger:
         scores, errors = [], []
         for row in model_input.to_dict("records"):
             try:
-                scores.append(self._predictor.probabilities(self._waveform(row)))
+                scores.append(self._probabilities(row))
                 errors.append("")
             except ClipError as error:
                 scores.append(np.full(len(labels), np.nan, np.float32))
@@ -73,15 +82,25 @@ class Tagger:
             table = table.astype(object).where(table.notna(), None)
         return table.assign(**{ERROR: errors})
 
-    def _waveform(self, row: dict[Any, Any]) -> np.ndarray:
-        """Mono samples [N] at the model's rate."""
-        rate_hz = self._predictor.bundle.front_end.sample_rate_hz
-        content, samples = row.get(AUDIO), row.get(WAVEFORM)
-        if isinstance(content, bytes):
+    def _probabilities(self, row: dict[Any, Any]) -> np.ndarray:
+        """Of one recording, float32 [C]."""
+        content = row.get(AUDIO)
+        if not isinstance(content, bytes):
+            return self._predictor.probabilities(self._waveform(row))
+        decoder = self._decoders.get()
+        try:
             with tempfile.NamedTemporaryFile() as file:
                 file.write(content)
                 file.flush()
-                return load_waveform(file.name, rate_hz)
+                rate_hz = self._predictor.bundle.front_end.sample_rate_hz
+                return self._predictor.probabilities(Recording(Path(file.name), rate_hz, decoder))
+        finally:
+            self._decoders.put(decoder)
+
+    def _waveform(self, row: dict[Any, Any]) -> np.ndarray:
+        """Mono samples [N] at the model's rate."""
+        rate_hz = self._predictor.bundle.front_end.sample_rate_hz
+        samples = row.get(WAVEFORM)
         if samples is None or isinstance(samples, float):  # pandas' way to say that a row has none
             raise ClipError("read", f"the row has neither {AUDIO} (bytes) nor {WAVEFORM} (samples)")
         waveform_N = np.asarray(samples, np.float32)

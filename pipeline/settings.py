@@ -86,6 +86,8 @@ class TrainSettings(Common):
 
     seed: int = 0
     """Seed of this member: order, augmentation, initial weights."""
+    accept_other_data: bool = False
+    """Go on with a run though its shards hold other data, of as many training clips: a clip was mended, say."""
     parent_run: str = ""
     """MLflow run that this training is shown under."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -146,6 +148,8 @@ class RunSettings(Common, Recipe):
 
     model_name: Annotated[str, _filled("ast-RECIPE")] = ""
     """Name in the registry."""
+    accept_other_data: bool = False
+    """Go on with a run though its shards hold other data, of as many training clips: a clip was mended, say."""
 
 
 @dataclass(frozen=True)

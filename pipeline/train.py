@@ -99,6 +99,7 @@ def job_of(settings: TrainSettings) -> Job:
         augment=settings.augment,
         optim=settings.optim,
         distil=settings.distil,
+        accept_other_data=settings.accept_other_data,
     )
 
 

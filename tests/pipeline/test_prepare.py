@@ -96,26 +96,6 @@ def test_shards_hold_kaldis_filterbanks(settings: PrepareSettings) -> None:
         assert not fbank_TM[kept:].any()
 
 
-def test_a_second_run_does_nothing(settings: PrepareSettings, capsys: pytest.CaptureFixture[str]) -> None:
-    index = prepare(settings)
-    before, bytes_before = written(settings), contents(settings)
-    capsys.readouterr()
-    again = prepare(settings)
-    assert again == index
-    assert "nothing to do" in capsys.readouterr().out
-    assert redone(settings, before) == set()
-    assert contents(settings) == bytes_before
-
-
-def test_a_changed_clip_redoes_only_its_part(settings: PrepareSettings, save_tone: Callable[..., Path]) -> None:
-    index = prepare(settings)
-    before = written(settings)
-    save_tone(data(settings) / "train-4.wav", seconds=0.3, pitch_hz=1234)
-    changed = prepare(settings)
-    assert redone(settings, before) == {"train/part-00001"}
-    assert changed.data_hash != index.data_hash
-
-
 def test_a_moved_data_set_keeps_its_shards(settings: PrepareSettings, tmp_path: Path) -> None:
     index = prepare(settings)
     before = written(settings)

@@ -1,0 +1,189 @@
+"""Recordings that nobody should be able to hurt a run with, made by code: each kind, and what becomes of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile  # type: ignore[import-untyped]
+
+RATE_HZ = 16_000
+KEPT = ""
+"""What becomes of a kind that is strange, but audio."""
+Make = Callable[[random.Random], bytes]
+
+
+def _noise(samples: int = 8000, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(7).normal(0, 0.1, (samples, channels))
+
+
+def _encoded(suffix: str, wave: np.ndarray | None = None, rate_hz: int = RATE_HZ, subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, _noise() if wave is None else wave, rate_hz, format=suffix, subtype=subtype)
+    return file.getvalue()
+
+
+def _cut(suffix: str) -> Make:
+    """At a random place behind the header."""
+
+    def make(rng: random.Random) -> bytes:
+        whole = _encoded(suffix)
+        return whole[: rng.randrange(len(whole) // 4, len(whole) - 1)]
+
+    return make
+
+
+def _flipped(suffix: str) -> Make:
+    """Two hundred bytes of the coded samples."""
+
+    def make(rng: random.Random) -> bytes:
+        content = bytearray(_encoded(suffix))
+        for _ in range(200):
+            content[rng.randrange(len(content) // 4, len(content))] ^= 1 << rng.randrange(8)
+        return bytes(content)
+
+    return make
+
+
+def _header(place: int, form: str, value: int) -> Make:
+    """A WAV file whose header says something else."""
+
+    def make(_: random.Random) -> bytes:
+        content = bytearray(_encoded("WAV"))
+        struct.pack_into(form, content, place, value)
+        return bytes(content)
+
+    return make
+
+
+def _sample(value: float) -> Make:
+    def make(rng: random.Random) -> bytes:
+        wave = _noise()
+        wave[rng.randrange(len(wave))] = value
+        return _encoded("WAV", wave, subtype="FLOAT")
+
+    return make
+
+
+def _flac_of_a_month(_: random.Random) -> bytes:
+    """The 36 bits of STREAMINFO's number of samples, all set: its first second is there."""
+    content = bytearray(_encoded("FLAC"))
+    content[21] |= 0x0F
+    content[22:26] = b"\xff\xff\xff\xff"
+    return bytes(content)
+
+
+def _many_chunks(_: random.Random) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + 8 * 300_000) + b"WAVE" + b"junk\0\0\0\0" * 300_000
+
+
+BYTES: dict[str, tuple[str, Make]] = {
+    "empty": ("read", lambda _: b""),
+    "one byte": ("decode", lambda _: b"R"),
+    "four letters": ("decode", lambda _: b"RIFF"),
+    "header only": ("decode", lambda _: _encoded("WAV", np.zeros((0, 1)))),
+    "header only, samples promised": ("decode", lambda _: _encoded("WAV")[:44]),
+    **{f"cut {suffix}": ("decode", _cut(suffix)) for suffix in ("WAV", "OGG", "MP3", "FLAC", "AIFF", "AU", "W64")},
+    "flipped FLAC": ("decode", _flipped("FLAC")),
+    "flipped OGG": ("decode", _flipped("OGG")),
+    "not a number": ("decode", _sample(np.nan)),
+    "infinite": ("decode", _sample(np.inf)),
+    "a sample of 1e30": ("decode", _sample(1e30)),
+    "HTML": ("decode", lambda _: b"<!DOCTYPE html><html><title>404 Not Found</title></html>"),
+    "video": ("decode", lambda rng: b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + rng.randbytes(20_000)),
+    "picture": ("decode", lambda rng: b"\x89PNG\r\n\x1a\n" + rng.randbytes(20_000)),
+    "ZIP": ("decode", lambda rng: b"PK\x03\x04" + rng.randbytes(20_000)),
+    "UTF-16 text": ("decode", lambda _: "never audio".encode("utf-16")),
+    "zeros": ("decode", lambda _: bytes(20_000)),
+    "random bytes": ("decode", lambda rng: b"\x01" + rng.randbytes(20_000)),
+    "an MP3 frame, then noise": ("decode", lambda _: _encoded("MP3")[:200] + b"\0" * 5000),
+    "an ID3 tag of 256 MB": ("decode", lambda rng: b"ID3\4\0\0\x7f\x7f\x7f\x7f" + rng.randbytes(500)),
+    "1 Hz": ("decode", _header(24, "<I", 1)),
+    "4 GHz": ("decode", _header(24, "<I", 4_000_000_000)),
+    "0 Hz": ("decode", _header(24, "<I", 0)),
+    "no channels": ("decode", _header(22, "<H", 0)),
+    "65535 channels": ("decode", _header(22, "<H", 65_535)),
+    "0 bits": ("decode", _header(34, "<H", 0)),
+    "an unknown codec": ("decode", _header(20, "<H", 0x7777)),
+    "300,000 chunks": ("decode", _many_chunks),
+    "FLAC of a month, they say": (KEPT, _flac_of_a_month),
+    "opposite channels": ("decode", lambda _: _encoded("WAV", _noise() * np.array([[1, -1]]))),
+    "one sample": ("fbank", lambda _: _encoded("WAV", _noise(1))),
+    "one short of a window": ("fbank", lambda _: _encoded("WAV", _noise(399))),
+    "7.1": (KEPT, lambda _: _encoded("WAV", _noise(8000, 8))),
+    "1000 channels": (KEPT, lambda _: _encoded("WAV", _noise(8000, 1000))),
+    "8 bit": (KEPT, lambda _: _encoded("WAV", subtype="PCM_U8")),
+    "silence": (KEPT, lambda _: _encoded("FLAC", np.zeros((8000, 1)))),
+    "clipped": (KEPT, lambda _: _encoded("WAV", np.sign(_noise()))),
+    "doubles": (KEPT, lambda _: _encoded("WAV", subtype="DOUBLE")),
+    "noise behind the end": (KEPT, lambda rng: _encoded("WAV") + rng.randbytes(999)),
+}
+"""By kind: the stage that refuses it, or KEPT, and its bytes."""
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing.wav"))
+
+
+def _socket(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's path has 107 characters at most
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def ten_hours(path: Path) -> None:
+    """16-bit zeros that take no room on the disk."""
+    size = 2 * RATE_HZ * 36_000
+    content = bytearray(_encoded("WAV", np.zeros((1, 1)))[:44])
+    struct.pack_into("<I", content, 4, size + 36)
+    struct.pack_into("<I", content, 40, size)
+    path.write_bytes(content)
+    os.truncate(path, size + 44)
+
+
+PLACES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "FIFO": ("read", _fifo),
+    "link to itself": ("read", _loop),
+    "link to nothing": ("read", _dangling),
+    "folder": ("read", Path.mkdir),
+    "socket": ("read", _socket),
+    "ten hours": (KEPT, ten_hours),
+}
+
+
+def write_hostile(folder: Path, rng: random.Random) -> dict[str, str]:
+    """A file a kind, named `bad-NN.wav`: what becomes of it, by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fates = {}
+    for number, (fate, make) in enumerate(BYTES.values()):
+        path = folder / f"bad-{number:02d}.wav"
+        path.write_bytes(make(rng))
+        fates[path.name] = fate
+    for number, (fate, put) in enumerate(PLACES.values(), len(BYTES)):
+        path = folder / f"bad-{number:02d}.wav"
+        put(path)
+        fates[path.name] = fate
+    return fates
+
+
+def kinds() -> list[str]:
+    """In the order of the files' numbers."""
+    return [*BYTES, *PLACES]

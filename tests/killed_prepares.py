@@ -1,0 +1,27 @@
+"""`prepare` in processes that are made to be killed: forked from one that has imported everything already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from pipeline.prepare import prepare
+from pipeline.settings import PrepareSettings
+
+
+def _prepare(settings: PrepareSettings, log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    prepare(settings)
+
+
+def started(settings: PrepareSettings, log: Path) -> BaseProcess:
+    """A driver with its own connection to the Ray that the settings name; its output goes to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killed_prepares"])
+    process = context.Process(target=_prepare, args=(settings, log))
+    process.start()
+    return process

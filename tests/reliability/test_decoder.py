@@ -1,0 +1,130 @@
+"""R8: a decoder that crashes, hangs or takes all memory over a recording, by `tests/hostile_decoder` and for real."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from listed_audio import flags, prepare_settings, rejects, require_balance, rows, write_clips, write_list
+
+from ast_core.audio import load_waveform
+from ast_core.decoder import Decoder
+from ast_core.errors import ClipError
+from ast_core.shards import ShardIndex
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIM = ROOT / "tests" / "hostile_decoder"
+REASONS = {
+    "SEGV": "the decoder crashed (SIGSEGV)",
+    "ABRT": "the decoder crashed (SIGABRT)",
+    "BLOB": "decoding it takes more than 512 MB of memory",
+    "HANG": "the decoder gave no answer in 10 s",
+}
+LIMIT_S = 10.0
+"""A decoder starts in a third of a second, but not on a machine that is busy with something else."""
+
+
+def hostile(folder: Path, name: str, fault: str) -> Path:
+    path = folder / name
+    path.write_bytes(fault.encode() + bytes(1000))
+    return path
+
+
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    monkeypatch.setenv("PYTHONPATH", str(SHIM))
+    return Decoder(LIMIT_S)
+
+
+def processes() -> set[int]:
+    """Decoders of this process."""
+    return {child.pid for child in psutil.Process().children() if "decoding" in " ".join(child.cmdline())}
+
+
+@pytest.mark.timeout(900)
+def test_each_fault_costs_its_clip_alone(
+    tmp_path: Path, decoder: Decoder, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
+) -> None:
+    rng = random.Random(fault_seed)
+    good = [tmp_path / name for name in write_clips(tmp_path, 20)]
+    faults = ["SEGV", "ABRT", "BLOB", *rng.choices(["SEGV", "ABRT", "BLOB"], k=many(5, 97))]
+    faults.insert(rng.randrange(1, len(faults)), "HANG")
+    before, slowest_s = processes(), 0.0
+    for number, fault in enumerate(faults):
+        for path in rng.sample(good, 2):
+            np.testing.assert_array_equal(decoder.load(path, 16_000), load_waveform(path, 16_000))
+        (process,) = processes() - before
+        started = time.monotonic()
+        with pytest.raises(ClipError) as refused:
+            decoder.load(hostile(tmp_path, f"bad-{number}.wav", fault), 16_000)
+        slowest_s = max(slowest_s, time.monotonic() - started - 2 * LIMIT_S * (fault == "HANG"))
+        assert (refused.value.stage, refused.value.reason) == ("decode", REASONS[fault])
+        assert psutil.pid_exists(process) == (fault == "BLOB")  # it really ended; memory it gave back by itself
+    for path in good:
+        np.testing.assert_array_equal(decoder.load(path, 16_000), load_waveform(path, 16_000))
+    decoder.close()
+    assert processes() == before
+    measured("R8", faults=len(faults), hangs=1, slowest_refusal_beyond_the_limit_s=slowest_s)
+
+
+@pytest.mark.timeout(120)
+def test_what_others_do_to_a_decoder_is_no_clips_fault(tmp_path: Path, decoder: Decoder) -> None:
+    (name,) = write_clips(tmp_path, 1)
+    whole = decoder.load(tmp_path / name, 16_000)
+    for pid in processes():
+        psutil.Process(pid).kill()
+    np.testing.assert_array_equal(decoder.load(tmp_path / name, 16_000), whole)
+    with pytest.raises(OSError, match=r"was killed .SIGKILL.; is there enough memory"):
+        decoder.load(hostile(tmp_path, "bad.wav", "KILL"), 16_000)
+    decoder.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_decoder_ends_with_its_worker(tmp_path: Path) -> None:
+    (name,) = write_clips(tmp_path, 1)
+    script = f"""
+import time
+from ast_core.decoder import Decoder
+decoder = Decoder()
+decoder.load({str(tmp_path / name)!r}, 16_000)
+print(decoder._process.pid, flush=True)
+time.sleep(1000)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
+    assert worker.stdout is not None
+    process = psutil.Process(int(worker.stdout.readline()))
+    worker.kill()
+    worker.wait()
+    psutil.wait_procs([process], timeout=60)
+    assert not process.is_running()
+
+
+@pytest.mark.timeout(300)
+def test_the_stage_ends_and_names_them(tmp_path: Path, measured: Callable[..., None]) -> None:
+    names = write_clips(tmp_path / "data", 40)
+    bad = {f"bad-{n:02d}.wav": fault for n, fault in enumerate(["SEGV", "HANG", "ABRT", "BLOB"])}
+    for name, fault in bad.items():
+        hostile(tmp_path / "data", name, fault)
+    mixed = sorted([*names, *bad], key=lambda name: (int(name[-6:-4]), name))  # each among good ones
+    settings = prepare_settings(
+        write_list(tmp_path / "data" / "list.csv", mixed), tmp_path / "run" / "shards", 20, decode_limit_s=LIMIT_S
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [sys.executable, "pipeline/prepare.py", *flags(settings)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(SHIM)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    books = require_balance(ShardIndex.load(settings.shards), settings.shards, len(mixed))
+    found = {name: row["reason"] for name, row in rejects(settings.shards).items()}
+    assert found == {name: REASONS[fault] for name, fault in bad.items()}
+    assert set(rows(settings.shards)) == set(names)
+    measured("R8", of_a_stage=dict(books))

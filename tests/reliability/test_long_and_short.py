@@ -1,0 +1,121 @@
+"""R13: recordings of no sample, of one, of ten hours: each a written outcome, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile  # type: ignore[import-untyped]
+from hostile_audio import ten_hours
+from listed_audio import RATE_HZ, prepare_settings, write_list
+from prepared import FRONT_END
+
+from ast_core.audio import load_waveform, read_blocks
+from ast_core.bundle import Bundle
+from ast_core.decoder import Decoder, Recording
+from ast_core.manifest import load_manifest
+from ast_core.predictor import Predictor
+from pipeline.part import write
+from pipeline.prepare import plan
+
+ROOT = Path(__file__).resolve().parents[2]
+WINDOW = (FRONT_END.target_frames - 1) * 160 + 400
+LENGTHS = {
+    "none": 0, "one": 1, "one short of an analysis window": 399, "an analysis window": 400,
+    "one short of a window": WINDOW - 1, "a window": WINDOW, "a window and a half": WINDOW * 3 // 2,
+}  # fmt: skip
+SHORT = {
+    "none": "decode: no samples",
+    "one": "fbank: 1 samples",
+    "one short of an analysis window": "fbank: 399 samples",
+}
+MEASURED = """
+import json, os, resource, sys
+from pathlib import Path
+from pipeline.predict import predict
+from pipeline.settings import PredictSettings
+model, recording, output = sys.argv[1:]
+predict(PredictSettings(inputs=(Path(recording),), model=model, output=Path(output)))
+peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print("PEAK", peak)
+"""
+
+
+def write_lengths(folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    paths = {name: folder / f"clip-{n:02d}.wav" for n, name in enumerate(LENGTHS)}
+    for name, path in paths.items():
+        soundfile.write(path, rng.normal(0, 0.1, LENGTHS[name]), RATE_HZ)
+    paths["silence"] = folder / "clip-50.wav"
+    soundfile.write(paths["silence"], np.zeros(RATE_HZ), RATE_HZ)
+    paths["ten hours"] = folder / "clip-51.wav"
+    ten_hours(paths["ten hours"])
+    return paths
+
+
+@pytest.mark.timeout(120)
+def test_prepare_writes_an_outcome_for_each(tmp_path: Path, measured: Callable[..., None]) -> None:
+    paths = write_lengths(tmp_path / "data")
+    listing = write_list(tmp_path / "data" / "list.csv", [path.name for path in paths.values()], test=1)
+    settings = prepare_settings(listing, tmp_path / "shards")
+    found: dict[str, str] = {}
+    for part in plan(settings, load_manifest(listing, "manifest"), listing):
+        refused = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in write(part)}
+        found |= {clip.clip_id: refused.get(clip.clip_id, "kept") for clip in part.clips}
+    for name, path in paths.items():
+        assert found[path.name].startswith(SHORT.get(name, "kept")), name
+    measured("R13", prepared=len(found), refused=sum(outcome != "kept" for outcome in found.values()))
+
+
+@pytest.mark.timeout(170)
+def test_predicting_ten_hours_takes_no_more_memory(
+    tmp_path: Path, trained_bundle: Path, many: Callable[[int, int], int], measured: Callable[..., None]
+) -> None:
+    paths = write_lengths(tmp_path / "data")
+    peaks_mb = {}
+    for name in ("silence", "ten hours"):
+        command = [sys.executable, "-c", MEASURED, str(trained_bundle), str(paths[name]), str(tmp_path / "scores.json")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks_mb[name] = int(done.stdout.split("PEAK")[1]) * 1024 / 1e6
+        (row,) = json.loads((tmp_path / "scores.json").read_text())
+        assert row["error"] == ""
+    assert peaks_mb["ten hours"] < 600
+    measured("R13", peak_of_a_second_mb=peaks_mb["silence"], peak_of_ten_hours_mb=peaks_mb["ten hours"])
+
+
+@pytest.mark.timeout(120)
+def test_predict_answers_for_each(tmp_path: Path, trained_bundle: Path) -> None:
+    predictor, decoder = Predictor(Bundle.load(trained_bundle)), Decoder()
+    for name, path in write_lengths(tmp_path / "data").items():
+        if name in SHORT:
+            with pytest.raises(Exception, match=SHORT[name]):
+                predictor.probabilities(Recording(path, RATE_HZ, decoder))
+        elif name != "ten hours":
+            scores_C = predictor.probabilities(Recording(path, RATE_HZ, decoder))
+            assert np.array_equal(scores_C, predictor.probabilities(load_waveform(path, RATE_HZ)))
+            assert np.isfinite(scores_C).all()
+
+
+@pytest.mark.timeout(120)
+def test_blocks_give_what_the_whole_gives(
+    tmp_path: Path, trained_bundle: Path, many: Callable[[int, int], int], measured: Callable[..., None]
+) -> None:
+    path, predictor = tmp_path / "long.flac", Predictor(Bundle.load(trained_bundle))
+    rng = np.random.default_rng(1)
+    soundfile.write(path, rng.normal(0, 0.1, 44_100 * many(60, 1800)), 44_100)
+    whole_N = load_waveform(path, RATE_HZ)
+    assert len(list(read_blocks(path, RATE_HZ))) > 3
+    recording = Recording(path, RATE_HZ, Decoder())
+    difference = np.abs(predictor.probabilities(recording) - predictor.probabilities(whole_N)).max()
+    ours, theirs = predictor.timeline(recording, 0.5), predictor.timeline(whole_N, 0.5)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    difference = max(difference, np.abs(ours[1] - theirs[1]).max())
+    assert difference < 1e-6
+    measured("R13", seconds=many(60, 1800), largest_difference_of_a_probability=float(difference))

@@ -1,0 +1,82 @@
+"""R9: prepare killed at any instant, with its workers or without them, is finished by the same command again."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from killed_prepares import started
+from listed_audio import files, prepare_settings, require_balance, rows, write_clips, write_list, written
+
+from ast_core.shards import ShardIndex
+from pipeline.settings import PrepareSettings
+
+CLIPS, PER_PART = 240, 12
+
+
+def kill_workers() -> int:
+    """Kill all that make a part, and their decoders: the raylet's children that have one. How many that were."""
+    killed = 0
+    for process in psutil.process_iter(["cmdline"]):
+        if "ast_core.decoding" in " ".join(process.info["cmdline"] or []):
+            for each in (process.parent(), process):
+                if each is not None and "ray::" in " ".join(each.cmdline()) + " ray::" * (each is process):
+                    each.kill()
+                    killed += each is not process
+    return killed
+
+
+def finished(settings: PrepareSettings) -> dict[str, tuple[int, int]]:
+    """Parts that have their marker: nothing may write them again."""
+    return {
+        name: seen for name, seen in written(settings.shards).items() if (settings.shards / f"{name}.json").is_file()
+    }
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(3600)
+def test_killed_at_random_instants(
+    tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
+) -> None:
+    rng, kills = random.Random(fault_seed), many(20, 100)
+    listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
+    address = ray.get_runtime_context().gcs_address
+    whole = dataclasses.replace(prepare_settings(listing, tmp_path / "whole" / "shards", PER_PART), address=address)
+    begun = time.monotonic()
+    driver = started(whole, tmp_path / "log")
+    driver.join()
+    assert driver.exitcode == 0, (tmp_path / "log").read_text()
+    lasts_s = time.monotonic() - begun
+    expected, done, killed_workers, inside, round_number = files(whole.shards), 0, 0, 0, 0
+    while done < kills:
+        round_number += 1
+        settings = dataclasses.replace(whole, shards=tmp_path / f"killed-{round_number}" / "shards")
+        before: dict[str, tuple[int, int]] = {}
+        for _ in range(4):  # kills of one data set's run, then it ends
+            driver = started(settings, tmp_path / "log")
+            driver.join(rng.uniform(0, lasts_s))
+            if driver.exitcode is None:
+                driver.kill()
+                killed_workers += kill_workers() if rng.random() < 0.5 else 0
+                driver.join()
+                assert driver.exitcode == -signal.SIGKILL
+                done += 1
+            kept = finished(settings)
+            inside += 0 < len(kept) < len(expected) // 2
+            assert before.items() <= kept.items()  # finished ones are not done again
+            before = kept
+        driver = started(settings, tmp_path / "log")
+        driver.join()
+        assert driver.exitcode == 0, (tmp_path / "log").read_text()
+        assert before.items() <= written(settings.shards).items()
+        assert files(settings.shards) == expected  # and so no stump, none lost, none twice
+        require_balance(ShardIndex.load(settings.shards), settings.shards, CLIPS)
+        assert len(rows(settings.shards)) == CLIPS
+    measured("R9", kills=done, with_some_parts_done=inside, workers_killed_too=killed_workers, whole_s=lasts_s)

@@ -1,0 +1,64 @@
+"""R20, prepare: a worker that is stopped is named, never waited for without end; one that is only busy is not named."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
+
+from ast_core.shards import ShardIndex
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIPS = 300
+
+
+def worker_of(driver: subprocess.Popen[str]) -> psutil.Process | None:
+    """A Ray worker below a driver that makes a part: its decoder is the sign."""
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if "decoding" in " ".join(process.cmdline()) and (parent := process.parent()) is not None:
+                return parent
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+@pytest.mark.timeout(400)
+def test_a_stopped_worker_is_named(tmp_path: Path, measured: Callable[..., None]) -> None:
+    names = write_clips(tmp_path / "data", CLIPS)
+    settings = prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "shards", 5)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [sys.executable, "pipeline/prepare.py", *flags(settings)]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while (worker := worker_of(driver)) is None:
+            assert driver.poll() is None
+            time.sleep(0.02)
+        os.kill(worker.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        assert psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED
+        output, _ = driver.communicate(timeout=150)
+        ended_s = time.monotonic() - stopped
+    finally:
+        driver.kill()
+        if worker is not None and worker.is_running():
+            worker.kill()
+    assert driver.returncode == 1, output
+    said = re.search(r"process (\d+) on node (\S+) .*has not been heard of.*run the same command again", output)
+    assert said, output
+    assert (int(said[1]), said[2]) == (worker.pid, os.uname().nodename)
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    require_balance(ShardIndex.load(settings.shards), settings.shards, len(names))
+    measured("R20", ended_after_the_stop_s=ended_s)
