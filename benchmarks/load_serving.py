@@ -201,8 +201,10 @@ def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds
         seconds: for which they begin new ones.
     """
     seen = Answers()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     for question in asked:
-        _ask_once(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S), question, seen)
+        _ask_once(connection, question, seen)
+    connection.close()
     seen.latencies_s.clear()
     before = open_files(server)
     until = time.monotonic() + seconds

@@ -9,6 +9,7 @@ python benchmarks/scaling.py [--batch 96 --gpu-share 0.3 --gpu-hour 3]
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -89,9 +90,8 @@ def plan(gpus: int, args: argparse.Namespace, clip_s: float) -> Plan:
 
 
 def _trained(gpus: int, at_once: int, each: int, args: argparse.Namespace, clip_s: float) -> Plan:
-    front, steps = FrontEndConfig(), EPOCHS * CLIPS / args.batch
-    costs = [cost(ModelConfig(freq_stride=stride, time_stride=stride), front, CLASSES) for stride in STRIDES]
-    parts = [_step_s(one, each, args) for one in costs]
+    steps = EPOCHS * CLIPS / args.batch
+    parts = [_step_s(_member_cost(stride), each, args) for stride in STRIDES]
     rounds = [parts[first : first + at_once] for first in range(0, len(parts), at_once)]
     longest = [max(members, key=lambda part: max(part.values())) for members in rounds]
     machines = -(-at_once * each // MACHINE_GPUS)
@@ -101,6 +101,11 @@ def _trained(gpus: int, at_once: int, each: int, args: argparse.Namespace, clip_
     train_h = steps * sum(max(part.values()) for part in longest) / 3600
     read = len(STRIDES) * CLIPS * EPOCHS * (1 + MIXED) * _shard_bytes() / GIB / (train_h * 3600) / machines
     return Plan(gpus, at_once, each, hours, train_h, read)
+
+
+@functools.cache
+def _member_cost(stride: int) -> Cost:
+    return cost(ModelConfig(freq_stride=stride, time_stride=stride), FrontEndConfig(), CLASSES)
 
 
 def _step_s(one: Cost, each: int, args: argparse.Namespace) -> dict[str, float]:
