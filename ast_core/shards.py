@@ -138,6 +138,17 @@ class ShardIndex:
         names = ", ".join(sorted(self.splits))
         require(not unknown, f"There is no split {', '.join(unknown)}; there are {names}. Name them in data.*-split.")
 
+    def require_balance(self, splits: Sequence[str]) -> None:
+        """DamagedError unless each listed clip of these splits is a row of a part, rejected, or missing."""
+        for split in splits:
+            books = self.splits[split]
+            rows, kept = sum(part["rows"] for part in books["parts"]), books["kept"]
+            if rows != kept or books["listed"] != kept + books["rejected"] + books["missing"]:
+                raise DamagedError(
+                    f"The books of {split} do not balance: {books['listed']} listed, {kept} kept in {rows} rows, "
+                    f"{books['rejected']} rejected, {books['missing']} missing. Run prepare again."
+                )
+
     def statistics(self, splits: Sequence[str]) -> tuple[float, float]:
         """Mean and standard deviation of raw log-mel over splits, padding included as in the published recipe."""
         self.require_splits(splits)
@@ -160,11 +171,12 @@ class ShardReader:
 
         Raises:
             UserError: no shards, or no such split.
-            DamagedError: a part is missing or not the file that was committed.
+            DamagedError: a part is missing or not the file that was committed, or a clip is in no book.
         """
         self.folder, self.splits = folder, tuple(splits)
         self.index = ShardIndex.load(folder)
         self.index.require_splits(splits)
+        self.index.require_balance(splits)
         self._shape = (int(self.index.front_end["target_frames"]), int(self.index.front_end["num_mel_bins"]))
         parts = [(folder / split, part) for split in splits for part in self.index.splits[split]["parts"]]
         self._paths = [split / part["name"] for split, part in parts if part["rows"]]

@@ -12,11 +12,10 @@ import argparse
 import functools
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers.comparison import arguments, one_core, print_machine
+from peers.comparison import arguments, cpu_seconds, one_core, print_machine
 from peers.made_data import save_sounds
 from prepare import part_of
 
@@ -129,9 +128,9 @@ def measured_clip_s(quick: bool) -> float:
         paths = save_sounds(folder / "ogg", ".ogg", 44_100, 2 if quick else 24, 1)
         part, times = part_of(paths, folder / "shards"), []
         for _ in range(2 if quick else 5):
-            started = time.process_time()
+            started = cpu_seconds()
             write(part)
-            times.append((time.process_time() - started) / len(paths))
+            times.append((cpu_seconds() - started) / len(paths))
     return statistics.median(times)
 
 

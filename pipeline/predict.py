@@ -40,7 +40,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
             settings.output.suffix in {".csv", ".json", ".parquet"},
             f"--output {settings.output} must end in .csv, .json or .parquet.",
         )
-    files = list(_files(settings.inputs))
+    files = list(dict.fromkeys(_files(settings.inputs)))  # a folder, and a file of it
     require(bool(files), "There is no audio file in what was given.")
     bundle = Bundle.load(_bundle_folder(settings))
     require(
@@ -64,6 +64,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         tagging = tagging.decide(bundle)
     Console().print(tagging.table(settings.top_k))
     Console().print(f"{len(files)} files = {len(scores)} predicted + {len(faults)} refused")
+    require(len(files) == len(scores) + len(faults), "A file was lost between reading and writing. Run again.")
     if settings.output:
         tagging.write(settings.output)
     require(bool(scores), "None of the files could be used; the table says why.")

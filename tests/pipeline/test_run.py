@@ -83,6 +83,8 @@ def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> No
     summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
     assert list(summary) == ["ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"]
     assert summary["ensemble"]["mAP"] > 0.6  # a third by chance
+    for name in summary:  # each stage answers for what the one before it kept
+        assert len(pq.read_table(folder / "run" / "evaluation" / f"{name}-scores.parquet")) == 9
     assert "Test" in shown
     assert "ast-predict FILE --model models:/ast-mine@champion" in shown
     page = (folder / "run" / "report.html").read_text()

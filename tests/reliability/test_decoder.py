@@ -11,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from listed_audio import flags, prepare_settings, rejects, require_balance, rows, write_clips, write_list
+from prepared import LABELS
 
 from ast_core.audio import load_waveform
 from ast_core.decoder import Decoder
 from ast_core.errors import ClipError
 from ast_core.shards import ShardIndex
+from pipeline.serving import AUDIO, ERROR, Tagger
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "hostile_decoder"
@@ -105,6 +108,20 @@ time.sleep(1000)
     worker.wait()
     psutil.wait_procs([process], timeout=60)
     assert not process.is_running()
+
+
+@pytest.mark.timeout(120)
+def test_a_server_lives_on(
+    tmp_path: Path, trained_bundle: Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., None]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SHIM))
+    good = (tmp_path / write_clips(tmp_path, 1)[0]).read_bytes()
+    recordings = [good, b"SEGV", good, b"ABRT", b"", good]
+    table = Tagger(trained_bundle).predict(pd.DataFrame({AUDIO: recordings}))
+    assert [bool(reason) for reason in table[ERROR]] == [recording != good for recording in recordings]
+    assert table[ERROR][1] == f"decode: {REASONS['SEGV']}"
+    assert len({score for score, reason in zip(table[LABELS[0]], table[ERROR], strict=True) if not reason}) == 1
+    measured("R8", served=len(recordings), crashes=2)
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,112 @@
+"""R27: rows in = rows out + rejects, or a non-zero exit. A whole run's books are in tests/pipeline/test_run.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
+
+from ast_core.errors import DamagedError
+from ast_core.shards import ShardIndex, ShardReader
+from pipeline import calibrate, evaluate, predict, prepare
+from pipeline.settings import PrepareSettings
+
+CLIPS = 20
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> PrepareSettings:
+    names = write_clips(tmp_path / "data", CLIPS)
+    (tmp_path / "data" / names[7]).write_bytes(b"broken")
+    (tmp_path / "data" / names[9]).unlink()
+    return prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "shards", 5)
+
+
+def lose_a_reject(settings: PrepareSettings) -> None:
+    """What a bug in a worker would leave: a marker that names fewer clips than it was given."""
+    path = next(path for path in settings.shards.glob("train/*.json") if json.loads(path.read_text())["rejects"])
+    marker = json.loads(path.read_text())
+    marker["rejects"].pop()
+    path.write_text(json.dumps(marker))
+
+
+def lose_a_row(settings: PrepareSettings, split: str) -> None:
+    path = settings.shards / split / "part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path, compression="none", use_dictionary=False, row_group_size=8)
+
+
+def lose_it_in_the_index(settings: PrepareSettings, split: str) -> None:
+    index = json.loads((settings.shards / "index.json").read_text())
+    index["splits"][split]["listed"] += 1
+    (settings.shards / "index.json").write_text(json.dumps(index))
+
+
+def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a stage says as it exits with 1."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(180)
+def test_no_stage_loses_a_row_in_silence(
+    settings: PrepareSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: Callable[..., None]
+) -> None:
+    books = require_balance(prepare.prepare(settings), settings.shards, CLIPS)
+    assert (books["kept"], books["rejected"], books["missing"]) == (CLIPS - 2, 1, 1)
+    lose_a_reject(settings)
+    assert "do not balance: 16 listed, 15 seen" in fails(prepare.main, flags(settings), capsys)
+    for path in settings.shards.glob("train/*.json"):
+        path.unlink()
+    assert require_balance(prepare.prepare(settings), settings.shards, CLIPS) == books
+    words = [*flags(settings)[:6], "--data.train-splits", "train", "--data.test-split", "test"]
+    words += ["--tracking", f"sqlite:///{tmp_path}/mlflow.db"]
+    stages = {"evaluate": evaluate.main, "calibrate": calibrate.main}
+    lost = 0
+    for damage in (lose_it_in_the_index, lose_a_row):
+        for split in ("train", "test"):
+            damage(settings, split)
+        for name, main in stages.items():
+            more = ["--data.validation-split", "train"] if name == "calibrate" else []
+            said = fails(main, [*words, *more], capsys)
+            assert "Run prepare again" in said, (name, said)
+            lost += 1
+        prepare.prepare(settings)
+    measured("R27", rows_lost=lost + 1, noticed=lost + 1)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(120)
+def test_a_clip_in_no_book_is_noticed_by_whoever_opens_the_shards(settings: PrepareSettings) -> None:
+    prepare.prepare(settings)
+    assert len(ShardReader(settings.shards, ["train", "test"])) == CLIPS - 2
+    lose_it_in_the_index(settings, "train")
+    ShardReader(settings.shards, ["test"])
+    with pytest.raises(DamagedError, match="books of train do not balance: 17 listed, 14 kept in 14 rows"):
+        ShardReader(settings.shards, ["train"])
+    assert ShardIndex.load(settings.shards)
+
+
+@pytest.mark.timeout(120)
+def test_predict_answers_once_for_each_file(
+    tmp_path: Path, trained_bundle: Path, measured: Callable[..., None]
+) -> None:
+    names = write_clips(tmp_path / "in", 6)
+    (tmp_path / "in" / names[2]).write_bytes(b"broken")
+    (tmp_path / "in" / names[3]).unlink()
+    (tmp_path / "in" / names[3]).symlink_to("nothing.wav")
+    twice = [str(tmp_path / "in"), str(tmp_path / "in" / names[0])]
+    predict.main([*twice, "--model", str(trained_bundle), "--output", str(tmp_path / "out.parquet")])
+    table: pa.Table = pq.read_table(tmp_path / "out.parquet")
+    found = {Path(row["path"]).name: row["error"] for row in table.to_pylist()}
+    assert len(table) == len(found) == len(names)
+    assert {name for name, error in found.items() if error} == {names[2], names[3]}
+    measured("R27", files=len(names), refused=2)
