@@ -61,8 +61,9 @@ def flags(settings: PrepareSettings) -> list[str]:
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
-    """Contents by relative path."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern)) if p.is_file()}
+    """Contents by relative path, but for what says who works there."""
+    found = [path for path in sorted(folder.rglob(pattern)) if path.is_file() and path.name not in {".lock", ".holder"}]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def written(shards: Path) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
 from ast_core.errors import DamagedError
+from ast_core.files import read_json, write_json
 from ast_core.shards import ShardIndex, ShardReader
 from pipeline import calibrate, evaluate, predict, prepare
 from pipeline.settings import PrepareSettings
@@ -29,10 +29,9 @@ def settings(tmp_path: Path) -> PrepareSettings:
 
 def lose_a_reject(settings: PrepareSettings) -> None:
     """What a bug in a worker would leave: a marker that names fewer clips than it was given."""
-    path = next(path for path in settings.shards.glob("train/*.json") if json.loads(path.read_text())["rejects"])
-    marker = json.loads(path.read_text())
-    marker["rejects"].pop()
-    path.write_text(json.dumps(marker))
+    markers = {path: read_json(path, "Marker") for path in settings.shards.glob("train/*.json")}
+    path = next(path for path, marker in markers.items() if marker["rejects"])
+    write_json(path, markers[path] | {"rejects": []})
 
 
 def lose_a_row(settings: PrepareSettings, split: str) -> None:
@@ -42,9 +41,9 @@ def lose_a_row(settings: PrepareSettings, split: str) -> None:
 
 
 def lose_it_in_the_index(settings: PrepareSettings, split: str) -> None:
-    index = json.loads((settings.shards / "index.json").read_text())
+    index = read_json(settings.shards / "index.json", "Index")
     index["splits"][split]["listed"] += 1
-    (settings.shards / "index.json").write_text(json.dumps(index))
+    write_json(settings.shards / "index.json", index)
 
 
 def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
