@@ -41,7 +41,10 @@ def read_ids(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"The list of clips {path} is not text in UTF-8 ({error}).") from None
     rows = csv.reader((line for line in lines if not line.lstrip().startswith("#")), skipinitialspace=True)
-    ids = [_clip_id(row) for row in rows if row and row[0].strip()]
+    try:
+        ids = [_clip_id(row) for row in rows if row and row[0].strip()]
+    except csv.Error as error:
+        raise UserError(f"The list of clips {path} is no text file or CSV: row {rows.line_num}, {error}.") from None
     if ids and ids[0].lower() in _HEADERS:
         ids = ids[1:]
     require(bool(ids), f"The list of clips {path} names none.")

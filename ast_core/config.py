@@ -27,8 +27,9 @@ SHOWN = 80
 """Characters of a wrong value that an error repeats."""
 LONGEST_WINDOW = 1 << 16
 """Samples: 0.3 s at the highest rate that is accepted, 4 s at 16 kHz."""
+HIGHEST_RATE_HZ = 768_000
 MOST_MEL_BINS, MOST_FRAMES = 1024, 100_000
-"""Beyond what an input could be; a stranger's bundle that says more wants memory, not sound."""
+"""Beyond these no sound is; a stranger's bundle that says more wants memory."""
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -56,7 +57,8 @@ class FrontEndConfig:
 
     def __post_init__(self) -> None:
         """Check what has no meaning otherwise."""
-        require(self.sample_rate_hz >= 1000, f"front-end.sample-rate-hz is {self.sample_rate_hz}; give 1000 or more.")
+        rate = self.sample_rate_hz
+        require(1000 <= rate <= HIGHEST_RATE_HZ, f"front-end.sample-rate-hz is {rate}; give 1000 to {HIGHEST_RATE_HZ}.")
         require(self.num_mel_bins >= 4, f"front-end.num-mel-bins is {self.num_mel_bins}; give 4 or more.")
         require(self.target_frames >= 16, f"front-end.target-frames is {self.target_frames}; give 16 or more.")
         require(self.num_mel_bins <= MOST_MEL_BINS, f"front-end.num-mel-bins is {self.num_mel_bins}; 1024 at most.")
@@ -65,11 +67,8 @@ class FrontEndConfig:
             0 < self.frame_shift_ms <= self.frame_length_ms,
             f"front-end.frame-shift-ms is {self.frame_shift_ms}; give more than 0, at most frame-length-ms.",
         )
-        window, hop = (self.sample_rate_hz * ms / 1000 for ms in (self.frame_length_ms, self.frame_shift_ms))
-        require(
-            window <= LONGEST_WINDOW and hop >= 1,
-            f"front-end: windows of {window:.6g} samples every {hop:.6g}; give 1 to {LONGEST_WINDOW} each.",
-        )
+        window = rate * self.frame_length_ms / 1000
+        require(window <= LONGEST_WINDOW, f"front-end.frame-length-ms is {self.frame_length_ms}; give less.")
 
 
 @dataclass(frozen=True)

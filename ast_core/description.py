@@ -33,8 +33,8 @@ class Entry:
 
     def __post_init__(self) -> None:
         """Check what a path or a division is made of."""
-        inside = re.fullmatch(r"\w[\w.-]*", self.file) is not None
-        require(inside, f"it names a file outside its folder: {self.file!r}.")
+        inside = re.fullmatch(r"\w[\w.-]{,99}", self.file) is not None
+        require(inside, f"it names a file outside its folder: {self.file[:99]!a}.")
         require(self.std > 0, f"the standard deviation of {self.name} is {self.std}.")
 
     @property
@@ -57,6 +57,11 @@ class Description:
         """Check what models are built of."""
         require_labels(self.labels)
         require(bool(self.members), "it has no member.")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {**vars(self), "labels": list(self.labels), "members": list(self.members)}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -85,8 +90,7 @@ def read_description(folder: Path) -> Description:
             _ = entry.configs
     except UserError as error:
         raise DamagedError(f"{path} was refused: {error}") from None
-    content = {"labels": list(found.labels), "single_label": found.single_label, "members": list(found.members)}
-    if digest(content) != found.digest:
+    if digest({key: found.content[key] for key in ("labels", "single_label", "members")}) != found.digest:
         raise DamagedError(f"{path} is damaged: its digest is of other members or labels. Fetch or combine it again.")
     return found
 

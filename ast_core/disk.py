@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -28,9 +29,9 @@ def not_written(path: Path, error: OSError, written: int, size: int) -> UserErro
         written: bytes that were, before they were removed again.
         size: bytes that it was to have, 0 if that was not known.
     """
-    reason = error.strerror or str(error)
     if error.errno not in FULL:
-        return UserError(f"{path} could not be written: {reason}. Mend that and run again.")
+        return UserError(f"{path} could not be written: {error.strerror or error}. Mend that and run again.")
+    reason = os.strerror(error.errno or 0)
     needs = f"{size} bytes" if size > written else f"more than {written} bytes"
     free = shutil.disk_usage(_existing(path)).free
     return _no_room(path, f"{reason}: it needs {needs}, {free} are free")

@@ -139,7 +139,8 @@ def _renamed(path: Path, beside: Path, size: int) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         written = beside.stat().st_size if beside.is_file() else 0
-        beside.unlink(missing_ok=True)
+        if written:
+            os.truncate(beside, 0)  # a library may still hold it open: its bytes would not be free by its removal
         raise not_written(path, error, written, size) from error
     finally:
         beside.unlink(missing_ok=True)
@@ -168,7 +169,12 @@ def whole_or_gone(folder: Path, marker: str) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Commit a JSON value, indented and with sorted keys."""
-    content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Commit a text, as UTF-8."""
+    content = text.encode()
     with committed(path, len(content)) as beside:
         beside.write_bytes(content)
 

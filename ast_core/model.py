@@ -122,7 +122,8 @@ class AST(nn.Module):
         self.norm = nn.LayerNorm(size.embed_dim, eps=NORM_EPS)
         self.head_norm = nn.LayerNorm(size.embed_dim)  # eps 1e-5, the default, as published
         self.head = nn.Linear(size.embed_dim, num_classes)
-        self._initialise()
+        if not self.pos_embed.is_meta:  # there it would only load torch's own seconds of decompositions
+            self._initialise()
 
     @property
     def prefix_tokens(self) -> int:

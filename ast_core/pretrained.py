@@ -278,15 +278,17 @@ def _require_honest_zip(path: Path) -> None:
     Raises:
         UserError: it is a zip file that `torch.save` did not write.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise UserError(f"model.init: {path} was refused: {error}") from None
     out = [entry.filename for entry in entries if entry.filename.startswith("/") or ".." in entry.filename.split("/")]
     require(not out, f"model.init: {path} was refused: it names files outside itself, {out[:1]!a}.")
+    program = any(entry.filename.endswith("/constants.pkl") for entry in entries)
+    require(not program, f"model.init: {path} was refused: it is TorchScript, a program. Save its state_dict instead.")
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     whole = sum(entry.file_size for entry in entries) <= path.stat().st_size
     require(whole and not packed, f"model.init: {path} was refused: it would unpack to more than its size.")

@@ -16,6 +16,8 @@ from ast_core.files import committed
 from ast_core.shards import ShardReader
 
 IDENTITY = b"identity"
+FAULTS = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError)
+"""What reading a Parquet file that is none, or other lists than scores, ends in."""
 
 
 def identity_of(bundle_digest: str, reader: ShardReader) -> dict[str, str]:
@@ -37,15 +39,23 @@ def read_scores(path: Path, identity: Mapping[str, str]) -> np.ndarray | None:
             return None
         lists: list[Any] = table["scores"].chunks
         values = [chunk.flatten().to_numpy() for chunk in lists]
-    except (pa.ArrowException, OSError, KeyError) as error:
+        flat = np.concatenate([np.empty(0, np.float32), *values])
+        return flat.astype(np.float32, casting="same_kind", copy=False).reshape(table.num_rows, -1)
+    except FAULTS as error:
         raise DamagedError(f"{path} is damaged ({error}). Remove it: it is made again.") from error
-    return np.concatenate([np.empty(0, np.float32), *values]).reshape(table.num_rows, -1)
 
 
 def identity_in(path: Path) -> dict[str, str]:
-    """The identity that a file of scores was written with; empty if there is none."""
-    found: dict[str, str] = json.loads((pq.read_schema(path).metadata or {}).get(IDENTITY, b"{}"))
-    return found
+    """The identity that a file of scores was written with; empty if there is none.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {}).get(IDENTITY, b"{}"))
+        return {str(key): str(value) for key, value in found.items()}
+    except FAULTS as error:
+        raise DamagedError(f"{path} is damaged ({error}). Remove it: it is made again.") from error
 
 
 def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray, reader: ShardReader) -> None:
@@ -58,8 +68,8 @@ def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray,
         }
     ).replace_schema_metadata({IDENTITY: _bytes(identity)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as beside:
-        pq.write_table(table, beside)
+    with committed(path) as beside, beside.open("wb") as file:  # given a path, it would remove a file that is too long
+        pq.write_table(table, file)
 
 
 def _bytes(identity: Mapping[str, str]) -> bytes:

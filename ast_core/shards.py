@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import resource
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ast_core.config import require
-from ast_core.errors import DamagedError
+from ast_core.config import MOST_FRAMES, from_dict, require
+from ast_core.errors import DamagedError, UserError
 from ast_core.files import committed, read_checked, sha256_of
 
 INDEX = "index.json"
@@ -128,9 +130,11 @@ class ShardIndex:
         require(path.is_file(), f"There are no shards in {folder}: run prepare first, or give --shards.")
         values = read_checked(path, "Index of the shards")
         try:
-            return ShardIndex(**{**values, "labels": tuple(values["labels"])})
-        except (TypeError, KeyError) as error:
-            raise DamagedError(f"{path} is not an index of shards ({error}). Run prepare again.") from None
+            found = from_dict(ShardIndex, values)
+            _require_index(found)
+        except UserError as error:
+            raise DamagedError(f"{path} is not an index of shards: {error} Run prepare again.") from None
+        return found
 
     def require_splits(self, splits: Sequence[str]) -> None:
         """UserError that names the available splits, if one is not there."""
@@ -159,6 +163,32 @@ class ShardIndex:
         return mean, float(max(squares / count - mean**2, 1e-12) ** 0.5)
 
 
+def _require_index(index: ShardIndex) -> None:
+    """UserError, unless sizes, books and parts are such as `prepare` writes: paths and memory are made of them."""
+    sizes = [index.front_end.get(key) for key in ("target_frames", "num_mel_bins")]
+    require(all(_counts(size) and int(size or 0) in range(1, MOST_FRAMES + 1) for size in sizes), "it has no sizes.")
+    for name, books in index.splits.items():
+        require(isinstance(books, dict) and re.fullmatch(r"\w[\w.-]*", name) is not None, f"{name!a} is no split.")
+        sums = [books.get(key) for key in ("sum", "sum_sq")]
+        added = all(isinstance(value, float) or _counts(value) for value in sums)
+        require(added and _counts(books.get("count")), f"the sums of {name} are not numbers.")
+        parts = books.get("parts")
+        require(isinstance(parts, list) and all(map(_is_part, parts)), f"the parts of {name} are not named.")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < sys.maxsize
+
+
+def _is_part(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and _counts(part.get("rows"))
+        and isinstance(part.get("sha256"), str)
+        and re.fullmatch(r"part-\d+\.parquet", str(part.get("name"))) is not None
+    )
+
+
 class ShardReader:
     """Splits of a prepared folder as one list of clips, read in any order."""
 
@@ -181,6 +211,8 @@ class ShardReader:
         parts = [(folder / split, part) for split in splits for part in self.index.splits[split]["parts"]]
         self._paths = [split / part["name"] for split, part in parts if part["rows"]]
         rows = [part["rows"] for _, part in parts if part["rows"]]
+        for path, count in zip(self._paths, rows, strict=True):
+            _require_bytes(path, count * self._shape[0] * self._shape[1] * 2)
         self._first_N = np.cumsum([0, *rows])
         _allow_open_files(len(rows))
         self._files: list[np.ndarray] = []
@@ -247,6 +279,14 @@ class ShardReader:
         found = _crc32(self.clip_ids[index], labels, self.num_frames_N[index], fbank_TM.data)
         if found != self._crc32_N[index]:
             raise ValueError(f"the checksum of clip {self.clip_ids[index]} differs")
+
+
+def _require_bytes(path: Path, size: int) -> None:
+    """DamagedError for a part that cannot hold its rows: before memory is taken for them."""
+    with _damage_named(path):
+        have = path.stat().st_size
+        if have < size:
+            raise ValueError(f"{have} bytes cannot hold the {size} of its rows")
 
 
 def _value_offsets(file: pq.ParquetFile, size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import checkpoint
 from ast_core.config import Job, require
-from ast_core.files import committed, digest, remove_stumps
+from ast_core.files import digest, remove_stumps, write_text
 from ast_core.model import AST
 from ast_core.pretrained import initialise, load_exactly
 from ast_core.shards import ShardReader
@@ -189,5 +189,4 @@ def require_finite(state: State, job: Job, rank: int) -> None:
 
 def _write_history(state: State, job: Job) -> None:
     remove_stumps(job.folder, "metrics.jsonl")
-    with committed(job.folder / "metrics.jsonl") as beside:
-        beside.write_text("".join(json.dumps(row) + "\n" for row in state.progress.history or []), encoding="utf-8")
+    write_text(job.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.progress.history or []))

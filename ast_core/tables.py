@@ -157,7 +157,7 @@ def _parquet_rows(source: Path, problems: Problems) -> Iterator[tuple[int, dict[
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 yield from _values(batch, first, source, problems)
                 first += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow's own, or texts that are not UTF-8
         raise UserError(f"{source} is not a readable Parquet file: {error}") from error
 
 

@@ -71,8 +71,8 @@ def _prepared(settings: PrepareSettings) -> ShardIndex:
         Console().print("Every shard is there already: nothing to do.")
     storage.bring_markers(settings.shards, [part.marker for part in parts])
     splits, rejects = _books(parts)
-    with committed(settings.shards / REJECTS) as beside:
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), beside)
+    with committed(settings.shards / REJECTS) as beside, beside.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
     _report(settings.shards, splits)
     _check_rejects(settings, splits, rejects)
     index = _write_index(settings, manifest, splits)

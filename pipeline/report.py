@@ -21,7 +21,7 @@ import pyarrow.parquet
 from rich.console import Console
 
 from ast_core.bundle import DESCRIPTION
-from ast_core.files import committed, read_checked, read_json
+from ast_core.files import read_checked, read_json, write_text
 from ast_core.score_table import identity_of, read_scores
 from ast_core.shards import REJECTS, ShardIndex, ShardReader
 from pipeline import storage, tracking
@@ -71,8 +71,7 @@ def report(settings: ReportSettings) -> Path:
         **_of_main_bundle(settings, index, summary),
     }
     path = settings.run_dir / "report.html"
-    with committed(path) as beside:
-        beside.write_text(_template().render(page), encoding="utf-8")
+    write_text(path, _template().render(page))
     tracking.open_store(settings.tracking)
     tracking.log_artifacts(run_of(evaluation), path)
     Console(soft_wrap=True).print(f"Report: {path}", markup=False)

@@ -14,9 +14,9 @@ from rich.progress import Progress
 
 from ast_core.bundle import DESCRIPTION
 from ast_core.config import require
+from ast_core.description import read_description
 from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
-from ast_core.files import read_checked
 from ast_core.score_table import identity_of, read_scores, write_scores
 from ast_core.shards import ShardReader
 from pipeline import cluster, storage
@@ -58,7 +58,7 @@ def describe(folder: Path, reader: ShardReader) -> Described:
     Raises:
         UserError: no bundle, or one of other labels or another front end.
     """
-    described = Described(folder, read_checked(folder / DESCRIPTION, "Bundle"))
+    described = Described(folder, read_description(folder).content)
     labels, wanted = described.content["labels"], list(reader.index.labels)
     require(
         labels == wanted,

@@ -17,6 +17,7 @@ from ast_core.audio import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, resample
 from ast_core.bundle import Bundle
 from ast_core.decoder import Decoder, Recording
 from ast_core.errors import ClipError
+from ast_core.listing import shorten
 from ast_core.predictor import Predictor
 
 AUDIO = "audio"
@@ -103,16 +104,32 @@ class Tagger:
         samples = row.get(WAVEFORM)
         if samples is None or isinstance(samples, float):  # pandas' way to say that a row has none
             raise ClipError("read", f"the row has neither {AUDIO} (bytes) nor {WAVEFORM} (samples)")
-        waveform_N = np.asarray(samples, np.float32)
-        if waveform_N.ndim != 1 or not len(waveform_N):
-            raise ClipError("read", f"{WAVEFORM} has the shape {waveform_N.shape}; give one list of mono samples")
-        if not np.abs(waveform_N).max() <= MAX_AMPLITUDE:
-            raise ClipError("read", f"{WAVEFORM} has samples that are not finite or far from [-1, 1]")
-        given = row.get(RATE)
-        from_hz = rate_hz if given is None or math.isnan(given) else int(given)
-        if not MIN_RATE_HZ <= from_hz <= MAX_RATE_HZ:
-            raise ClipError("read", f"{RATE} is {from_hz}; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+        waveform_N = _samples(samples)
+        from_hz = _rate(row.get(RATE), rate_hz)
         return resample(waveform_N, from_hz, rate_hz)
+
+
+def _samples(samples: Any) -> np.ndarray:
+    """Float32 [N] of a request's list, whatever is in it; ClipError if that is no sound."""
+    try:
+        waveform_N = np.asarray(samples, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ClipError("read", f"{WAVEFORM} is no list of samples ({shorten(str(error))})") from error
+    if waveform_N.ndim != 1 or not len(waveform_N):
+        raise ClipError("read", f"{WAVEFORM} has the shape {waveform_N.shape}; give one list of mono samples")
+    if not np.abs(waveform_N).max() <= MAX_AMPLITUDE:
+        raise ClipError("read", f"{WAVEFORM} has samples that are not finite or far from [-1, 1]")
+    return waveform_N
+
+
+def _rate(given: Any, own_hz: int) -> int:
+    """A request's rate; the model's own where it has none. ClipError if that is no rate."""
+    if given is None or (isinstance(given, float) and math.isnan(given)):
+        return own_hz
+    known = isinstance(given, int | float | np.integer | np.floating)
+    if not (known and MIN_RATE_HZ <= given <= MAX_RATE_HZ):
+        raise ClipError("read", f"{RATE} is {shorten(str(given))}; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+    return int(given)
 
 
 def _load_pyfunc(data_path: str) -> Tagger:

@@ -63,11 +63,11 @@ class Tagging:
             write_json(path, rows)
             return
         table = pa.Table.from_pylist(rows)
-        with committed(path) as beside:
+        with committed(path) as beside, beside.open("wb") as file:
             if path.suffix == ".csv":
-                pyarrow.csv.write_csv(table, beside)
+                pyarrow.csv.write_csv(table, file)
             else:
-                pyarrow.parquet.write_table(table, beside)
+                pyarrow.parquet.write_table(table, file)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

@@ -6,6 +6,8 @@ python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import sys
 import uuid
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from ast_core import checkpoint, fence
 from ast_core.config import Job, to_dict
+from ast_core.disk import FULL, not_written
 from ast_core.errors import Preempted, UserError
 from ast_core.files import stored_in, write_json
 from ast_core.shards import ShardIndex
@@ -123,6 +126,7 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
+                _require_disk(error, scratch)
                 preempted = _cause(error, Preempted)
                 losses = (losses if _newest_step(job) == before else 0) + (preempted is None)
                 if losses > RESTARTS:
@@ -132,6 +136,10 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
                         "again once the cause is mended."
                     ) from error
                 _note_restart(job, preempted or error)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise not_written(scratch, error, 0, 0) from error  # Ray's own files are in the run's folder
             except KeyboardInterrupt:
                 for sentence in preemption.end([job.folder]):
                     Console(stderr=True).print(sentence)
@@ -146,6 +154,13 @@ def _newest_step(job: Job) -> str:
     folder = job.folder / "checkpoints"
     markers = [*folder.glob(f"*/{checkpoint.MARKER}"), *stored_in(folder)]
     return max((path.parent.name for path in markers if path.name == checkpoint.MARKER), default="")
+
+
+def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
+    """`NoRoomError`, if Ray's own files met a full disk: workers that are started again meet it again."""
+    system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL:
+        raise not_written(scratch, system, 0, 0) from error
 
 
 def _note_restart(job: Job, error: BaseException) -> None:

@@ -104,7 +104,7 @@ def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: P
     own.write(tmp_path)
     assert load_decisions(tmp_path, "b", 2) == own
     with pytest.raises(DamagedError, match="another bundle"):
-        load_decisions(tmp_path, "c")
+        load_decisions(tmp_path, "c", 2)
     write_checked(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
     with pytest.raises(DamagedError, match="calibrate again"):
         load_decisions(tmp_path, "b", 2)

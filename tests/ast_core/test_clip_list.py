@@ -45,3 +45,9 @@ def test_a_list_that_is_not_there_or_names_nothing_is_refused(tmp_path: Path) ->
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe")
     with pytest.raises(UserError, match="not text"):
         read_ids(tmp_path / "sound.wav")
+
+
+def test_a_field_without_end_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("x" * 200_000)
+    with pytest.raises(UserError, match="row 1, field larger"):
+        read_ids(tmp_path / "list.txt")

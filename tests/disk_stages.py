@@ -1,0 +1,156 @@
+"""Prepare, train and their tracker on a full disk, with one Ray; a program, for only it sees that disk.
+
+python tests/disk_stages.py FOLDER LEVELS STAGE...
+
+Prints a line of JSON a stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from disk_writers import TELLS
+from launches import training_flags
+from mlflow import MlflowClient
+from prepared import BINS, FRAMES, write_shards
+from small_disk import PAGE, SmallDisk, files_in
+
+from ast_core import checkpoint
+from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
+from ast_core.files import sha256_of
+from pipeline import cluster, tracking
+from pipeline.prepare import prepare
+from pipeline.settings import PrepareSettings, TrainSettings, parse, run_stage
+from pipeline.train import train
+
+MEGABYTES, EPOCHS, CLIPS = 64, 2, 24
+
+
+def refused(stage: Callable[[], Any]) -> str:
+    """The sentence that a stage without room ends with, as a program."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as caught:
+        run_stage(stage)
+    assert caught.value.code == 1
+    sentence = said.getvalue()[said.getvalue().rindex("Error: ") :]
+    assert TELLS.search(sentence) or "bytes are free" in sentence, sentence
+    return sentence.strip()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk of all files."""
+    return sum(math.ceil(path.stat().st_size / PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
+
+
+def recordings(folder: Path) -> Path:
+    folder.mkdir()
+    lines = ["path,labels,split"]
+    for n in range(CLIPS):
+        samples_N = 0.3 * np.sin(2 * np.pi * (300 + 50 * n) * np.arange(6400) / 16_000)
+        soundfile.write(folder / f"{n}.wav", samples_N, 16_000, subtype="PCM_16")
+        lines.append(f"{n}.wav,{'low' if n < CLIPS // 2 else 'high'},{'test' if n % 4 == 0 else 'train'}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder / "list.csv"
+
+
+def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
+    source = recordings(root / "recordings")
+
+    def run(shards: Path) -> None:
+        settings = PrepareSettings(
+            run_dir=root / "run", shards=shards, workers=2, prepare=PrepareConfig(clips_per_part=3),
+            data=DataConfig(source=str(source), layout="manifest"),
+            front_end=FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS),
+        )  # fmt: skip
+        prepare(settings)
+
+    run(root / "whole")
+    whole, needs, sentence = files_in(root / "whole"), size_of(root / "whole"), ""
+    shards = disk.folder / "shards"
+    for level in range(levels):
+        disk.leave(needs * level // levels)
+        sentence = refused(lambda: run(shards))
+        there = files_in(shards) if shards.is_dir() else {}
+        # What is there is as it should be at the end; a part whose marker found no room has none.
+        assert {name: whole[name] for name in there} == there, sentence
+    disk.release()
+    run(shards)
+    assert files_in(shards) == whole
+    return {"stage": "prepare", "failed": levels, "sentence": sentence}
+
+
+def weights_of(run: Path) -> list[str]:
+    epochs = checkpoint.epochs_of(run / "members" / "seed-0" / "epochs").values()
+    return [sha256_of(epoch / "model.safetensors") for epoch in epochs]
+
+
+def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
+    """A whole training whose tracker cannot write; what it lacks follows once there is room."""
+    uri = f"sqlite:///{disk.folder / 'mlflow.db'}"
+    tracking.open_store(uri)
+    with tracking.start_run("test", "before", {}, {}):
+        pass
+    disk.leave(0)
+    flags = [*training_flags(root, "whole", EPOCHS), "--tracking", uri]
+    member = train(parse(TrainSettings, "", flags))
+    assert len(weights_of(root / "whole")) == EPOCHS
+    disk.release()
+    train(parse(TrainSettings, "", flags))
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name("test")
+    assert found is not None
+    names = {run.info.run_name: run.info.run_id for run in client.search_runs([found.experiment_id])}
+    logged = client.get_metric_history(names[f"test-{member.name}"], "train_loss")
+    assert sorted(row.step for row in logged) == list(range(1, EPOCHS + 1))
+    return {"stage": "tracker", "failed": 1, "epochs_logged_after": len(logged)}
+
+
+def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
+    """After `try_tracker`. The second level has room for small files, and ends whatever comes next, Ray's too."""
+    member = disk.folder / "run" / "members" / "seed-0"
+    flags = [*training_flags(root, "whole", EPOCHS), "--run-dir", str(disk.folder / "run")]
+    needs, resumed, sentence = size_of(root / "whole"), 0, ""
+    for level in [0, 8 * PAGE, *(needs * n // levels for n in range(1, levels))]:
+        disk.leave(level)
+        sentence = refused(lambda: train(parse(TrainSettings, "", flags)))
+        newest, passed_over = checkpoint.newest(member / "checkpoints")
+        assert not passed_over
+        resumed += newest is not None
+        tensors = list(disk.folder.rglob("*.safetensors*"))
+        whole = [path for path in tensors if (path.parent / checkpoint.MARKER).is_file()]
+        stumps = [path for path in tensors if path.suffix != ".safetensors" or path not in whole]
+        assert not stumps, stumps
+    disk.release()
+    train(parse(TrainSettings, "", flags))
+    assert len(weights_of(disk.folder / "run")) == EPOCHS
+    assert weights_of(disk.folder / "run") == weights_of(root / "whole")
+    return {"stage": "train", "failed": levels + 1, "with_a_checkpoint": resumed, "sentence": sentence}
+
+
+def main() -> None:
+    """Try the stages."""
+    root, levels = Path(sys.argv[1]), int(sys.argv[2])
+    write_shards(root / "shards", {"train": 42, "test": 21})
+    disk = SmallDisk(root / "disk", MEGABYTES)
+    stages = {
+        "prepare": lambda: try_prepare(disk, root, levels),
+        "tracker": lambda: try_tracker(disk, root),
+        "train": lambda: try_train(disk, root, levels),
+    }
+    with cluster.connected("", 2):
+        for name in sys.argv[3:] or stages:
+            print(json.dumps(stages[name]()), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""What reads foreign bytes, good inputs of each to begin from, and how they are changed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from fuzzing import mutated, mutated_json, mutated_text
+from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
+from safetensors.torch import save
+
+from ast_core import checkpoint
+from ast_core.audio import load_waveform
+from ast_core.bundle import Bundle, write_bundle
+from ast_core.clip_list import read_ids
+from ast_core.config import ModelConfig, to_dict
+from ast_core.decisions import Decisions
+from ast_core.files import digest
+from ast_core.huggingface import HuggingFaceModel, write_folder
+from ast_core.manifest import load_manifest
+from ast_core.model import AST
+from ast_core.pretrained import initialise, load_exactly
+from ast_core.score_table import identity_in, read_scores, write_scores
+from ast_core.shards import ShardReader
+from pipeline.serving import Tagger
+from pipeline.settings import TrainSettings, parse
+
+MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
+SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
+RECIPES = Path(__file__).resolve().parents[1] / "pipeline" / "recipes"
+Mutate = Callable[[bytes, random.Random], bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader, good inputs, and how they are changed."""
+
+    seeds: list[bytes]
+    mutate: Mutate
+    read: Callable[[bytes], object]
+
+
+class Group(Protocol):
+    """Targets that share a folder and a process."""
+
+    __name__: str
+
+    def __call__(self, folder: Path) -> dict[str, Target]:
+        """The targets, by name."""
+
+
+def tone(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(1600)[:, None] / 16_000) * np.ones((1, channels))
+    soundfile.write(out, samples, 16_000, format=kind, subtype=subtype)
+    return out.getvalue()
+
+
+def audio(folder: Path) -> dict[str, Target]:
+    plain = [tone(kind) for kind in ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")]
+    seeds = [*plain, tone("WAV", "FLOAT", 2), tone("WAV", "IMA_ADPCM"), tone("OGG", "OPUS")]
+
+    def read(data: bytes) -> None:
+        path = folder / "clip"
+        path.write_bytes(data)
+        assert np.isfinite(load_waveform(path, 16_000, 1.0)).all()
+
+    return {"audio": Target(seeds, mutated, read)}
+
+
+def manifests(folder: Path) -> dict[str, Target]:
+    rows = [
+        {"path": f"{n}.wav", "labels": "a;b" if n % 2 else "c", "clip_id": f"clip {n}", "split": "train"}
+        for n in range(6)
+    ]
+    for n in range(6):
+        (folder / f"{n}.wav").write_bytes(b"x")
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    head = "path,labels,clip_id,split\n"
+    tables: dict[str, tuple[bytes, Mutate]] = {
+        "csv": ((head + "".join(",".join(row.values()) + "\n" for row in rows)).encode(), mutated_text),
+        "json": (json.dumps(rows).encode(), mutated_json),
+        "jsonl": ("\n".join(map(json.dumps, rows)).encode(), mutated_text),
+        "parquet": (table.getvalue(), mutated),
+    }
+
+    def reader(path: Path, source: Path, layout: str) -> Callable[[bytes], object]:
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            load_manifest(source, layout)  # type: ignore[arg-type]
+
+        return read
+
+    found = {}
+    for ending, (seed, mutate) in tables.items():
+        path = folder / f"list.{ending}"
+        found[f"manifest.{ending}"] = Target([seed], mutate, reader(path, path, "manifest"))
+    for name in ("segments", "labels", "esc50", "speech"):
+        (folder / name / "meta").mkdir(parents=True)
+        (folder / name / "yes").mkdir()
+        (folder / name / "yes" / "a.wav").write_bytes(b"x")
+    labels = b'index,mid,display_name\n0,/m/a,"Speech, male"\n1,/m/b,Music\n'
+    segments = b'# Segments csv\nYTID-0_abcde, 0.000, 10.000, "/m/a,/m/b"\nanother_one, 30.000, 40.500, "/m/b"\n'
+    (folder / "segments" / "class_labels_indices.csv").write_bytes(labels)
+    (folder / "labels" / "eval_segments.csv").write_bytes(segments)
+    esc50 = b"filename,fold,target,category\n1-1-A-0.wav,1,0,dog\n1-2-A-1.wav,2,1,rooster\n"
+    places = {
+        "segments": (segments, "eval_segments.csv", "audioset"),
+        "labels": (labels, "class_labels_indices.csv", "audioset"),
+        "esc50": (esc50, "meta/esc50.csv", "esc50"),
+        "speech": (b"yes/a.wav\nyes/b.wav\nno/c.wav\n", "testing_list.txt", "speech_commands"),
+    }
+    for name, (seed, place, layout) in places.items():
+        read = reader(folder / name / place, folder / name, layout)
+        found[f"manifest.{name}"] = Target([seed], mutated_text, read)
+    return found
+
+
+def recipes(folder: Path) -> dict[str, Target]:
+    seeds = [(RECIPES / f"{name}.toml").read_bytes() for name in ("demo", "esc50", "audioset_patchout")]
+
+    def read(data: bytes) -> None:
+        path = folder / "own.toml"
+        path.write_bytes(data)
+        try:
+            parse(TrainSettings, "", ["--recipe", str(path), "--run-dir", str(folder / "run")])
+        except SystemExit as error:
+            if error.code != 2:
+                raise
+
+    return {"recipe": Target(seeds, mutated_text, read)}
+
+
+def weights(config: ModelConfig = MODEL) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return AST(config, BINS, FRAMES, len(LABELS)).state_dict()
+
+
+def identity() -> dict[str, Any]:
+    return {
+        "model": to_dict(MODEL),
+        "front_end": to_dict(FRONT_END),
+        "labels": list(LABELS),
+        "loss": "bce",
+        "mean": -6.0,
+        "std": 4.0,
+    }
+
+
+def small() -> dict[str, torch.Tensor]:
+    """Few bytes, so that changes meet the header."""
+    return {"pos_embed": torch.zeros(1, 10, 4), "norm.bias": torch.zeros(4)}
+
+
+def checkpoints(folder: Path) -> dict[str, Target]:
+    model = AST(MODEL, BINS, FRAMES, len(LABELS))
+    step = folder / "step-00000001"
+    checkpoint.save(step, {"model": weights()}, {"identity": identity(), "step": 1})
+    good = (step / "model.safetensors").read_bytes()
+
+    def marker(data: bytes) -> None:
+        (step / checkpoint.MARKER).write_bytes(data)
+        checkpoint.newest(folder)
+        initialise(model, replace(MODEL, init=str(step)), LABELS)
+
+    def tensors(data: bytes) -> None:
+        (folder / "other").mkdir(exist_ok=True)
+        (folder / "other" / "model.safetensors").write_bytes(data)
+        load_exactly(model, checkpoint.read_tensors(folder / "other", "model"), "other")
+
+    return {
+        "checkpoint.marker": Target([(step / checkpoint.MARKER).read_bytes()], mutated_json, marker),
+        "checkpoint.safetensors": Target([save(small()), good], mutated, tensors),
+    }
+
+
+def shards(folder: Path) -> dict[str, Target]:
+    write_shards(folder, {"train": 20})
+    index, part = folder / "index.json", folder / "train" / "part-00000.parquet"
+    good_index, good_part = index.read_bytes(), part.read_bytes()
+
+    def read() -> None:
+        reader = ShardReader(folder, ["train"])
+        if len(reader):
+            reader.read(np.arange(min(len(reader), 20)))
+
+    def read_index(data: bytes) -> None:
+        part.write_bytes(good_part)
+        index.write_bytes(data)
+        read()
+
+    def read_part(data: bytes) -> None:
+        index.write_bytes(good_index)
+        part.write_bytes(data)
+        read()
+
+    return {
+        "shards.index": Target([good_index], mutated_json, read_index),
+        "shards.part": Target([good_part], mutated, read_part),
+    }
+
+
+def initial_weights(folder: Path) -> dict[str, Target]:
+    model = AST(MODEL, BINS, FRAMES, len(LABELS))
+    zipped, old, whole = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({f"v.{key}": value for key, value in small().items()}, zipped)
+    torch.save({"model": small()}, old, _use_new_zipfile_serialization=False)
+    torch.save(weights(), whole)
+
+    def read(ending: str) -> Callable[[bytes], object]:
+        def read(data: bytes) -> None:
+            path = folder / f"own.{ending}"
+            path.write_bytes(data)
+            initialise(model, replace(MODEL, init=str(path)), LABELS)
+
+        return read
+
+    return {
+        "weights.pth": Target([zipped.getvalue(), old.getvalue(), whole.getvalue()], mutated, read("pth")),
+        "weights.safetensors": Target([save(small()), save(weights())], mutated, read("safetensors")),
+    }
+
+
+def bundles(folder: Path) -> dict[str, Target]:
+    own = write_bundle(folder, [("seed-0", weights(), identity())], False, {"role": "member"})
+    Decisions(own, {"data_hash": "d"}, False, (1.0,) * 3, (0.0,) * 3, (0.5,) * 3).write(folder)
+    description, decisions = folder / "bundle.json", folder / "decisions.json"
+    good, good_decisions = description.read_bytes(), decisions.read_bytes()
+    scores_BC = np.full((2, 3), 0.5, np.float32)
+
+    def read(data: bytes) -> None:
+        decisions.unlink(missing_ok=True)
+        description.write_bytes(data)
+        Bundle.load(folder)
+
+    def read_decisions(data: bytes) -> None:
+        description.write_bytes(good)
+        decisions.write_bytes(data)
+        found = Bundle.load(folder).decisions
+        assert found is not None
+        found.decide(scores_BC)
+
+    def honest(data: bytes, chance: random.Random) -> bytes:
+        """Changed, and its digest with it, or it would never be read further."""
+        changed = mutated_json(data, chance)
+        try:
+            values = json.loads(changed)
+            values["digest"] = digest({key: values[key] for key in ("labels", "single_label", "members")})
+            return json.dumps(values).encode()
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return changed
+
+    return {"bundle": Target([good], honest, read), "decisions": Target([good_decisions], mutated_json, read_decisions)}
+
+
+def hugging_face(folder: Path) -> dict[str, Target]:
+    write_folder(folder, HuggingFaceModel(SQUARE, FRONT_END, -6.0, 4.0, LABELS, True, weights(SQUARE)))
+    targets = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        good = (folder / name).read_bytes()
+
+        def read(data: bytes, name: str = name, good: bytes = good) -> None:
+            (folder / name).write_bytes(data)
+            try:
+                Bundle.load(folder)
+            finally:
+                (folder / name).write_bytes(good)
+
+        targets[f"huggingface.{name.removesuffix('.json')}"] = Target([good], mutated_json, read)
+    return targets
+
+
+def lists_and_scores(folder: Path) -> dict[str, Target]:
+    reader = ShardReader(write_shards(folder / "shards", {"test": 9}), ["test"])
+    table = folder / "scores.parquet"
+    write_scores(table, {"a": "b"}, np.ones((9, 3), np.float32), reader)
+
+    def read_list(data: bytes) -> None:
+        (folder / "list").write_bytes(data)
+        read_ids(folder / "list")
+
+    def read_table(data: bytes) -> None:
+        table.write_bytes(data)
+        identity_in(table)
+        read_scores(table, {"a": "b"})
+
+    listed = b"# a comment\nclip_id,start\nabcdefghijk,0.0,10.0\n--abcdefghi, 30, 40\nplain.wav\n"
+    return {
+        "clip list": Target([listed], mutated_text, read_list),
+        "scores": Target([table.read_bytes()], mutated, read_table),
+    }
+
+
+def serving(folder: Path) -> dict[str, Target]:
+    write_bundle(folder, [("seed-0", weights(), identity())], False, {})
+    tagger = Tagger(folder)
+    wave = [0.1, -0.1] * 400
+    rows = [
+        {"waveform": wave, "sample_rate_hz": 16_000},
+        {"audio": base64.b64encode(tone("WAV")).decode()},
+        {"waveform": wave},
+    ]
+
+    def read(data: bytes) -> None:
+        try:
+            values = json.loads(data)
+            frame = pd.DataFrame(values)
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+            return  # MLflow's own answer
+        if "audio" in frame:
+            frame["audio"] = [_bytes(value) for value in frame["audio"]]
+        try:
+            tagger.predict(frame)
+        except ValueError as error:
+            if "the request has neither" not in str(error):
+                raise
+
+    return {"serving": Target([json.dumps(rows).encode(), json.dumps(rows[:1]).encode()], mutated_json, read)}
+
+
+def _bytes(value: Any) -> Any:
+    """Base64 as MLflow makes bytes of it."""
+    try:
+        return base64.b64decode(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+GROUPS: tuple[Group, ...] = (
+    audio,
+    manifests,
+    recipes,
+    checkpoints,
+    shards,
+    initial_weights,
+    bundles,
+    hugging_face,
+    lists_and_scores,
+    serving,
+)

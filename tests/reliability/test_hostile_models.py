@@ -1,0 +1,438 @@
+"""R6: model files from strangers. Whatever door they come in by, they are refused with the reason, and nothing runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prepared import BINS, FRAMES, FRONT_END, LABELS
+from safetensors.torch import load_file, save_file
+
+from ast_core import checkpoint, state
+from ast_core.bundle import Bundle, read_members, write_bundle
+from ast_core.config import ModelConfig, to_dict
+from ast_core.errors import UserError
+from ast_core.files import digest, sha256_of
+from ast_core.huggingface import HuggingFaceModel, write_folder
+from ast_core.model import AST
+from ast_core.pretrained import initialise
+from pipeline import registry, tracking
+from pipeline.serving import Tagger
+
+pytestmark = pytest.mark.timeout(120)
+MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
+SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
+IDENTITY = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}
+IDENTITY |= {"mean": -6.0, "std": 4.0}
+MOST_BYTES = 1 << 30
+"""Memory that refusing a file may take at most, beside what the tests hold."""
+Weights = dict[str, torch.Tensor]
+
+
+class Payload:
+    """Unpickled by `pickle`, it makes the canary's file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """What pickle calls."""
+        return (os.mkdir, (str(self.canary),))
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A folder that a payload would make; it would with plain pickle, and has not at the end."""
+    path = tmp_path / "canary"
+    pickle.loads(pickle.dumps(Payload(path)))
+    assert path.is_dir()
+    path.rmdir()
+    yield path
+    assert not path.exists(), "a model's file ran code"
+
+
+def weights(config: ModelConfig = MODEL) -> Weights:
+    torch.manual_seed(0)
+    return AST(config, BINS, FRAMES, len(LABELS)).state_dict()
+
+
+def published() -> Weights:
+    """The same tensors under the names of a published `.pth`."""
+    renamed = {}
+    for key, value in weights().items():
+        own = key.replace("patch_proj", "patch_embed.proj")
+        own = own.replace("head_norm", "mlp_head.0").replace("head.", "mlp_head.1.")
+        renamed[own if own.startswith("mlp_head") else f"v.{own}"] = value
+    return renamed
+
+
+def pickled(path: Path, canary: Path) -> None:
+    path.write_bytes(pickle.dumps({"v.norm.weight": Payload(canary)}))
+
+
+def saved_pickle(path: Path, canary: Path) -> None:
+    torch.save({**published(), "v.more": Payload(canary)}, path)
+
+
+def old_pickle(path: Path, canary: Path) -> None:
+    torch.save({**published(), "v.more": Payload(canary)}, path, _use_new_zipfile_serialization=False)
+
+
+def torchscript(path: Path, canary: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+
+
+def zip_slip(path: Path, canary: Path) -> None:
+    torch.save(published(), path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(f"../../../{canary.name}", "out")
+
+
+def zip_bomb(path: Path, canary: Path) -> None:
+    """A gigabyte a tensor, packed a thousandfold."""
+    content = io.BytesIO()
+    torch.save({"v.pos_embed": torch.zeros(8)}, content)
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for entry in old.infolist():
+            own = b"\0" * (1 << 30) if entry.filename.endswith("data/0") else old.read(entry)
+            file.writestr(entry.filename, own)
+
+
+def endless_view(path: Path, canary: Path) -> None:
+    """One number that claims to be a terabyte, by strides of 0."""
+    torch.save({**published(), "v.pos_embed": torch.zeros(1).expand(1, 1 << 38, 1)}, path)
+
+
+def without_bytes(path: Path, canary: Path) -> None:
+    torch.save({**published(), "v.pos_embed": torch.zeros(1, 1 << 38, 96, device="meta")}, path)
+
+
+def terabyte_header(path: Path, canary: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+
+
+def terabyte_tensor(path: Path, canary: Path) -> None:
+    head = json.dumps({"pos_embed": {"dtype": "F32", "shape": [1, 1 << 38], "data_offsets": [0, 1 << 40]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head)
+
+
+def overlapping(path: Path, canary: Path) -> None:
+    one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    head = json.dumps({"pos_embed": one, "cls_token": one}).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + b"\0" * 8)
+
+
+def not_a_table(path: Path, canary: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def changed(change: Callable[[Weights], object]) -> Callable[[Path, Path], None]:
+    """A safetensors file of our weights with one thing wrong."""
+
+    def write(path: Path, canary: Path) -> None:
+        table = weights()
+        change(table)
+        save_file(table, path)
+
+    return write
+
+
+SHAPE = changed(lambda table: table.update(cls_token=torch.zeros(1, 1, 7)))
+NOT_FINITE = changed(lambda table: table["norm.bias"].fill_(float("nan")))
+MISSING = changed(lambda table: table.pop("blocks.0.attn.qkv.weight"))
+EXTRA = changed(lambda table: table.update({"blocks.9.norm1.bias": torch.zeros(96)}))
+WHOLE_NUMBERS = changed(lambda table: table.update({"norm.bias": torch.zeros(96, dtype=torch.int64)}))
+CHANGED = {"wrong shape": SHAPE, "NaN": NOT_FINITE, "missing": MISSING, "extra": EXTRA, "integers": WHOLE_NUMBERS}
+REASONS = {
+    "wrong shape": "other shapes: cls_token",
+    "NaN": "not finite: norm.bias",
+    "missing": "missing: blocks.0.attn.qkv.weight",
+    "extra": "unknown: blocks.9.norm1.bias",
+    "integers": "not plain tensors",
+}
+FILES: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
+    "pickle": ("a.pth", pickled, "was refused: UnpicklingError"),
+    "pickle in a zip": ("a.pth", saved_pickle, "was refused: UnpicklingError"),
+    "pickle of old": ("a.pt", old_pickle, "was refused: UnpicklingError"),
+    "pickle renamed": ("a.safetensors", pickled, "cannot be read"),
+    "zip renamed": ("a.safetensors", saved_pickle, "cannot be read"),
+    "TorchScript": ("a.pth", torchscript, "is TorchScript, a program"),
+    "zip slip": ("a.pth", zip_slip, "names files outside itself"),
+    "zip bomb": ("a.pth", zip_bomb, "unpack to more than its size"),
+    "a view without end": ("a.pth", endless_view, "not plain tensors"),
+    "a tensor without bytes": ("a.pth", without_bytes, "not plain tensors"),
+    "a header of a terabyte": ("a.safetensors", terabyte_header, "cannot be read"),
+    "a tensor of a terabyte": ("a.safetensors", terabyte_tensor, "cannot be read"),
+    "overlapping tensors": ("a.safetensors", overlapping, "cannot be read"),
+    "not a table": ("a.pth", not_a_table, "not a flat table"),
+    **{name: ("a.safetensors", write, REASONS[name]) for name, write in CHANGED.items()},
+}
+
+
+def refusal(door: Callable[[], object], reason: str) -> str:
+    """The sentence that a door refuses with, in little memory."""
+    before = peak_bytes()
+    with pytest.raises(UserError, match=reason) as caught:
+        door()
+    assert peak_bytes() - before < MOST_BYTES
+    return str(caught.value)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held so far."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def begin_from(path: Path) -> None:
+    initialise(AST(MODEL, BINS, FRAMES, len(LABELS)), replace(MODEL, init=str(path)), LABELS)
+
+
+def test_files_of_initial_weights(tmp_path, canary, measured):
+    good = tmp_path / "good.safetensors"
+    save_file(weights(), good)
+    begin_from(good)
+    for name, (file, write, reason) in FILES.items():
+        path = tmp_path / name / file
+        path.parent.mkdir()
+        write(path, canary)
+        assert str(path) in refusal(lambda path=path: begin_from(path), reason), name
+    measured("R6", hostile_files=len(FILES), refused=len(FILES), ran=0)
+
+
+def rewritten(change: Callable[[dict[str, Any]], object], honest: bool = True) -> Callable[[Path, Path], None]:
+    """A bundle whose description was changed, its digest with it."""
+
+    def write(folder: Path, canary: Path) -> None:
+        path = folder / "bundle.json"
+        values = json.loads(path.read_text())
+        change(values)
+        if honest:
+            values["digest"] = digest({key: values[key] for key in ("labels", "single_label", "members")})
+        path.write_text(json.dumps(values))
+
+    return write
+
+
+def member(values: dict[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = values["members"][0]
+    return own
+
+
+def with_weights(write: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """A bundle that describes a hostile file of weights with its right hash."""
+
+    def change(folder: Path, canary: Path) -> None:
+        path = folder / "member-0.safetensors"
+        write(path, canary)
+        rewritten(lambda values: member(values).update(sha256=sha256_of(path)))(folder, canary)
+
+    return change
+
+
+def linked_out(folder: Path, canary: Path) -> None:
+    outside = folder.parent / "outside.safetensors"
+    shutil.move(folder / "member-0.safetensors", outside)
+    (folder / "member-0.safetensors").symlink_to(outside)
+
+
+def out_of_the_folder(folder: Path, canary: Path) -> None:
+    shutil.move(folder / "member-0.safetensors", folder.parent / "outside.safetensors")
+    rewritten(lambda values: member(values).update(file="../outside.safetensors"))(folder, canary)
+
+
+def bad_decisions(folder: Path, canary: Path) -> None:
+    own = json.loads((folder / "bundle.json").read_text())["digest"]
+    many = [1.0] * 1000
+    values = {"bundle_digest": own, "fitted_on": {}, "one_label": False}
+    (folder / "decisions.json").write_text(
+        json.dumps({**values, "slope_C": many, "offset_C": many, "threshold_C": many})
+    )
+
+
+def asks_for(**sizes: int) -> Callable[[Path, Path], None]:
+    """A front end, else a model, of these sizes."""
+
+    def change(values: dict[str, Any]) -> None:
+        for key, size in sizes.items():
+            member(values)["front_end" if key in member(values)["front_end"] else "model"][key] = size
+
+    return rewritten(change)
+
+
+BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    **{name: (with_weights(write), REASONS[name]) for name, write in CHANGED.items()},
+    "pickle": (with_weights(pickled), "cannot be read"),
+    "a header of a terabyte": (with_weights(terabyte_header), "cannot be read"),
+    "other weights": (lambda folder, canary: SHAPE(folder / "member-0.safetensors", canary), "is damaged: sha256"),
+    "a file outside": (out_of_the_folder, "outside its folder"),
+    "a link out": (linked_out, "is a link out of its folder"),
+    "a device": (rewritten(lambda values: member(values).update(file="/dev/zero")), "outside its folder"),
+    "an absurd input": (asks_for(target_frames=1 << 40), "100000 at most"),
+    "an absurd rate": (asks_for(sample_rate_hz=1 << 40), "give 1000 to"),
+    "absurd windows": (asks_for(frame_length_ms=1 << 30), "give less"),
+    "absurd mel bins": (asks_for(num_mel_bins=1 << 40), "1024 at most"),
+    "a terabyte of positions": (asks_for(target_frames=100_000, time_stride=1, num_mel_bins=1024), "pos_embed is"),
+    "a larger model": (
+        rewritten(lambda values: member(values)["model"].update(backbone="vit_large_patch16_384")), "missing: "
+    ),
+    "an unknown model": (rewritten(lambda values: member(values)["model"].update(backbone="../x")), "is unknown"),
+    "labels that are numbers": (rewritten(lambda values: values.update(labels=[1, 2, 3])), "labels is"),
+    "a label twice": (rewritten(lambda values: values.update(labels=["a", "a", "b"])), "not different names"),
+    "no member": (rewritten(lambda values: values.update(members=[])), "no member"),
+    "members that are none": (rewritten(lambda values: values.update(members=[7])), "members is"),
+    "a mean that is none": (rewritten(lambda values: member(values).update(mean="0")), "mean is"),
+    "a mean of NaN": (rewritten(lambda values: member(values).update(mean=float("nan"))), "mean is nan"),
+    "no spread": (rewritten(lambda values: member(values).update(std=0.0)), "standard deviation"),
+    "an unknown loss": (rewritten(lambda values: member(values).update(loss="eval")), "loss is"),
+    "a foreign setting": (rewritten(lambda values: member(values)["model"].update(code="x")), "does not know"),
+    "another digest": (rewritten(lambda values: values.update(single_label=False), honest=False), "digest"),
+    "a description that is a list": (lambda folder, _: (folder / "bundle.json").write_text("[]"), "not an object"),
+    "nested without end": (lambda folder, _: (folder / "bundle.json").write_text("[" * 200_000), "not JSON"),
+    "decisions of other classes": (bad_decisions, "not of 3 classes"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "good", [("seed-0", weights(), IDENTITY)], True, {})
+    return tmp_path / "good"
+
+
+def doors_of_a_bundle() -> dict[str, Callable[[Path], object]]:
+    """Predict, evaluate and export load it, serving by MLflow's loader; ensembles and training read its members."""
+    return {"predict": Bundle.load, "serve": Tagger, "combine": read_members, "begin": begin_from}
+
+
+def test_bundles(tmp_path, canary, bundle, measured):
+    for door in doors_of_a_bundle().values():
+        door(bundle)
+    for name, (change, reason) in BUNDLES.items():
+        folder = tmp_path / "hostile" / name
+        shutil.copytree(bundle, folder)
+        change(folder, canary)
+        for door in (Bundle.load, Tagger):
+            refusal(lambda door=door, folder=folder: door(folder), reason)
+        for door in (read_members, begin_from):  # what only its own model would show, these do not ask
+            _refuses(door, folder)
+    measured("R6", hostile_bundles=len(BUNDLES), refused=len(BUNDLES), ran=0)
+
+
+def _refuses(door: Callable[[Path], object], folder: Path) -> bool:
+    """Whether a door refuses; anything but a `UserError` is a crash."""
+    try:
+        door(folder)
+    except UserError:
+        return True
+    return False
+
+
+def configured(file: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
+    def write(folder: Path, canary: Path) -> None:
+        values = json.loads((folder / file).read_text())
+        change(values)
+        (folder / file).write_text(json.dumps(values))
+
+    return write
+
+
+def with_file(write: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    return lambda folder, canary: write(folder / "model.safetensors", canary)
+
+
+def without_query(folder: Path, canary: Path) -> None:
+    table = load_file(folder / "model.safetensors")
+    del table["audio_spectrogram_transformer.encoder.layer.0.attention.attention.key.weight"]
+    save_file(table, folder / "model.safetensors")
+
+
+HUGGING_FACE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "pickle": (with_file(pickled), "cannot be read"),
+    "a header of a terabyte": (with_file(terabyte_header), "cannot be read"),
+    "another's tensors": (with_file(EXTRA), "does not fit|lacks"),
+    "no key": (without_query, "lack a key"),
+    "an absurd width": (configured("config.json", lambda values: values.update(hidden_size=1 << 40)), "no backbone"),
+    "an absurd length": (configured("config.json", lambda values: values.update(max_length=1 << 40)), "at most"),
+    "a large length": (configured("config.json", lambda values: values.update(max_length=99_999)), "pos_embed is"),
+    "an absurd rate": (
+        configured("preprocessor_config.json", lambda values: values.update(sampling_rate=1 << 50)), "give 1000 to"
+    ),
+    "a length of text": (configured("config.json", lambda values: values.update(max_length="x")), "target_frames is"),
+    "a patch of nothing": (configured("config.json", lambda values: values.update(patch_size=0)), "give 1 or more"),
+    "labels of numbers": (configured("config.json", lambda values: values.update(id2label={"0": 1})), "not different"),
+    "labels that begin late": (
+        configured("config.json", lambda values: values.update(id2label={"7": "a", "8": "b", "9": "c"})), "id2label"
+    ),
+    "a std of 0": (configured("preprocessor_config.json", lambda values: values.update(std=0)), "std is 0"),
+    "another kind": (configured("config.json", lambda values: values.update(model_type="bert")), "not an AST"),
+    "a config that is a list": (lambda folder, _: (folder / "config.json").write_text("[1]"), "not a JSON object"),
+}  # fmt: skip
+
+
+def test_hugging_face_folders(tmp_path, canary, measured):
+    good = tmp_path / "good"
+    write_folder(good, HuggingFaceModel(SQUARE, FRONT_END, -6.0, 4.0, LABELS, True, weights(SQUARE)))
+    Bundle.load(good)
+    for name, (change, reason) in HUGGING_FACE.items():
+        folder = tmp_path / "hostile" / name
+        shutil.copytree(good, folder)
+        change(folder, canary)
+        refusal(lambda folder=folder: Bundle.load(folder), reason)
+        assert _refuses(begin_from, folder)
+    measured("R6", hostile_hugging_face_folders=len(HUGGING_FACE), refused=len(HUGGING_FACE), ran=0)
+
+
+def test_checkpoints_of_a_run(tmp_path, canary, measured):
+    """An epoch to begin from, and a checkpoint to resume from; each with the right hashes."""
+    model = AST(MODEL, BINS, FRAMES, len(LABELS))
+    optimizer = torch.optim.Adam(model.parameters())
+    refused = 0
+    for name, write in {**CHANGED, "pickle": pickled, "a header of a terabyte": terabyte_header}.items():
+        folder = tmp_path / name / "step-00000001"
+        folder.mkdir(parents=True)
+        path = folder / "model.safetensors"
+        write(path, canary)
+        marker = {"sha256": {path.name: sha256_of(path)}, "state": {"identity": IDENTITY}}
+        (folder / checkpoint.MARKER).write_text(json.dumps(marker))
+        refusal(lambda folder=folder: begin_from(folder), REASONS.get(name, "cannot be read"))
+        if name != "integers":
+            refusal(lambda folder=folder: state.load_exactly(model, checkpoint.read_tensors(folder, "model"), "x"),
+                    REASONS.get(name, "cannot be read"))  # fmt: skip
+        refused += 1
+    for table in ({"0.exp_avg": torch.zeros(7)}, {"999.exp_avg": torch.zeros(7)}, {"x": torch.zeros(7)}):
+        refusal(lambda table=table: checkpoint.restore_optimizer(optimizer, table), "is of another model")
+        refused += 1
+    measured("R6", hostile_checkpoints=refused, refused=refused, ran=0)
+
+
+@pytest.mark.timeout(180)
+def test_entries_of_a_registry(tmp_path, canary, bundle, measured):
+    """A pickled model that MLflow itself would run is no bundle; one with other weights is damaged."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking.open_store(uri)
+    entries = {"good": bundle, "code": tmp_path / "code", "tampered": tmp_path / "tampered"}
+    entries["code"].mkdir()
+    pickled(entries["code"] / "python_model.pkl", canary)
+    (entries["code"] / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: mlflow.pyfunc.model\n    python_model: python_model.pkl\n"
+    )
+    shutil.copytree(bundle, entries["tampered"])
+    SHAPE(entries["tampered"] / "member-0.safetensors", canary)
+    with tracking.start_run("test", "hostile", {}, {}) as run_id:
+        for name, folder in entries.items():
+            tracking.log_artifacts(run_id, folder, under=name)
+    Bundle.load(registry.bundle_folder(f"runs:/{run_id}/good", uri))
+    refusal(lambda: registry.bundle_folder(f"runs:/{run_id}/code", uri), "not a model of this pipeline")
+    refusal(lambda: Bundle.load(registry.bundle_folder(f"runs:/{run_id}/tampered", uri)), "is damaged: sha256")
+    measured("R6", hostile_registry_entries=2, refused=2, ran=0)
