@@ -22,7 +22,9 @@ from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimCo
 from ast_core.observer import Observer, StepDone
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["ast_core.trainer"])
+FORKS.set_forkserver_preload(
+    ["ast_core.trainer", "pandas", "torch._dynamo"]
+)  # the last two take seconds when first used
 LIMIT_S = 300
 """For whatever a training must do; seconds on an idle machine."""
 TIMES = ("seconds", "clips_per_s")
@@ -84,10 +86,9 @@ def _rank(job: Job, rank: int, world: int, meeting: Path, diary: Path, fault: Fa
         fit(job, rank, world, torch.device("cpu"), observer)
     except UserError as error:
         diary.with_suffix(".error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-        raise SystemExit(1) from None
-    finally:
-        if world > 1:
-            distributed.destroy_process_group()
+        os._exit(1)  # gloo's own end can wait for a rank that has left for ever
+    if world > 1:
+        distributed.destroy_process_group()
 
 
 class Training:
