@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from ast_core.config import (
     to_dict,
 )
 from ast_core.errors import ClipError, UserError
+from ast_core.redaction import without_secrets
 from pipeline import termination
 from pipeline.recipe_file import as_flags, last_value, nested, recipe_flags
 
@@ -62,7 +64,9 @@ class Common:
     """Worker processes."""
     address: Annotated[str, _filled("RAY_ADDRESS, else one is started on this machine")] = ""
     """Ray cluster to join, as `auto` or `ray://host:port`."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI."""
     experiment: Annotated[str, _filled("the recipe's name")] = ""
     """MLflow experiment."""
@@ -180,7 +184,9 @@ class PredictSettings:
     """Seconds between the timeline's windows, each as long as a training clip."""
     attention: Path | None = None
     """Also write to this folder what each file's first window made the first member look at, as a picture."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI of the registry."""
 
 
@@ -194,7 +200,9 @@ class ExportSettings:
     """A registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
     format: Literal["huggingface", "onnx"] = "huggingface"
     """`huggingface` (one member) for transformers, or `onnx` with the front end inside (any bundle)."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI of the registry."""
 
 
@@ -242,12 +250,18 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
 
 
 def run_stage(stage: Callable[[], Any]) -> None:
-    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143."""
+    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143.
+
+    A bug's traceback is shown as Python does, but without passwords of URIs.
+    """
     try:
         with termination.obeyed():
             stage()
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 - a bug of ours
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - not wrapped or coloured
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command again goes on from here.")
