@@ -30,10 +30,11 @@ from pipeline.settings import RegisterSettings
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120
 KILLED, DONE = -signal.SIGKILL, 0
+IN_UPLOAD = "copyfile"
 POINTS = {
     "the model made in the registry": ("create_registered_model", 1),  # once in a registry's life: the first
     "a model of MLflow begun": ("create_logged_model", 1),
-    "in the middle of the upload": ("copy2", 40),
+    "in the middle of the upload": (IN_UPLOAD, 20),
     "the upload whole, not finished": ("log_artifacts", 1),
     "the version made": ("create_model_version", 1),
     "the second version made": ("create_model_version", 2),
@@ -76,7 +77,11 @@ def registrar(log: Path) -> Iterator[Callable[[Order], dict[str, Any]]]:
 
 def _register(order: Order, output: int) -> None:
     if "at" in order:
-        _die_after(*order["at"])
+        name, number = order["at"]
+        if name == IN_UPLOAD:
+            _die_in_upload(number)
+        else:
+            _die_after(name, number)
     settings = RegisterSettings(
         run_dir=Path(order["run_dir"]), tracking=order["tracking"], experiment="test", model_name="killed"
     )
@@ -96,6 +101,17 @@ def _die_after(name: str, number: int) -> None:
         return result
 
     setattr(owner, name, call)
+
+
+def _die_in_upload(number: int) -> None:
+    """Kill this process once an upload has copied so many files; others are copied before."""
+    real = LocalArtifactRepository.log_artifacts
+
+    def upload(*args: Any, **options: Any) -> Any:
+        _die_after(IN_UPLOAD, number)
+        return real(*args, **options)
+
+    LocalArtifactRepository.log_artifacts = upload
 
 
 def _fork(order: Order) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bundles import write_run
 from mlflow import MlflowClient
 from registrations import DONE, KILLED, POINTS, registrar
@@ -59,7 +58,6 @@ def differences(run_dir: Path) -> float:
 def test_killed_registrations(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
-    torch.set_num_threads(1)
     draw = random.Random(fault_seed)
     run_dir, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
     order: dict[str, Any] = {"run_dir": str(run_dir), "tracking": uri}
