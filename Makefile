@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test test-all lint bench lock pipelines clean
+.PHONY: demo test test-all lint bench audit lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -37,6 +37,9 @@ lint: .venv/.installed  ## Style, types, architecture
 
 bench: .venv/.installed  ## Every headline figure against its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+audit: .venv/.installed  ## Known weaknesses of the dependencies, by PyPI; needs the network
+	$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.lock
 
 lock: .venv/.installed  ## Resolve requirements.lock and the image's again
 	$(COMPILE) --extra server --extra cluster --group dev -o requirements.lock

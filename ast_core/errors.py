@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from ast_core.redaction import without_secrets
+
 
 class UserError(Exception):
-    """The user must act: a missing folder, a wrong setting, a mismatch of artefacts. The text says what to do."""
+    """The user must act: a missing folder, a wrong setting, a mismatch of artefacts. The text says what to do.
+
+    Texts of other libraries are often part of it, and URIs part of those: passwords in them are left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class ClipError(Exception):

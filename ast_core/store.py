@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from ast_core.disk import not_written, require_room
 from ast_core.errors import UserError
+from ast_core.redaction import holds_secret
 
 NOTE = ".store.json"
 """In the root of a working copy: of what."""
@@ -200,7 +201,7 @@ def _stored(info: fs.FileInfo) -> Stored:
 @functools.cache
 def _opened(uri: str) -> tuple[fs.FileSystem, str]:
     """File system and the path of the URI in it."""
-    if "@" in urllib.parse.urlsplit(uri).netloc:
+    if "@" in urllib.parse.urlsplit(uri).netloc or holds_secret(uri):
         raise UserError("The URI of --storage holds keys, which runs would log. Give them as AWS_ACCESS_KEY_ID or so.")
     mark = "&" if "?" in uri else "?"
     try:

@@ -23,6 +23,7 @@ from rich.table import Table
 from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
 from ast_core.files import read_checked, read_json
+from ast_core.redaction import without_secrets
 from pipeline import launch, registry, storage, tracking
 from pipeline.card import model_card
 from pipeline.registry import CHALLENGER, CHAMPION
@@ -104,7 +105,7 @@ def _registered(settings: RegisterSettings) -> dict[str, int]:
     for name, verdict in verdicts.items():
         if verdict:
             Console(soft_wrap=True).print(f"{name}: {verdict}", markup=False)
-    uri = shlex.quote(settings.tracking)
+    uri = shlex.quote(without_secrets(settings.tracking))
     Console(soft_wrap=True).print(f"Registry's page: mlflow ui --backend-store-uri {uri}", markup=False)
     return versions
 

@@ -21,6 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from sqlalchemy.exc import SQLAlchemyError
 
 from ast_core.bundle import DESCRIPTION
 from ast_core.config import require
@@ -158,6 +159,6 @@ def _registry(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         where = mlflow.get_tracking_uri()
         raise UserError(f"MLflow at {where}: {what}: {tracking.first_line(error)}.") from error

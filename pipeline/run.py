@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ast_core.files import write_json
 from ast_core.manifest import load_manifest
+from ast_core.redaction import without_secrets
 from pipeline import cluster, launch, registry
 from pipeline.calibrate import calibrate
 from pipeline.combine import combine
@@ -116,7 +117,9 @@ def _show(
     console.print(f"Everything of this run is in {settings.run_dir}", markup=False)
     console.print(f"One page of it all: {settings.run_dir / 'report.html'}", markup=False)
     console.print("Runs, curves and the registry's page, at http://127.0.0.1:5000/#/models, with this command:")
-    console.print(f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(settings.tracking)}", markup=False)
+    console.print(
+        f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(without_secrets(settings.tracking))}", markup=False
+    )
     console.print("Tag a recording of your own:")
     console.print(f"  {_program('ast-predict')} FILE --model {model}", markup=False)
 

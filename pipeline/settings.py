@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from ast_core.config import (
 )
 from ast_core.disk import FULL
 from ast_core.errors import ClipError, UserError
+from ast_core.redaction import without_secrets
 from pipeline import termination
 from pipeline.recipe_file import as_flags, last_value, nested, recipe_flags
 
@@ -65,7 +67,9 @@ class Common:
     """Worker processes."""
     address: Annotated[str, _filled("RAY_ADDRESS, else one is started on this machine")] = ""
     """Ray cluster to join, as `auto` or `ray://host:port`."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI."""
     experiment: Annotated[str, _filled("the recipe's name")] = ""
     """MLflow experiment."""
@@ -187,7 +191,9 @@ class PredictSettings:
     """Seconds between the timeline's windows, each as long as a training clip."""
     attention: Path | None = None
     """Also write to this folder what each file's first window made the first member look at, as a picture."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI of the registry."""
 
 
@@ -201,7 +207,9 @@ class ExportSettings:
     """A registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
     format: Literal["huggingface", "onnx"] = "huggingface"
     """`huggingface` (one member) for transformers, or `onnx` with the front end inside (any bundle)."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = ""
+    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
     """MLflow tracking URI of the registry."""
 
 
@@ -249,17 +257,21 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
 
 
 def run_stage(stage: Callable[[], Any]) -> None:
-    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143."""
+    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143.
+
+    A bug's traceback is shown as Python does, but without passwords of URIs.
+    """
     try:
         with termination.obeyed():
             stage()
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(_full(error))}")
+    except Exception as error:  # noqa: BLE001 - a bug of ours, or a disk that filled under Ray's or MLflow's own files
+        if isinstance(error, OSError) and error.errno in FULL:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(_full(error))}")
+        else:
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - not wrapped or coloured
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command again goes on from here.")

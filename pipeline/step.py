@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_core.config import require
+from ast_core.redaction import holds_secret
 from pipeline.recipe_file import as_flags, nested
 from pipeline.settings import (
     CalibrateSettings,
@@ -84,8 +85,14 @@ class Plan:
         """With empty names filled in, and checked.
 
         Raises:
-            UserError: a change that no stage takes, or a folder that the cluster cannot find.
+            UserError: a change that no stage takes, a folder that the cluster cannot find, or a password in what a
+                cluster shows.
         """
+        require(
+            not (self.ray_cluster and holds_secret(self.tracking)),
+            "tracking holds a password, which Kubernetes and Kubeflow would show. Give the address alone, and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD from a secret in the pods' environment.",
+        )
         known = set().union(*(_sections(stage) for stage in STAGES))
         unknown = [key for key in self.changes if key.partition(".")[0] not in known]
         require(

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ from mlflow.exceptions import MlflowException
 
 from ast_core.errors import UserError
 from ast_core.files import committed
+from ast_core.redaction import without_secrets
 
 ResultT = TypeVar("ResultT")
 SQLITE = "sqlite:///"
@@ -50,19 +52,27 @@ PARAM_CHARACTERS = 500
 """Longer values are cut; the whole settings are in the run folder."""
 BATCH = 100
 """Parameters or tags that one request may hold."""
+DATABASE_TRIES = 5
+"""Within 3 s."""
+_LENT: dict[str, str] = {}
+"""The login that this process put into its environment."""
 
 
 def open_store(uri: str) -> None:
     """Use a tracking store; a sqlite file is made, with all its tables, by one process at a time.
 
     Args:
-        uri: `sqlite:////folder/mlflow.db`, or a server's `http://host:port`.
+        uri: `sqlite:////folder/mlflow.db`, or a server's `http://host:port`. A server's `http://user:password@host`
+            is put where MLflow looks for it, so that no address that it prints or complains of has it.
 
     Raises:
         UserError: the store is of another MLflow version, damaged, or cannot be written.
     """
     for source in ("mlflow", "alembic"):
         logging.getLogger(source).setLevel(logging.ERROR)  # their notes would drown the stage's own lines
+    uri = _without_login(uri)
+    if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
+        _wait_briefly()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     database = _database(uri)
@@ -89,7 +99,7 @@ def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mappi
     Args:
         experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.
         name: of the run.
-        params: settings, nested; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`.
+        params: settings, nested; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`, without passwords.
         tags: what the run is; the same again is the same run.
 
     Yields:
@@ -303,7 +313,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:PARAM_CHARACTERS]
+            flat[f"{prefix}{key}"] = without_secrets(str(value))[:PARAM_CHARACTERS]
     return flat
 
 
@@ -313,6 +323,27 @@ def _rows(history: Path) -> list[dict[str, Any]]:
         return []
     text = history.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+
+
+def _wait_briefly() -> None:
+    """MLflow waits 100 s for a database that is gone, at every call, and a training's end would wait with it."""
+    from mlflow.store.db import utils  # noqa: PLC0415 - SQLAlchemy, which takes its time and no server's address needs
+
+    utils.MAX_RETRY_COUNT = DATABASE_TRIES
+
+
+def _without_login(uri: str) -> str:
+    """A server's address, its user and password in the environment; what another address brought there goes."""
+    for name in [name for name, value in _LENT.items() if os.environ.get(name) == value]:
+        del os.environ[name]
+    _LENT.clear()
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme not in {"http", "https"} or parts.password is None:
+        return uri
+    _LENT["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username or "")
+    _LENT["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)
+    os.environ.update(_LENT)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _database(uri: str) -> Path | None:
@@ -328,9 +359,9 @@ def _tried(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> Resu
 
 
 def _warn(sentence: str) -> None:
-    print(f"MLflow: {sentence}.", file=sys.stderr)
+    print(f"MLflow: {without_secrets(sentence)}.", file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, without its full stop."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
+    """The first line of an error, without its full stop and passwords."""
+    return (without_secrets(str(error)).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

@@ -23,6 +23,7 @@ from ast_core.config import Job, to_dict
 from ast_core.disk import FULL, not_written
 from ast_core.errors import Preempted, UserError
 from ast_core.files import stored_in, write_json
+from ast_core.redaction import without_secrets
 from ast_core.shards import ShardIndex
 from ast_core.store import Store
 from ast_core.trainer import is_finished
@@ -49,7 +50,10 @@ def train(settings: TrainSettings) -> Path:
     _bring(settings)
     index = ShardIndex.load(settings.shards)
     job = dataclasses.replace(job_of(settings), teacher_scores=teach(settings))
-    run = {"settings": to_dict(settings) | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}}
+    run = {
+        "settings": without_secrets(to_dict(settings))
+        | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}
+    }
     name = f"{settings.experiment}-{job.folder.name}"
     tags = {
         "stage": "train",

@@ -1,0 +1,50 @@
+"""Runs with bundles of tiny models, as if they had been trained and evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ast_core.bundle import write_bundle
+from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.files import write_json
+from ast_core.model import AST
+
+FRONT_END = FrontEndConfig(target_frames=32, num_mel_bins=16)
+MODEL = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")
+LABELS = ["dog", "rain, heavy", "Zoé's $5"]
+
+
+def part(seed: int, weights_seed: int) -> tuple[str, dict[str, torch.Tensor], dict[str, object]]:
+    torch.manual_seed(weights_seed)
+    model = AST(MODEL, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS))
+    identity = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": LABELS, "mean": -5.0, "std": 4.0}
+    return f"seed-{seed}", model.state_dict(), {**identity, "loss": "bce"}
+
+
+def write_run(
+    folder: Path, seeds: tuple[int, ...] = (0, 1), score: float = 0.5, clips_of: str = "c", weights: int = 0
+) -> None:
+    """A run's bundles and evaluations, with an ensemble if there are several members.
+
+    Args:
+        folder: of the run.
+        seeds: of the members.
+        score: mAP that each is said to have.
+        clips_of: stands for the clips that they were evaluated on.
+        weights: with another number, members of the same names are others.
+    """
+    parts = [part(seed, 1000 * weights + seed) for seed in seeds]
+    last = (f"seed-{seeds[0]}-last", [parts[0]], "last")
+    ensemble = [("ensemble", parts, "ensemble")] if len(parts) > 1 else []
+    for name, members, role in [*((p[0], [p], "member") for p in parts), *ensemble, last]:
+        facts = {"recipe": "test", "data_hash": "d", "seeds": list(seeds), "made_of": "epoch 1", "role": role}
+        facts["train_runs"] = [f"run-{seed}" for seed in seeds]
+        digest = write_bundle(folder / "bundles" / name, members, False, facts)
+        scores = {"mAP": score, "mAUC": 0.6, "d_prime": None, "chance_mAP": 0.3}
+        clips = {"clips_listed": 9, "clips_evaluated": 8}
+        rows = {label: {"ap": 0.1 * n, "positives": n} for n, label in enumerate(LABELS)}
+        evaluation = {"bundle_digest": digest, "split": "test", "metrics": scores, "per_class": rows, **clips}
+        write_json(folder / "evaluation" / f"{name}.json", {**evaluation, "evaluated_on": clips_of})
+        (folder / "evaluation" / f"{name}-per-class.csv").write_text("label,ap\n")

@@ -1,0 +1,154 @@
+"""A password in the address of the tracker is in nothing that a run writes, logs or shows, whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import psycopg
+import pytest
+from launches import training_flags
+from prepared import write_shards
+from servers import postgres
+
+from ast_core.errors import UserError
+from pipeline import combine, evaluate, predict, register, report, tracking, train
+from pipeline.settings import TrainSettings, parse
+from pipeline.step import Plan
+
+CANARY = "Canary%2Fpass-4711"
+"""A slash in it, as URIs write it: what is decoded again must not be seen either."""
+SEEN = ("Canary", "pass-4711")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MLflow keeps artifacts in the working folder here, and the login is for this test alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> Callable[[str], list[str]]:
+    write_shards(tmp_path / "shards", {"train": 12, "test": 6})
+    own = training_flags(tmp_path, "run", epochs=2)
+    own[own.index("--augment.freq-mask-bins") :] = [
+        "--augment.freq-mask-bins", "4", "--augment.time-mask-frames", "8", "--optim.epochs", "2",
+        "--optim.batch-size", "6", "--optim.average-first-epoch", "1",
+    ]  # fmt: skip
+    return lambda tracking: [tracking if word.startswith("sqlite:") else word for word in own]
+
+
+def only(flags: list[str], *sections: str) -> list[str]:
+    """Flags that a stage takes which has no other sections of a recipe."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [w for pair in pairs if "." not in pair[0] or pair[0][2:].split(".")[0] in sections for w in pair]
+
+
+def stages(flags: list[str], audio: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "train", lambda: train.main(flags)
+    yield "combine", lambda: combine.main([*only(flags, "optim"), "--ensemble.seeds", "0"])
+    yield "evaluate", lambda: evaluate.main(only(flags, "data"))
+    yield "register", lambda: register.main([*only(flags), "--model-name", "canary"])
+    yield "report", lambda: report.main(only(flags, "data"))
+    store = flags[flags.index("--tracking") + 1]
+    yield "predict", lambda: predict.main([str(audio), "--model", "models:/canary@champion", "--tracking", store])
+
+
+def require_unseen(text: str, where: object) -> None:
+    for part in SEEN:
+        assert part not in text, f"{where}: {text[max(0, text.find(part) - 300) :][:400]}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_session")
+def test_nothing_that_a_run_writes_or_shows_has_the_password(
+    tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], measured
+) -> None:
+    audio = save_tone(tmp_path / "tone.wav")
+    with postgres(tmp_path.parent / f"{tmp_path.name}-postgres.log") as database:
+        address = database.replace("mlflow@", f"mlflow:{CANARY}@")
+        for _, stage in stages(flags(address), audio):
+            stage()
+        dumped, tables = "", 0
+        with psycopg.connect(database) as connection:
+            for (table,) in connection.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            ).fetchall():
+                dumped += str(connection.execute(f'SELECT * FROM "{table}"').fetchall())
+                tables += 1
+    assert "mlflow:***@127.0.0.1" in dumped  # a parameter: what is hidden was logged
+    require_unseen(dumped, "the store")
+    shown = capfd.readouterr()
+    assert "mlflow:***@127.0.0.1" in shown.out  # the command that shows the registry
+    require_unseen(shown.out + shown.err, "what was shown")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for path in files:
+        require_unseen(path.read_bytes().decode("latin-1"), path)
+    mlflow.set_tracking_uri("")
+    measured("security", files=len(files), tables=tables, characters_shown=len(shown.out + shown.err))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://user:{CANARY}@127.0.0.1:9",
+        f"postgresql://user:{CANARY}@127.0.0.1:9/db",
+        f"nosuchscheme://user:{CANARY}@127.0.0.1:9/db",
+        f"sqlite:////proc/no/{'x' * 300}?password={CANARY}",
+    ],
+)
+def test_no_fault_of_the_tracker_tells_the_password(
+    address: str, flags, save_tone, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch, measured
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    by_name = dict(stages(flags(address), save_tone(tmp_path / "tone.wav")))
+    failed = 0
+    for name in ("report", "predict"):  # one that goes on without a tracker, one that cannot
+        try:
+            by_name[name]()
+        except SystemExit as left:
+            failed += left.code == 1
+    assert failed
+    with tracking.start_run("test", "train", {}, {}) as run_id:
+        assert not run_id
+    shown = capfd.readouterr()
+    assert "MLflow" in shown.err
+    require_unseen(shown.out + shown.err, address)
+    measured("security", address=address.partition(":")[0], stages_failed=failed)
+
+
+def test_what_is_put_into_a_trial_or_shown_by_a_cluster(flags) -> None:
+    settings = parse(TrainSettings, None, flags(f"http://user:{CANARY}@host"))
+    assert CANARY in settings.tracking
+    require_unseen(repr(settings), "repr")
+    given = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}
+    plan = Plan(**given, tracking=settings.tracking, changes={}, ray_cluster="ast", ray_job="{}")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
+        plan.settled()
+
+
+def test_a_servers_login_is_given_to_mlflow_out_of_the_address(tmp_path: Path) -> None:
+    tracking.open_store(f"http://user:{CANARY}@127.0.0.1:9")
+    assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "Canary/pass-4711"
+    tracking.open_store("http://127.0.0.1:9")  # another server is not told
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/p?secret_key=Canary", "s3://KEY:Canary@bucket/p", "gs://b/p?credential=Canary"]
+)
+def test_a_store_with_keys_is_refused_without_showing_them(uri: str, flags, capfd, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train.main([*flags("sqlite:///x.db"), "--storage", uri])
+    shown = capfd.readouterr()
+    assert "holds keys" in shown.err
+    assert "Canary" not in shown.out + shown.err
+    assert not [path for path in (tmp_path / "run").rglob("*") if b"Canary" in path.name.encode()]
