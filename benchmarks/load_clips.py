@@ -163,7 +163,7 @@ def report(few: Load, many: Load) -> None:
         )
     times = growth(few, many)
     more = many.clips - few.clips
-    slopes = {name: (_of(many, name) - _of(few, name)) / more * 1e6 / 1024 for name in COMPARED}
+    slopes = {name: max(0.0, _of(many, name) - _of(few, name)) / more * 1e6 / 1024 for name in COMPARED}
     print(
         f"ratio {max(times.values()):.2f}: the most of {', '.join(f'{n} {v:.2f}' for n, v in times.items())}; "
         f"{many.clips / few.clips:.0f} times the clips; goal under {GOAL}: {verdict(max(times.values()) < GOAL)}"
