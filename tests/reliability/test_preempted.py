@@ -30,7 +30,7 @@ def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> D
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, measured) -> None:
     member = folder / "asked" / "members" / "seed-0"
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
@@ -67,7 +67,7 @@ def tracked(folder: Path, run: str) -> str:
     return str(found.info.status)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
     folder: Path, whole: Path, ray_cluster: Cluster, measured
 ) -> None:

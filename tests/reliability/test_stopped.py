@@ -60,7 +60,7 @@ def said_to(path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_stopped_rank_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_stopped_rank_is_named_and_replaced(
     measured("R20", stopped_rank=rank, patience_s=patience_s, named_s=stopper.named_s, gone_s=stopper.gone_s)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_session, many, measured, monkeypatch) -> None:
     patience_s = many(10, int(watched_pool.SILENCE_S))
     monkeypatch.setattr(watched_pool, "SILENCE_S", patience_s)

@@ -44,7 +44,7 @@ def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals)
         driver.wait()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
     tmp_path: Path, searched: Path, ray_session, many, measured
 ) -> None:
