@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from ast_core.model import AST
 from pipeline import cluster
 
 RATE_HZ = 16_000
+# Two threads on two cores that others use, too, wait for each other: a training of a second takes a minute then.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for whatever the tests start
 SaveTone = Callable[..., Path]
 
 
