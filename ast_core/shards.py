@@ -171,7 +171,8 @@ def _require_index(index: ShardIndex) -> None:
         require(isinstance(books, dict) and re.fullmatch(r"\w[\w.-]*", name) is not None, f"{name!a} is no split.")
         sums = [books.get(key) for key in ("sum", "sum_sq")]
         added = all(isinstance(value, float) or _counts(value) for value in sums)
-        require(added and _counts(books.get("count")), f"the sums of {name} are not numbers.")
+        counts = [books.get(key) for key in ("listed", "kept", "rejected", "missing", "count")]
+        require(added and all(map(_counts, counts)), f"the books and sums of {name} are not numbers.")
         parts = books.get("parts")
         require(isinstance(parts, list) and all(map(_is_part, parts)), f"the parts of {name} are not named.")
 

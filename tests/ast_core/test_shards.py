@@ -34,7 +34,8 @@ def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
             for n, rows in enumerate(parts)
         ]
         books[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
-        books[split]["parts"] = written
+        count = sum(part["rows"] for part in written)
+        books[split] |= {"listed": count, "kept": count, "rejected": 0, "missing": 0, "parts": written}
     write_checked(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
     return [row for parts in splits.values() for rows in parts for row in rows]
 
