@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import ray
 import ray.util
 import torch
+from ray._private import ray_constants
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
@@ -19,6 +21,8 @@ from ast_core.files import remove
 from pipeline import termination
 
 ROOT = Path(__file__).resolve().parents[1]
+LOOPBACK = "lo"
+"""Linux's own network interface."""
 STARTS = 4
 """Times that a local Ray is started: on a busy machine it may miss the 30 s that it gives itself."""
 
@@ -57,15 +61,17 @@ def _start_here(cores: int) -> None:
     """Start a Ray on this machine; UserError if it is too busy for that."""
     # Worker processes import these packages from wherever the driver did.
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
+                )
         except Exception as error:
             if "timed out during startup" not in str(error):  # Ray has no class of its own for it
                 raise
@@ -75,6 +81,20 @@ def _start_here(cores: int) -> None:
     raise UserError(
         f"Ray did not start on this machine in {STARTS} tries: it is too busy. Run the command again later."
     )
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Inside, Ray takes 127.0.0.1 for this machine's address: whoever reached its ports could run code here.
+
+    It has that as a switch for systems whose firewalls ask, read from the environment when it is imported; before the
+    settings say whether a cluster is to be joined. An address of 127.0.0.1 it would replace by the network's.
+    """
+    known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
 
 
 def release(held: Path) -> None:
