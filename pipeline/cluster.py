@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import ray
 import ray.util
 import torch
+from ray._private import ray_constants
 from ray._raylet import PlacementGroupID
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
@@ -27,6 +29,8 @@ TRAIN = {
     TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S: "5",  # Ray's 30 s are waited for a stopped one, too, which is then killed
 }
 """How Ray Train watches workers, unless the environment of the training's driver says otherwise."""
+LOOPBACK = "lo"
+"""Linux's own network interface."""
 STARTS = 4
 """Times that a local Ray is started: on a busy machine it may miss the 30 s that it gives itself."""
 
@@ -64,15 +68,17 @@ def _start_here(cores: int) -> None:
     """Start a Ray on this machine; UserError if it is too busy for that."""
     # Worker processes import these packages from wherever the driver did.
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": environment, "worker_process_setup_hook": "pipeline.worker_start.settle"},
+                )
         except Exception as error:
             if "timed out during startup" not in str(error):  # Ray has no class of its own for it
                 raise
@@ -89,6 +95,20 @@ def settle_train() -> None:
     for name, value in TRAIN.items():
         os.environ.setdefault(name, value)
     ENV_VARS_TO_PROPAGATE.add(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # the controller reads it, and gets no other way
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Inside, Ray takes 127.0.0.1 for this machine's address: whoever reached its ports could run code here.
+
+    It has that as a switch for systems whose firewalls ask, read from the environment when it is imported; before the
+    settings say whether a cluster is to be joined. An address of 127.0.0.1 it would replace by the network's.
+    """
+    known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
 
 
 def release(held: Path) -> None:

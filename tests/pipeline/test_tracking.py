@@ -1,10 +1,8 @@
-"""The tracking store on a fresh sqlite file: racing processes, resumed runs, metrics exactly once, a dead tracker."""
+"""The tracking store on a fresh sqlite file: resumed runs, metrics exactly once, a dead tracker."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -13,15 +11,6 @@ from mlflow import MlflowClient
 
 from ast_core.errors import UserError
 from pipeline import tracking
-
-PROCESS = """
-import sys
-from pipeline import tracking
-tracking.open_store(sys.argv[1])
-with tracking.start_run("race", sys.argv[2], {"a": {"b": 1}}, {"who": sys.argv[2]}) as run_id:
-    tracking.log_metrics(run_id, {"value": 1.0})
-    assert run_id
-"""
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -37,26 +26,6 @@ def store(tmp_path: Path) -> str:
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     tracking.open_store(uri)
     return uri
-
-
-@pytest.mark.timeout(180)
-def test_processes_on_a_fresh_store_all_succeed(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
-    root = Path(tracking.__file__).parents[1]
-    started = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, uri, str(n)], cwd=root, stderr=subprocess.PIPE, text=True)
-        for n in range(4)
-    ]
-    for process in started:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    tracking.open_store(uri)
-    experiment = MlflowClient().get_experiment_by_name("race")
-    assert experiment is not None
-    runs = MlflowClient().search_runs([experiment.experiment_id])
-    assert [run.data.metrics["value"] for run in runs] == [1.0] * 4
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert experiment.artifact_location.startswith((tmp_path / "fresh").as_uri())
 
 
 def test_the_same_tags_continue_the_same_run(store: str) -> None:
