@@ -6,7 +6,7 @@ from typing import Any
 
 from ast_core import checkpoint
 from ast_core.config import WAYS_IN, Job, require, to_dict
-from ast_core.files import read_json
+from ast_core.files import read_checked
 from ast_core.shards import ShardReader
 from ast_core.targets import teacher_identity
 
@@ -17,7 +17,7 @@ def normalisation(job: Job, train: ShardReader) -> tuple[float, float]:
         return job.data.mean, job.data.std
     newest, _ = checkpoint.newest(job.folder / "checkpoints")
     if newest is not None:
-        began = read_json(newest / checkpoint.MARKER, "Checkpoint's marker")["state"]["identity"]["member"]
+        began = read_checked(newest / checkpoint.MARKER, "Checkpoint's marker")["state"]["identity"]["member"]
         return began["mean"], began["std"]
     return train.index.statistics(job.data.train_splits)
 

@@ -11,7 +11,7 @@ import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
 from ast_core.errors import DamagedError
-from ast_core.files import read_json, write_json
+from ast_core.files import read_checked, write_checked
 from ast_core.shards import ShardIndex, ShardReader
 from pipeline import calibrate, evaluate, predict, prepare
 from pipeline.settings import PrepareSettings
@@ -29,9 +29,9 @@ def settings(tmp_path: Path) -> PrepareSettings:
 
 def lose_a_reject(settings: PrepareSettings) -> None:
     """What a bug in a worker would leave: a marker that names fewer clips than it was given."""
-    markers = {path: read_json(path, "Marker") for path in settings.shards.glob("train/*.json")}
+    markers = {path: read_checked(path, "Marker") for path in settings.shards.glob("train/*.json")}
     path = next(path for path, marker in markers.items() if marker["rejects"])
-    write_json(path, markers[path] | {"rejects": []})
+    write_checked(path, markers[path] | {"rejects": []})
 
 
 def lose_a_row(settings: PrepareSettings, split: str) -> None:
@@ -41,9 +41,9 @@ def lose_a_row(settings: PrepareSettings, split: str) -> None:
 
 
 def lose_it_in_the_index(settings: PrepareSettings, split: str) -> None:
-    index = read_json(settings.shards / "index.json", "Index")
+    index = read_checked(settings.shards / "index.json", "Index")
     index["splits"][split]["listed"] += 1
-    write_json(settings.shards / "index.json", index)
+    write_checked(settings.shards / "index.json", index)
 
 
 def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
