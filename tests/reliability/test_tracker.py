@@ -1,4 +1,4 @@
-"""A tracking store that eight processes make at once: no metric lost, none doubled."""
+"""A tracking store that eight processes make at once, and a server that is killed: no metric lost, none doubled."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
+from launches import training_flags
 from mlflow import MlflowClient
+from prepared import write_shards
+from servers import LocalTracker
 
-from pipeline import tracking
+from pipeline import tracking, train
+from pipeline.progress import read_history
 
-PROCESSES, ROWS = 8, 5
+PROCESSES, ROWS, EPOCHS = 8, 5, 8
+WAIT_S = 300
 RACE = """
 import json, os, sys
 from pathlib import Path
@@ -79,3 +89,86 @@ def test_eight_processes_on_a_fresh_store(tmp_path: Path, many, measured) -> Non
             assert finals == [1] * ROWS
             metrics += 3 * ROWS + len(finals)
     measured("R17", processes=PROCESSES, stores=many(1, 5), metrics=metrics, lost=lost, doubled=0)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[LocalTracker]:
+    with LocalTracker(tmp_path / "tracker") as started:
+        yield started
+
+
+def wait_for(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not ready():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_tracker_costs_a_training_nothing(
+    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "shards", {"train": 42, "test": 9})
+    without, flags = (training_flags(tmp_path, name, EPOCHS) for name in ("without", "with"))
+    flags[flags.index("--tracking") + 1] = tracker.uri
+    tracking.open_store(tracker.uri)
+    history, own = tmp_path / "with/members/seed-0/metrics.jsonl", tmp_path / "own.jsonl"
+
+    # Rows of another training, which outlives the server's absence.
+    with tracking.start_run("test", "own", {}, {"folder": "own"}) as own_run:
+        follower = tracking.MetricsFollower(own_run, own, 0.1)
+        with follower:
+            write_rows(own, 2)
+            training = threading.Thread(target=train.main, args=[flags])
+            training.start()
+            wait_for(lambda: len(read_history(history)) >= 2, "no epoch")
+            tracker.kill()
+            seen = len(read_history(history))
+            assert seen < EPOCHS, "the training was over before the tracker was killed"
+            write_rows(own, 4)
+            wait_for(lambda: not training.is_alive(), "the training waits for the tracker")
+            assert len(read_history(history)) == EPOCHS
+            assert "epochs are not logged for now" in capfd.readouterr().err
+            train.main(without)
+            assert weights(tmp_path / "with") == weights(tmp_path / "without")
+            tracking.open_store(tracker.uri)  # the other training had its own
+            tracker.start()
+            wait_for(lambda: len(steps_of(own_run, "loss")) == 4, "the tracker is back, and nothing follows")
+            write_rows(own, 5)
+    assert steps_of(own_run, "loss") == [1, 2, 3, 4, 5]
+
+    train.main(flags)  # trained already; what the tracker lacks follows
+    experiment = MlflowClient().get_experiment_by_name("test")
+    assert experiment is not None
+    runs = MlflowClient().search_runs([experiment.experiment_id], "tags.stage = 'train'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    rows = read_history(history)
+    counted: Counter[str] = Counter()
+    for name in (key for key, value in rows[0].items() if isinstance(value, int | float)):
+        logged = MlflowClient().get_metric_history(runs[0].info.run_id, name)
+        # MLflow keeps the largest number there is for infinity, which d' of perfect scores is.
+        expected = [(row["epoch"], min(row[name], sys.float_info.max)) for row in rows]
+        assert [(metric.step, metric.value) for metric in logged] == expected, name
+        counted["metrics"] += len(logged)
+    mlflow.set_tracking_uri("")
+    measured(
+        "R18",
+        server_kills=tracker.kills,
+        epochs_while_away=EPOCHS - seen + 2,
+        metrics=counted["metrics"],
+        lost=0,
+        doubled=0,
+    )
+
+
+def write_rows(path: Path, epochs: int) -> None:
+    lines = (json.dumps({"epoch": epoch, "loss": 1 / epoch, "seconds": 2.0}) for epoch in range(1, epochs + 1))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Every epoch's, by name."""
+    files = sorted((run / "members" / "seed-0" / "epochs").glob("*/*.safetensors"))
+    assert files
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
