@@ -93,7 +93,7 @@ def enter(root: Path, generation: str) -> None:
     if store_of(root) is not None:
         fence.check_store()  # whoever took over may have done so on another node
         shut_out(root, generation)
-        fence.folder.mkdir(exist_ok=True)
+        fence.folder.mkdir(parents=True, exist_ok=True)
     fence.check()
     _entered[root] = fence
 

@@ -70,6 +70,7 @@ def open_store(uri: str) -> None:
     """
     for source in ("mlflow", "alembic"):
         logging.getLogger(source).setLevel(logging.ERROR)  # their notes would drown the stage's own lines
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
     uri = _without_login(uri)
     if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
         _wait_briefly()

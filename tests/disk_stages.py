@@ -78,7 +78,7 @@ def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     whole, needs, sentence = files_in(root / "whole"), size_of(root / "whole"), ""
     shards = disk.folder / "shards"
     for level in range(levels):
-        disk.leave(needs * level // levels)
+        disk.leave(max(0, needs * level // levels - size_of(shards)))
         sentence = refused(lambda: run(shards))
         there = files_in(shards) if shards.is_dir() else {}
         # What is there is as it should be at the end; a part whose marker found no room has none.
@@ -120,8 +120,10 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     member = disk.folder / "run" / "members" / "seed-0"
     flags = [*training_flags(root, "whole", EPOCHS), "--run-dir", str(disk.folder / "run")]
     needs, resumed, sentence = size_of(root / "whole"), 0, ""
-    for level in [0, 8 * PAGE, *(needs * n // levels for n in range(1, levels))]:
-        disk.leave(level)
+    # Of what a whole run needs, more than half: with less there is no room for a first checkpoint.
+    shares = [needs * (levels + n) // (2 * levels) for n in range(1, levels)]
+    for level in [0, 8 * PAGE, *shares]:
+        disk.leave(level if level in {0, 8 * PAGE} else max(0, level - size_of(disk.folder / "run")))
         sentence = refused(lambda: train(parse(TrainSettings, "", flags)))
         newest, passed_over = checkpoint.newest(member / "checkpoints")
         assert not passed_over
