@@ -10,6 +10,7 @@ from pathlib import Path
 
 import filelock
 
+from ast_core.disk import not_written
 from ast_core.errors import UserError
 
 LOCK, HOLDER = ".lock", ".holder"
@@ -29,26 +30,31 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: what the holder does with it, for the sentence that a second launch ends with, such as `trained`.
 
     Raises:
-        UserError: another process holds it; names that, its node, and since when.
+        UserError: another process holds it; names that, its node, and since when. Or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / LOCK, is_singleton=True, thread_local=False)
     holder = folder / HOLDER
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE_S)
     except filelock.Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         raise UserError(
             f"{folder} is being {doing} by {who}. Wait for it or end it, or choose another --run-dir."
         ) from None
+    except OSError as error:
+        raise not_written(folder / LOCK, error, 0, 0) from error
     try:
         if lock.lock_counter == 1:
-            holder.write_text(_self(), encoding="utf-8")
+            _note(holder)
         yield
     finally:
         lock.release()
 
 
-def _self() -> str:
+def _note(holder: Path) -> None:
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"process {os.getpid()} on {os.uname().nodename}, since {since}"
+    try:
+        holder.write_text(f"process {os.getpid()} on {os.uname().nodename}, since {since}", encoding="utf-8")
+    except OSError as error:
+        raise not_written(holder, error, 0, 0) from error
