@@ -23,7 +23,7 @@ from ast_core import checkpoint, state
 from ast_core.bundle import Bundle, read_members, write_bundle
 from ast_core.config import ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import digest, sha256_of
+from ast_core.files import digest, read_checked, sha256_of, write_checked
 from ast_core.huggingface import HuggingFaceModel, write_folder
 from ast_core.model import AST
 from ast_core.pretrained import initialise
@@ -216,11 +216,11 @@ def rewritten(change: Callable[[dict[str, Any]], object], honest: bool = True) -
 
     def write(folder: Path, canary: Path) -> None:
         path = folder / "bundle.json"
-        values = json.loads(path.read_text())
+        values = read_checked(path, "Bundle")
         change(values)
         if honest:
             values["digest"] = digest({key: values[key] for key in ("labels", "single_label", "members")})
-        path.write_text(json.dumps(values))
+        write_checked(path, values)
 
     return write
 
@@ -256,9 +256,7 @@ def bad_decisions(folder: Path, canary: Path) -> None:
     own = json.loads((folder / "bundle.json").read_text())["digest"]
     many = [1.0] * 1000
     values = {"bundle_digest": own, "fitted_on": {}, "one_label": False}
-    (folder / "decisions.json").write_text(
-        json.dumps({**values, "slope_C": many, "offset_C": many, "threshold_C": many})
-    )
+    write_checked(folder / "decisions.json", {**values, "slope_C": many, "offset_C": many, "threshold_C": many})
 
 
 def asks_for(**sizes: int) -> Callable[[Path, Path], None]:
@@ -298,8 +296,8 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "an unknown loss": (rewritten(lambda values: member(values).update(loss="eval")), "loss is"),
     "a foreign setting": (rewritten(lambda values: member(values)["model"].update(code="x")), "does not know"),
     "another digest": (rewritten(lambda values: values.update(single_label=False), honest=False), "digest"),
-    "a description that is a list": (lambda folder, _: (folder / "bundle.json").write_text("[]"), "not an object"),
-    "nested without end": (lambda folder, _: (folder / "bundle.json").write_text("[" * 200_000), "not JSON"),
+    "a description that is a list": (lambda folder, _: (folder / "bundle.json").write_text("[]"), "is damaged"),
+    "nested without end": (lambda folder, _: (folder / "bundle.json").write_text("[" * 200_000), "is damaged"),
     "decisions of other classes": (bad_decisions, "not of 3 classes"),
 }  # fmt: skip
 
@@ -404,7 +402,7 @@ def test_checkpoints_of_a_run(tmp_path, canary, measured):
         path = folder / "model.safetensors"
         write(path, canary)
         marker = {"sha256": {path.name: sha256_of(path)}, "state": {"identity": IDENTITY}}
-        (folder / checkpoint.MARKER).write_text(json.dumps(marker))
+        write_checked(folder / checkpoint.MARKER, marker)
         refusal(lambda folder=folder: begin_from(folder), REASONS.get(name, "cannot be read"))
         if name != "integers":
             refusal(lambda folder=folder: state.load_exactly(model, checkpoint.read_tensors(folder, "model"), "x"),

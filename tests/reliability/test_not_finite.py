@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_no_beginning(tmp_path: Path) -> None:
     newest = max((job.folder / "checkpoints").iterdir())
     optimizer = checkpoint.read_tensors(newest, "optimizer")
     checkpoint.save(newest, {"model": weights, "optimizer": optimizer}, checkpoint.read_state(newest))
-    with pytest.raises(UserError, match=r"step-00000004 is no beginning: model.head_norm.weight is not finite"):
+    with pytest.raises(UserError, match=r"step-00000004 .*not finite: head_norm.weight"):
         fit(job, 0, 1, CPU)
 
 

@@ -19,11 +19,21 @@ RANK = "RayTrainWorker"
 """Whose store for the ranks to meet torch lets listen everywhere, and has no setting for."""
 
 
+def family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
 def listening(process: psutil.Process) -> Iterator[tuple[int, str, str]]:
-    """Process, its name and address of each socket that a process, or one that it started, listens on."""
-    for own in [process, *process.children(recursive=True)]:
+    """Process, its name and address of each socket that a process, or one that it started, listens on.
+
+    Clusters that other tests started on purpose, with `ray start`, are none of a local run's.
+    """
+    elsewhere = {child.pid for start in process.children() if "start" in start.cmdline() for child in family(start)}
+    for own in family(process):
         try:
             name = " ".join(own.cmdline())
+            if own.pid in elsewhere:
+                continue
             for connection in own.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN or (
                     connection.type == socket.SOCK_DGRAM and not connection.raddr
