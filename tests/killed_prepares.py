@@ -7,6 +7,7 @@ import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from pipeline import cluster
 from pipeline.prepare import prepare
 from pipeline.settings import PrepareSettings
 
@@ -15,7 +16,8 @@ def _prepare(settings: PrepareSettings, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    prepare(settings)
+    with cluster._on_loopback():  # where the tests' own Ray is
+        prepare(settings)
 
 
 def started(settings: PrepareSettings, log: Path) -> BaseProcess:

@@ -171,6 +171,7 @@ def folder(tmp_path: Path, save_tone, ray_session, monkeypatch) -> Path:
     (tmp_path / "mine.toml").write_text(RECIPE)
     (tmp_path / "rates.toml").write_text(STUDY)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # one Ray for all the steps
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray looks for it at the network's address
     return tmp_path
 
 

@@ -60,7 +60,7 @@ def finished(settings: PrepareSettings) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(900)
 def test_killed_at_random_instants(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
