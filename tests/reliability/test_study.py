@@ -23,7 +23,11 @@ from ast_core.files import read_json
 
 def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
     """Launch the study as a user does, and signal its driver once that is so; its exit code, and when it was gone."""
-    command = [sys.executable, str(ROOT / "tune" / "search.py"), *study_flags(folder)]
+    command = [
+        sys.executable,
+        str(ROOT / "tune" / "search.py"),
+        *study_flags(folder, "--ensemble.epochs"),
+    ]  # as `searched`
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with (folder / "driver.log").open("ab") as log:
         driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -69,7 +73,7 @@ def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
     assert after_kill.items() <= after_end.items()
     assert len(after_end) < 3
 
-    table = searched_in(folder)
+    table = searched_in(folder, "--ensemble.epochs")
     assert after_end.items() <= done().items()
     assert len(done()) == 3
     assert table.best().variant in {"wide", "fine"}
