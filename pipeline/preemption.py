@@ -75,7 +75,8 @@ def workers(folder: Path) -> dict[int, str]:
     start = _key(folder) + RANKS
     try:
         keys = internal_kv._internal_kv_list(start, namespace=NAMESPACE)  # noqa: SLF001
-        return {int(key.removeprefix(start)): _get(key).decode() for key in keys}
+        found = {int(key.removeprefix(start)): _get(key).decode() for key in keys}
+        return {rank: process for rank, process in found.items() if process}  # one may go between the two questions
     except RayError:
         return {}
 

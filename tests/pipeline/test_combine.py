@@ -80,7 +80,7 @@ def test_one_seed_has_no_ensemble_and_stale_bundles_go(settings: CombineSettings
     combine(settings)
     written = combine(dataclasses.replace(settings, ensemble=EnsembleConfig(seeds=(1,))))
     assert written[-1].name == "seed-1"
-    assert sorted(path.name for path in (settings.run_dir / "bundles").iterdir()) == ["seed-1", "seed-1-last"]
+    assert sorted(path.name for path in (settings.run_dir / "bundles").glob("[!.]*")) == ["seed-1", "seed-1-last"]
 
 
 def test_an_unfinished_member_is_refused_with_the_command_to_run(settings: CombineSettings) -> None:
