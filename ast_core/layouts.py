@@ -261,9 +261,12 @@ def _class_files(tree: Tree, root: str, problems: Problems) -> Iterator[tuple[st
     """CLASS/FILE below `root` and the absolute path, for every audio file of every class folder."""
     for name in tree.folders(root):
         for path in tree.audio(os.path.join(root, name), problems):
+            key = os.path.relpath(path, root)
             try:
-                require_printable("name", os.path.relpath(path, root))
-                yield os.path.relpath(path, root), tree.find(path)
+                require_printable("class", name)
+                # Bytes that are no UTF-8 are told as escapes wherever a file is named: an old disk's names may be.
+                require_printable("name", os.fsencode(key).decode("utf-8", "backslashreplace"))
+                yield key, tree.find(path)
             except ValueError as error:
                 problems.add(path, None, str(error))
 

@@ -21,6 +21,7 @@ from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.errors import DamagedError, UserError
 from ast_core.manifest import load_manifest
 from ast_core.shards import ShardIndex, ShardReader
+from pipeline import launch
 from pipeline.part import Part, write
 from pipeline.prepare import main, plan, prepare
 from pipeline.settings import PrepareSettings
@@ -56,7 +57,7 @@ def contents(settings: PrepareSettings) -> dict[str, bytes]:
     return {
         str(path.relative_to(settings.shards)): path.read_bytes()
         for path in sorted(settings.shards.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in {launch.LOCK, launch.HOLDER}
     }
 
 
