@@ -71,7 +71,7 @@ def await_parts(settings: PrepareSettings, count: int, driver: BaseProcess) -> N
 def test_killed_at_random_instants(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
-    rng, kills = random.Random(fault_seed), many(20, 100)
+    rng, kills = random.Random(fault_seed), many(10, 100)
     listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
     address = ray.get_runtime_context().gcs_address
     whole = dataclasses.replace(prepare_settings(listing, tmp_path / "whole" / "shards", PER_PART), address=address)
