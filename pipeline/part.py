@@ -23,7 +23,6 @@ from ast_core.files import checked, digest, read_checked, remove, sha256_of, wri
 from ast_core.manifest import Clip
 from ast_core.shards import Row, write_part
 from ast_core.store import Store, Stored
-from pipeline import heartbeat
 
 FORMAT = 1
 """Part of every shard's key: raise it when the same clips and settings would give other shards."""
@@ -115,6 +114,8 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
 
 def write_row(row: dict[str, Any]) -> dict[str, Any]:
     """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
+    from pipeline import heartbeat  # noqa: PLC0415  # Ray is there only where this runs
+
     try:
         for root, uri in json.loads(row["stores"]):
             Store(Path(root), uri).attach()
