@@ -202,6 +202,7 @@ seeds = [0, 1]
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_whole_job_with_an_object_store_and_a_tracking_server(
     cluster: nodes.Nodes, place: str, tmp_path: Path, save_tone

@@ -57,6 +57,7 @@ def test_a_training_job_shows_its_result_and_uploads_little(folder: Path, ray_cl
     assert max(uploaded) < UPLOADED_BYTES
 
 
+@pytest.mark.long
 def test_a_study_job_shows_its_table(folder: Path, ray_cluster: Cluster) -> None:
     (folder / "rates.toml").write_text(STUDY)
     flags = [*training_flags(folder, "study", 2), "--study", str(folder / "rates.toml"), "--workers", "1"]
@@ -87,6 +88,7 @@ def test_without_the_token_nothing_is_taken(ray_cluster: Cluster) -> None:
         assert answer.status_code == status
 
 
+@pytest.mark.long
 def test_a_stopped_job_loses_no_step(folder: Path, ray_cluster: Cluster) -> None:
     member = folder / "stopped" / "members" / "seed-0"
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": "25", "AST_LOG_LEVEL": "DEBUG"}
