@@ -23,32 +23,31 @@ from pipeline.settings import PrepareSettings
 CLIPS, PER_PART = 240, 12
 
 
-def decoders() -> list[psutil.Process]:
-    """Of the workers of this process's Ray: where there is one, a worker makes a part."""
+def part_makers() -> list[psutil.Process]:
+    """Workers of this process's Ray that have a decoder: those that make a part. This process may have one, too."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ast_core.decoding" in " ".join(process.cmdline()):
-                found.append(process)
+            worker = process.parent()
+            decodes = "ast_core.decoding" in " ".join(process.cmdline())
+            if decodes and worker is not None and worker.name().startswith("ray::"):
+                found.append(worker)
     return found
 
 
 def kill_workers() -> int:
     """Kill all that make a part; how many that were."""
-    killed = 0
-    for decoder in decoders():
+    workers = part_makers()
+    for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
-            worker = decoder.parent()
-            if worker is not None and worker.name().startswith("ray::"):
-                worker.kill()
-                killed += 1
-    return killed
+            worker.kill()
+    return len(workers)
 
 
 def settle() -> None:
     """Wait until Ray has ended the workers of a driver that was killed: until then they commit what they made."""
     deadline = time.monotonic() + 60
-    while decoders():
+    while part_makers():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
