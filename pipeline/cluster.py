@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import ray.util
 import torch
 from ray._private import ray_constants
 from ray._raylet import PlacementGroupID
+from ray.exceptions import OutOfDiskError
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.placement_group import PlacementGroup
 
-from ast_core.errors import UserError
+from ast_core.errors import NoRoomError, UserError
 from ast_core.files import remove
 from pipeline import termination
 
@@ -45,9 +47,11 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
 
     Raises:
         UserError: the named cluster cannot be reached.
+        NoRoomError: its object store is full, and the disk that it spills to.
     """
     if ray.is_initialized():
-        yield
+        with _told_of_full_disks():
+            yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
     try:
@@ -59,9 +63,29 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
     try:
-        yield
+        with _told_of_full_disks():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _told_of_full_disks() -> Iterator[None]:
+    try:
+        yield
+    except OutOfDiskError as error:
+        raise no_room_to_spill() from error
+
+
+def no_room_to_spill() -> NoRoomError:
+    """What Ray's `OutOfDiskError` means to whoever runs it; Ray does not say which disk."""
+    node = ray._private.worker.global_worker.node  # noqa: SLF001
+    folder = getattr(node, "_fallback_directory", None) or "a folder of its nodes"
+    free = f"{shutil.disk_usage(folder).free} bytes are free" if Path(folder).is_dir() else "not on this machine"
+    return NoRoomError(
+        f"Ray's object store is full, and so is the disk that it spills to: {folder} ({free}). Free space, or end what "
+        "holds objects in this cluster, and run the same command again: what was committed stays."
+    )
 
 
 def _start_here(cores: int) -> None:

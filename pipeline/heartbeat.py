@@ -1,7 +1,8 @@
 """Whether the workers of `prepare` live: Ray waits for a process that is stopped (SIGSTOP, a hung machine) for ever.
 
 Each worker has a key in the store of Ray's head, and writes to it while the driver watches. What no longer changes,
-though Ray counts the process among the living, is named.
+though Ray counts the process among the living and its node answers, is named. A node that does not answer, or is gone,
+is Ray's to notice: it makes such a node's parts elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ray
 import ray._private.state
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import UserError
 
@@ -34,6 +36,7 @@ class Watch:
     def __init__(self) -> None:
         self.name = f"prepare:{uuid.uuid4().hex}"
         self._heard: dict[bytes, tuple[bytes, float]] = {}
+        self._asked: dict[bytes, ray.ObjectRef[None]] = {}
         self._looked_s = time.monotonic()
         _put(self.name.encode(), b"watched")
 
@@ -51,8 +54,22 @@ class Watch:
                 last, since = self._heard.setdefault(key, (beat, now))
                 if beat != last:
                     self._heard[key] = (beat, now)
-                elif now - since > SILENT_S and _lives(key):
+                    self._asked.pop(key, None)
+                elif now - since > SILENT_S and _lives(key) and self._node_answers(key, beat):
                     raise UserError(_sentence(beat))
+
+    def _node_answers(self, key: bytes, beat: bytes) -> bool:
+        """Whether the node of a silent worker does a task; it is asked once, and has time until the next looks."""
+        if key not in self._asked:
+            there = NodeAffinitySchedulingStrategy(json.loads(beat)["node_id"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(_answer)
+            self._asked[key] = task.options(scheduling_strategy=there).remote()
+        if not ray.wait([self._asked[key]], timeout=0)[0]:
+            return False
+        with contextlib.suppress(RayError):  # the node is gone
+            ray.get(self._asked[key])
+            return True
+        return False
 
     def end(self) -> None:
         """The workers need not beat any more."""
@@ -65,7 +82,7 @@ def _sentence(beat: bytes) -> str:
     doing = f"makes {said['part']} and " if said["part"] else ""
     return (
         f"A worker, process {said['process']} on node {said['node']}, {doing}has not been heard of for {SILENT_S:.0f} "
-        "s: it is stopped, or its machine hangs. End that process and run the same command again; finished shards stay."
+        "s: it is stopped or hangs. End that process and run the same command again; finished shards stay."
     )
 
 
@@ -77,12 +94,16 @@ class _Pulse:
         self.part = ""
         self._count = 0
         self._key = f"{watch}:{ray.get_runtime_context().get_worker_id()}".encode()
-        self._node = f"{os.uname().nodename} ({ray.util.get_node_ip_address()})"
+        self._said = {
+            "process": os.getpid(),
+            "node": f"{os.uname().nodename} ({ray.util.get_node_ip_address()})",
+            "node_id": ray.get_runtime_context().get_node_id(),
+        }
         threading.Thread(target=self._go_on, name="heartbeat", daemon=True).start()
 
     def beat(self) -> None:
         self._count += 1
-        said = {"part": self.part, "process": os.getpid(), "node": self._node, "count": self._count}
+        said = {"part": self.part, "count": self._count, **self._said}
         with contextlib.suppress(RayError):
             _put(self._key, json.dumps(said).encode())
 
@@ -114,8 +135,12 @@ def working(watch: str, part: str) -> Iterator[None]:
         pulse.part = ""
 
 
+def _answer() -> None:
+    """What a node is asked to do."""
+
+
 def _lives(key: bytes) -> bool:
-    """Whether Ray has that worker process: one that died beats no more either, and Ray makes its part elsewhere."""
+    """Whether Ray has that worker process, or had when its node was lost: one that died beats no more either."""
     return key.decode().rpartition(":")[2] in ray._private.state.workers()  # noqa: SLF001
 
 

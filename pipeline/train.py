@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from ray.exceptions import OutOfDiskError
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
@@ -27,7 +28,7 @@ from ast_core.redaction import without_secrets
 from ast_core.shards import ShardIndex
 from ast_core.store import Store
 from ast_core.trainer import is_finished
-from pipeline import cluster, launch, observe, preemption, storage, tracking
+from pipeline import cluster, launch, observe, preemption, storage, tracking, watched_start
 from pipeline.lineage import note_run
 from pipeline.progress import EpochBar, metrics_table, read_history
 from pipeline.rank import train_rank
@@ -162,6 +163,8 @@ def _newest_step(job: Job) -> str:
 
 def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
     """`NoRoomError`, if Ray's own files met a full disk: workers that are started again meet it again."""
+    if _cause(error, OutOfDiskError) is not None:
+        raise cluster.no_room_to_spill() from error
     system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL:
         raise not_written(scratch, system, 0, 0) from error
@@ -208,7 +211,8 @@ def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) 
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )
-    trainer.fit()
+    with watched_start.watched(job.folder, workers):
+        trainer.fit()
 
 
 def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:

@@ -29,7 +29,8 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it asks the dashboard, which is not started
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "8",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "8",  # so that a node is dead after 8 to 24 s
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 

@@ -32,6 +32,7 @@ from pipeline.prepare import plan, prepare
 from pipeline.report import report
 from pipeline.settings import PredictSettings, PrepareSettings, ReportSettings, parse
 
+IMPATIENT = str(nodes.ROOT / "tests" / "impatient_prepare.py")
 PARTS, CLIPS = 40, 12
 EPOCHS = 8
 
@@ -84,7 +85,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
     --data.train-splits train --data.test-split test --prepare.clips-per-part {CLIPS}
     --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
     """.split()
-    with cluster.stage("prepare.log", "prepare.py", *flags) as driver:
+    with cluster.stage("prepare.log", IMPATIENT, *flags) as driver:
         disk = cluster.by_name["b"].disk / "prepare" / "shards"
         until(lambda: len(list(disk.glob("*/part-*.json"))) >= 3, driver, cluster.folder / "prepare.log")
         assert cluster.kill("b") > 2

@@ -1,13 +1,15 @@
-"""R21: prepare on a cluster whose object store, of 100 MB, is full and spills: it needs none of it."""
+"""R21: stages beside an object store of 100 MB that is full: while it spills, and when the disk for that is full."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small_disk
 from clusters import Cluster
 from listed_audio import files, flags, prepare_settings, require_balance, write_clips, write_list
 
@@ -55,6 +57,21 @@ def test_prepare_beside_a_full_object_store(
         holder.kill()
     assert found[0] == found[1]
     measured("R21", store_mb=100, spilled_mb=spilled / 1e6, clips=CLIPS)
+
+
+REASON = small_disk.why_not()
+
+
+@pytest.mark.skipif(bool(REASON), reason=REASON)
+@pytest.mark.timeout(300)
+def test_a_full_disk_for_spilling_is_named(tmp_path: Path, measured: Callable[..., None]) -> None:
+    command = small_disk.command("disk_spilling.py", [tmp_path, CLIPS])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))  # Ray speaks, too
+    assert row["named"] >= 1
+    assert row["done_again"] == 2
+    measured("R21", **row, clips=CLIPS)
 
 
 def spilled_bytes(cluster: Cluster) -> float:

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
+from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
-from pipeline import cluster, scoring, watched_pool
+from pipeline import cluster, scoring, watched_pool, watched_start
 from pipeline.evaluate import evaluate
 from pipeline.settings import EvaluateSettings, parse
 
@@ -45,7 +45,7 @@ class Stopper:
         victim.send_signal(signal.SIGSTOP)
         wait(lambda: victim.status() == psutil.STATUS_STOPPED, "the stop")
         try:
-            self.named_s = wait(lambda: f"process {victim.pid} on" in self.said.read_text(), "its name")
+            self.named_s = wait(lambda: f"(process {victim.pid} on" in self.said.read_text(), "its name")
             self.name = self.said.read_text()
             self.gone_s = self.named_s + wait(lambda: gone(victim), "its end")
         finally:
@@ -61,23 +61,37 @@ def said_to(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.timeout(900)
-def test_a_stopped_rank_is_named_and_replaced(
+def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
     patience_s = many(10, int(cluster.TRAIN[HEALTH_CHECK]))
     monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
+    monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(4, watched_start.LOOK_AFTER_S))
+    monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(2, watched_start.LOOK_EVERY_S))
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
+    earlier = {own.pid for own in titled(WORKER)}
 
-    def victim() -> psutil.Process | None:
+    def starting() -> psutil.Process | None:
+        return next((own for own in titled(WORKER) if own.pid not in earlier), None)
+
+    def later() -> psutil.Process | None:
         return ranks_of(member).get(rank) if epochs_of(member) >= 3 else None
 
-    stopper = Stopper(victim, folder / "stopped.log")
-    with said_to(folder / "stopped.log"), beside(stopper):
+    said = folder / "stopped.log"
+    at_start, in_training = Stopper(starting, said), Stopper(later, said)
+
+    def both() -> None:
+        at_start()
+        in_training()
+
+    with said_to(said), beside(both):
         trained(folder, "stopped")
-    assert f"rank {rank} (process" in stopper.name
-    assert "Starting again from the checkpoint" in stopper.name
+    assert "is stopped, and the training cannot start without it" in at_start.name
+    assert f"rank {rank} (process" in in_training.name
+    assert "Starting again from the checkpoint" in in_training.name
     assert outcome(member) == outcome(whole)
-    measured("R20", stopped_rank=rank, patience_s=patience_s, named_s=stopper.named_s, gone_s=stopper.gone_s)
+    figures = {"while_it_starts_named_s": at_start.named_s, "named_s": in_training.named_s}
+    measured("R20", stopped_rank=rank, patience_s=patience_s, **figures, gone_s=in_training.gone_s)
 
 
 @pytest.mark.timeout(600)

@@ -1,0 +1,78 @@
+"""Prepare and train while Ray's object store is full and the disk it spills to, too; a program: only it sees that disk.
+
+python tests/disk_spilling.py FOLDER CLIPS
+
+Prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from launches import training_flags
+from listed_audio import prepare_settings, require_balance, write_clips, write_list
+from prepared import write_shards
+from small_disk import SmallDisk
+
+from ast_core.errors import NoRoomError
+from ast_core.shards import ShardIndex
+from pipeline.prepare import prepare
+from pipeline.settings import TrainSettings, parse
+from pipeline.train import train
+
+STORE_BYTES, DISK_MEGABYTES, OBJECT_BYTES, MOST = 100_000_000, 64, 10_000_000, 100
+
+
+def fill() -> list[Any]:
+    """Put objects until Ray has room for none, neither in its store nor on its disk."""
+    held: list[Any] = []
+    with contextlib.suppress(ray.exceptions.OutOfDiskError):
+        while len(held) < MOST:
+            held.append(ray.put(bytes(OBJECT_BYTES)))
+        raise RuntimeError(f"Ray took {MOST} objects: its disk is not full.")
+    return held
+
+
+def main() -> None:
+    """Prepare and train beside it, then without it."""
+    root, clips = Path(sys.argv[1]), int(sys.argv[2])
+    listing = write_list(root / "data" / "list.csv", write_clips(root / "data", clips))
+    disk = SmallDisk(root / "disk", DISK_MEGABYTES)
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=STORE_BYTES,
+        object_spilling_directory=str(disk.folder), logging_level="ERROR",
+    )  # fmt: skip
+    settings = prepare_settings(listing, root / "shards", 12)
+    write_shards(root / "run" / "shards", {"train": 42, "test": 21})
+    stages = {
+        "prepare": lambda: prepare(settings),
+        "train": lambda: train(parse(TrainSettings, "", training_flags(root / "run", "run", 2))),
+    }
+    held = fill()
+    row = {"held_mb": len(held) * OBJECT_BYTES / 1e6, "spill_disk_free_mb": disk.free / 1e6}
+    said = {name: tried(stage) for name, stage in stages.items()}
+    assert all(str(disk.folder) in sentence for sentence in said.values() if sentence), said
+    held.clear()
+    again = {name: tried(stage) for name, stage in stages.items()}
+    assert not any(again.values()), again
+    require_balance(ShardIndex.load(settings.shards), settings.shards, clips)
+    print(json.dumps(row | {"named": sum(map(bool, said.values())), "done_again": len(again)}), flush=True)  # noqa: T201
+
+
+def tried(stage: Callable[[], object]) -> str:
+    """The sentence that it ended with; "" if it did what it is for."""
+    try:
+        stage()
+    except NoRoomError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    main()
