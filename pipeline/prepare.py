@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import require, to_dict
-from ast_core.files import committed, digest, read_checked, remove, stored_in, write_checked
+from ast_core.files import committed, digest, read_checked, remove, remove_stumps, stored_in, write_checked
 from ast_core.manifest import Clip, Manifest, load_manifest
 from ast_core.shards import INDEX, REJECTS, ShardIndex
 from ast_core.store import store_of
@@ -236,6 +236,8 @@ def _remove_stale(shards: Path, parts: Sequence[Part]) -> None:
     for path in sorted(there, key=lambda path: path.suffix != ".json"):  # markers first
         if path.with_suffix("") not in keep:
             remove(path)
+    for name in (INDEX, REJECTS):
+        remove_stumps(shards, name)
 
 
 def _report(shards: Path, splits: Splits) -> None:

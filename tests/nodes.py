@@ -30,7 +30,7 @@ SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "8",  # so that a node is dead after 8 to 24 s
+    "RAY_health_check_failure_threshold": "5",  # so that a node is dead after 5 to 15 s
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 

@@ -193,7 +193,7 @@ def metrics_of(step: Path) -> dict[str, float]:
 
 
 @pytest.mark.timeout(600)
-def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) -> None:
+def test_the_main_job_runs_here_from_recordings_to_the_registry(folder: Path) -> None:
     own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
     run_here(PIPELINES["main_job"], own, folder / "shown")
 
@@ -216,6 +216,10 @@ def test_the_pipelines_run_here_from_recordings_to_the_registry(folder: Path) ->
     scores = mlflow.pyfunc.load_model(model["uri"]).predict({"audio": [recording.read_bytes()]})
     assert set(scores.columns) >= {"deep", "high"}
 
+
+@pytest.mark.long  # a minute for what the main job's run and the study's own tests hold
+@pytest.mark.timeout(600)
+def test_the_studys_pipeline_runs_here_too(folder: Path) -> None:
     study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
     run_here(PIPELINES["study"], study, folder / "shown")
     table = (shown(folder, "search") / "table").read_text()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared import BINS, FRAMES, write_shards
+import torch
+from prepared import BINS, FRAMES, LABELS, write_shards
 
 from ast_core.bundle import Bundle, read_members, write_bundle
-from ast_core.config import DistilConfig
+from ast_core.config import DistilConfig, to_dict
 from ast_core.errors import UserError
+from ast_core.model import AST
 from ast_core.score_table import identity_of, read_scores
 from ast_core.shards import ShardReader
 from pipeline.combine import combine
@@ -39,6 +41,20 @@ def make(settings: RunSettings) -> dict[str, dict[str, float]]:
     return evaluate(section_values(settings, EvaluateSettings))
 
 
+def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
+    """An ensemble and its members that nobody trained, evaluated."""
+    identity = {"model": to_dict(settings.model), "front_end": to_dict(settings.front_end), "labels": list(LABELS)}
+    identity |= {"loss": "bce", "mean": -6.0, "std": 4.0}
+    parts = []
+    for seed in settings.ensemble.seeds:
+        torch.manual_seed(seed)
+        model = AST(settings.model, BINS, FRAMES, len(LABELS))
+        parts.append((f"seed-{seed}", model.state_dict(), identity))
+    for name, members in {"ensemble": parts, **{part[0]: [part] for part in parts}}.items():
+        write_bundle(settings.run_dir / "bundles" / name, members, True, {})
+    return evaluate(section_values(settings, EvaluateSettings))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
@@ -47,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(400)
 def test_a_student_stands_beside_its_teacher(folder: Path, ray_session, capsys) -> None:
-    taught = make(settings_of(folder, "teacher"))
+    taught = write_teacher(settings_of(folder, "teacher"))
     teacher = folder / "teacher" / "bundles" / "ensemble"
     student = settings_of(
         folder, "student", "--distil.teacher", str(teacher), "--ensemble.seeds", "5", "--model.time-stride", "16",

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import impatient_prepare
 import psutil
 import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
 from ast_core.shards import ShardIndex
+from pipeline import heartbeat
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = 300
@@ -33,11 +35,13 @@ def worker_of(driver: subprocess.Popen[str]) -> psutil.Process | None:
 
 
 @pytest.mark.timeout(400)
-def test_a_stopped_worker_is_named(tmp_path: Path, measured: Callable[..., None]) -> None:
+def test_a_stopped_worker_is_named(
+    tmp_path: Path, many: Callable[[str, str], str], measured: Callable[..., None]
+) -> None:
     names = write_clips(tmp_path / "data", CLIPS)
     settings = prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "shards", 5)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, "pipeline/prepare.py", *flags(settings)]
+    command = [sys.executable, many("tests/impatient_prepare.py", "pipeline/prepare.py"), *flags(settings)]
     driver = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -63,4 +67,5 @@ def test_a_stopped_worker_is_named(tmp_path: Path, measured: Callable[..., None]
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     require_balance(ShardIndex.load(settings.shards), settings.shards, len(names))
-    measured("R20", ended_after_the_stop_s=ended_s)
+    patience_s = many(f"{impatient_prepare.SILENT_S:.0f}", f"{heartbeat.SILENT_S:.0f}")
+    measured("R20", patience_s=patience_s, ended_after_the_stop_s=ended_s)

@@ -118,7 +118,7 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
 
 @pytest.mark.timeout(400)
 def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: Path, ray_session) -> None:
-    text = "early_stopping = 'asha'\n[grid.optim]\nlearning_rate = [1e-3, 1e-9, 1e-8]\n"
+    text = "early_stopping = 'asha'\n[grid.optim]\nlearning_rate = [1e-3, 1e-9]\n"
     (folder / "strides.toml").write_text(text)
     settings = parse(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
     table, trials = search(settings)
