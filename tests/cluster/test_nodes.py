@@ -121,6 +121,7 @@ def train_flags(cluster: nodes.Nodes, place: str, name: str) -> list[str]:
     """.split()
 
 
+@pytest.mark.long  # most of it waits for Ray to notice; lost workers and another node each have tests of their own
 @pytest.mark.timeout(400)
 def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
     cluster: nodes.Nodes, place: str, tmp_path: Path
