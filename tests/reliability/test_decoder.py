@@ -29,9 +29,9 @@ REASONS = {
     "SEGV": "the decoder crashed (SIGSEGV)",
     "ABRT": "the decoder crashed (SIGABRT)",
     "BLOB": "decoding it takes more than 512 MB of memory",
-    "HANG": "the decoder gave no answer in 10 s",
+    "HANG": "the decoder gave no answer in 4 s",
 }
-LIMIT_S = 10.0
+LIMIT_S = 4.0
 """A decoder starts in a third of a second, but not on a machine that is busy with something else."""
 
 

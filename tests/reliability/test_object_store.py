@@ -28,6 +28,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long  # the other test's store is full, too
 @pytest.mark.timeout(400)
 def test_prepare_beside_a_full_object_store(
     tmp_path: Path, ray_cluster: Cluster, measured: Callable[..., None]

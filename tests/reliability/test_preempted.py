@@ -67,6 +67,7 @@ def tracked(folder: Path, run: str) -> str:
     return str(found.info.status)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
     folder: Path, whole: Path, ray_cluster: Cluster, measured
