@@ -59,15 +59,15 @@ class Watch:
                     raise UserError(_sentence(beat))
 
     def _node_answers(self, key: bytes, beat: bytes) -> bool:
-        """Whether the node of a silent worker does a task; it is asked once, and has time until the next looks."""
+        """Whether the node of a silent worker does a task; it has time until the next looks."""
         if key not in self._asked:
             there = NodeAffinitySchedulingStrategy(json.loads(beat)["node_id"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0)(_answer)
             self._asked[key] = task.options(scheduling_strategy=there).remote()
         if not ray.wait([self._asked[key]], timeout=0)[0]:
             return False
-        with contextlib.suppress(RayError):  # the node is gone
-            ray.get(self._asked[key])
+        with contextlib.suppress(RayError):  # the node is gone; one that is not is asked again
+            ray.get(self._asked.pop(key))
             return True
         return False
 
