@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
@@ -48,7 +48,7 @@ def _watch(folder: Path, workers: int, over: threading.Event) -> None:
     known: dict[str, set[int]] = {}
     wait_s = LOOK_AFTER_S
     while not over.wait(wait_s) and len(preemption.workers(folder)) < workers:
-        with contextlib.suppress(RayError, GetTimeoutError):  # a node that does not answer now is asked again
+        with contextlib.suppress(RayError):  # the head is away
             known = _look(known)
         wait_s = LOOK_EVERY_S
 
@@ -63,9 +63,13 @@ def _look(known: dict[str, set[int]]) -> dict[str, set[int]]:
         )
         for node in nodes
     }
-    found = {}
+    ready, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=LOOK_EVERY_S)
+    found: dict[str, set[int]] = {}
     for node, answer in answers.items():
-        found[node], ended = ray.get(answer, timeout=LOOK_EVERY_S)
+        ended: set[int] = set()
+        if answer in ready:  # a node that does not answer must not hide the others
+            with contextlib.suppress(RayError):
+                found[node], ended = ray.get(answer)
         for process in sorted(ended):
             Console(stderr=True, soft_wrap=True).print(
                 f"A worker (process {process} on {nodes[node]}) is stopped, and the training cannot start without it. "
