@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,14 @@ def remove_stumps(folder: Path, name: str = "") -> None:
 
     Ours are `.NAME.xxxxxxxx`; safetensors writes beside, too, as `.tmpxxxxxx`.
     """
-    for stump in folder.glob(f".{name}*"):
+    for stump in folder.glob(f".{escape(name)}*"):
         stump.unlink(missing_ok=True)
+
+
+def remove_stumps_beside_all(folder: Path) -> None:
+    """Remove what killed writers left of every file that is there by now; other hidden files are not theirs."""
+    for path in [*folder.glob("[!.]*.*")]:
+        remove_stumps(folder, f"{path.name}.")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from rich.table import Table
 from ast_core.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.config import require
 from ast_core.decisions import Decisions
-from ast_core.files import write_json
+from ast_core.files import remove_stumps_beside_all, write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
 from pipeline import launch, storage
@@ -64,6 +64,7 @@ def _calibrated(settings: CalibrateSettings, validation: ShardReader, test: Shar
         decisions[name] = fitted
         effects[name] = _effect(fitted, tested[name], test.labels_NC)
     _keep(settings.run_dir / "calibration" / "summary.json", effects)
+    remove_stumps_beside_all(settings.run_dir / "calibration")
     Console().print(_table(effects, f"fitted on {len(validation)} clips of {split}, seen on {len(test)} of the test"))
     return decisions
 

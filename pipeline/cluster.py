@@ -27,6 +27,7 @@ from pipeline import termination
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours knows the driver's SIGTERM too
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # with Ray's 2 s, every end and every loss is noticed so much later
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's 600 s is long for a worker that is stopped
     TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S: "5",  # Ray's 30 s are waited for a stopped one, too, which is then killed
 }
@@ -136,7 +137,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def release(held: Path) -> None:
-    """Give back what workers held whose controller was killed: Ray's own cleaner asks the dashboard, if there is one.
+    """Give back what workers held whose controller was killed: no cleaner of Ray's, which needs a dashboard, does it.
 
     Args:
         held: where rank 0 noted its placement group; of a group that is gone, or of another cluster, nothing is done.

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ast_core.clip_list import cover, read_ids
 from ast_core.config import require
-from ast_core.files import digest, read_json, write_json
+from ast_core.files import digest, read_json, remove_stumps_beside_all, write_json
 from ast_core.score_table import identity_of
 from ast_core.shards import ShardReader
 from pipeline import launch, storage, tracking
@@ -47,6 +47,7 @@ def _evaluated(settings: EvaluateSettings, reader: ShardReader) -> dict[str, dic
     test = _test(settings, reader)
     results = measure(settings)
     _draw(settings, test.output, results)
+    remove_stumps_beside_all(test.output)  # which is logged as it is
     _log(settings, test, results, reader.index.data_hash)
     Console().print(results_of.bundles_table(results))
     shown = _headline(results)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ray.exceptions import OutOfDiskError
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from rich.console import Console
 
@@ -34,6 +33,7 @@ from pipeline.progress import EpochBar, metrics_table, read_history
 from pipeline.rank import train_rank
 from pipeline.settings import TrainSettings, parse, run_stage
 from pipeline.teacher import teach
+from pipeline.trainer import Trainer
 
 RESTARTS = 3
 """Times that lost workers are started again without a new checkpoint between; a long training may lose many more."""
@@ -201,7 +201,7 @@ def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) 
     preemption.begin(job.folder)
     gpu = cluster.uses_gpu()
     config = {"job": job, "held": held_by(job.folder), "stores": stores, "generation": fence.take_over(job.folder)}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_rank,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),

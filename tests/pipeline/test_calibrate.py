@@ -62,7 +62,9 @@ def test_thresholds_are_fitted_stored_and_used(folder: Path, ray_session, save_t
     assert summary["seed-0"]["calibration_error_fitted"] < summary["seed-0"]["calibration_error"]
     assert summary["seed-0"]["macro_f1_fitted"] > 0.8
     before = bundle.digest
+    (stump := folder / "run" / "calibration" / ".summary.json.killed").touch()  # a writer that was killed
     assert calibrate(settings) == decisions
+    assert not stump.exists()
 
     _check_predict(folder, bundle_dir, bundle, save_tone)
     _check_forgotten(bundle_dir, before)

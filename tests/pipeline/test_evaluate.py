@@ -21,6 +21,7 @@ from ast_core.model import AST
 from ast_core.predictor import Predictor
 from ast_core.shards import Row, ShardReader, write_part
 from pipeline.evaluate import evaluate
+from pipeline.lineage import NOTE
 from pipeline.settings import EvaluateSettings
 
 CLIPS, FRAMES, BINS, LABELS = 77, 32, 16, ["a", "b", "c"]
@@ -79,8 +80,10 @@ def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> No
     for name in ("per_class_ap.png", "learning_curves.png"):
         assert (output / name).read_bytes()[:4] == b"\x89PNG"
     before = (output / "seed-0-scores.parquet").stat().st_mtime_ns
+    (output / ".seed-0.json.killed").touch()  # a writer that was killed
     assert evaluate(settings) == summary
     assert (output / "seed-0-scores.parquet").stat().st_mtime_ns == before
+    assert {path.name for path in output.glob(".*")} == {NOTE}
 
 
 @pytest.mark.timeout(240)
