@@ -122,14 +122,15 @@ def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
 
 
 def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
-    """After `try_tracker`. The second level has room for small files, and ends whatever comes next, Ray's too."""
+    """After `try_tracker`. Eight pages are room for small files, and end whatever comes next, Ray's too."""
     member = disk.folder / "run" / "members" / "seed-0"
     flags = [*training_flags(root, "whole", EPOCHS), "--run-dir", str(disk.folder / "run")]
     needs, resumed, sentence = size_of(root / "whole"), 0, ""
     # Of what a whole run needs, more than half: with less there is no room for a first checkpoint.
     shares = [needs * (levels + n) // (2 * levels) for n in range(1, levels)]
-    for level in [0, 8 * PAGE, *shares]:
-        disk.leave(level if level in {0, 8 * PAGE} else max(0, level - size_of(disk.folder / "run")))
+    small = [0, 8 * PAGE][: levels - 1]
+    for level in [*small, *shares]:
+        disk.leave(level if level in small else max(0, level - size_of(disk.folder / "run")))
         sentence = refused(lambda: train(parse(TrainSettings, "", flags)))
         newest, passed_over = checkpoint.newest(member / "checkpoints")
         assert not passed_over
@@ -142,7 +143,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     train(parse(TrainSettings, "", flags))
     assert len(weights_of(disk.folder / "run")) == EPOCHS
     assert weights_of(disk.folder / "run") == weights_of(root / "whole")
-    return {"stage": "train", "failed": levels + 1, "with_a_checkpoint": resumed, "sentence": sentence}
+    return {"stage": "train", "failed": len(small) + len(shares), "with_a_checkpoint": resumed, "sentence": sentence}
 
 
 def main() -> None:

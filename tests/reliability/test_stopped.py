@@ -64,10 +64,10 @@ def said_to(path: Path) -> Iterator[None]:
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
-    patience_s = many(10, int(cluster.TRAIN[HEALTH_CHECK]))
+    patience_s = many(8, int(cluster.TRAIN[HEALTH_CHECK]))
     monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
-    monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(4, watched_start.LOOK_AFTER_S))
-    monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(2, watched_start.LOOK_EVERY_S))
+    monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(3, watched_start.LOOK_AFTER_S))
+    monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(1, watched_start.LOOK_EVERY_S))
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
     earlier = {own.pid for own in titled(WORKER)}
 
