@@ -17,7 +17,7 @@ TARGETS = 23
 
 @pytest.mark.timeout(5000)
 def test_no_input_crashes_its_reader(tmp_path: Path, many, fault_seed: int, measured) -> None:
-    seconds = many(5, 1200) / 10
+    seconds = many(5, 300) / 10
     command = [
         sys.executable,
         str(TESTS / "attack.py"),
