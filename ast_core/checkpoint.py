@@ -61,11 +61,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     marker = read_checked(folder / MARKER, "Checkpoint's marker")
     if not all(isinstance(marker.get(part), dict) for part in ("sha256", "state")):
         raise DamagedError(f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state.")
+    there = {path.name: path for path in folder.iterdir() if path.is_file()}  # no name leads out of the folder
     for name, expected in marker["sha256"].items():
-        path = folder / name
-        found = sha256_of(path) if path.is_file() else "no file"
+        found = sha256_of(there[name]) if name in there else "no file"
         if found != expected:
-            raise DamagedError(f"Checkpoint {path} is damaged: sha256 {found}, not {expected}.")
+            raise DamagedError(f"Checkpoint {folder / name[:255]} is damaged: sha256 {found}, not {str(expected)[:64]}.")
     state: dict[str, Any] = marker["state"]
     return state
 
@@ -124,11 +124,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put a flat table back into an optimizer over the same parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {str(number): number for number in range(len(parameters))}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
-        known = index.isdecimal() and int(index) < len(parameters)
-        fits = known and (value.ndim == 0 or value.shape == parameters[int(index)].shape)
-        require(fits, f"The checkpoint's optimiser is of another model: {name} is {tuple(value.shape)}.")
-        state.setdefault(int(index), {})[key] = value
+        number = numbers.get(index)
+        fits = number is not None and (value.ndim == 0 or value.shape == parameters[number].shape)
+        require(fits, f"The checkpoint's optimiser is of another model: {name[:100]} is {tuple(value.shape)}.")
+        state.setdefault(numbers[index], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -49,7 +49,7 @@ def _recipe_values(name_or_path: str) -> dict[str, Any]:
         raise UserError(f"No recipe {name_or_path!r}. Give a TOML file, or one of: {names}.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, and a number of 5,000 digits, are ValueErrors, too
         raise UserError(f"Recipe {path} is not TOML: {error}.") from None
 
 

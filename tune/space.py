@@ -155,7 +155,7 @@ def load_study(name_or_path: str) -> Study:
     require(path.is_file(), f"No study {name_or_path!r}. Give a TOML file, or one of: {', '.join(PAPER)}.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, and a number of 5,000 digits, are ValueErrors, too
         raise UserError(f"Study {path} is not TOML: {error}.") from None
     return _own(path, values)
 
