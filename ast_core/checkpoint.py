@@ -65,7 +65,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     for name, expected in marker["sha256"].items():
         found = sha256_of(there[name]) if name in there else "no file"
         if found != expected:
-            raise DamagedError(f"Checkpoint {folder / name[:255]} is damaged: sha256 {found}, not {str(expected)[:64]}.")
+            where, what = folder / name[:255], str(expected)[:64]
+            raise DamagedError(f"Checkpoint {where} is damaged: sha256 {found}, not {what}.")
     state: dict[str, Any] = marker["state"]
     return state
 

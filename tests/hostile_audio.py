@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import socket
 import struct
 from collections.abc import Callable
@@ -169,6 +170,11 @@ PLACES: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
+def remove(path: Path) -> None:
+    """Whatever it is."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def write_hostile(folder: Path, rng: random.Random) -> dict[str, str]:
     """A file a kind, named `bad-NN.wav`: what becomes of it, by file name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,6 +185,7 @@ def write_hostile(folder: Path, rng: random.Random) -> dict[str, str]:
         fates[path.name] = fate
     for number, (fate, put) in enumerate(PLACES.values(), len(BYTES)):
         path = folder / f"bad-{number:02d}.wav"
+        remove(path)
         put(path)
         fates[path.name] = fate
     return fates

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import shutil
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from hostile_audio import kinds, write_hostile
+from hostile_audio import kinds, remove, write_hostile
 from listed_audio import files, prepare_settings, rejects, require_balance, rows, write_clips, write_list
 
 from ast_core.audio import load_waveform
@@ -56,7 +55,7 @@ def test_hostile_recordings_among_good_ones(
     for name, fate in fates.items():
         path = tmp_path / "data" / name
         if fate:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
     absent = tmp_path / "absent" / "shards"
     prepare(prepare_settings(listing, absent))
     assert files(absent, "*.parquet").keys() == files(shards, "*.parquet").keys()
