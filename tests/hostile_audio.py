@@ -66,7 +66,7 @@ def _header(place: int, form: str, value: int) -> Make:
 def _sample(value: float) -> Make:
     def make(rng: random.Random) -> bytes:
         wave = _noise()
-        wave[rng.randrange(len(wave))] = value
+        wave[rng.randrange(5000)] = value  # in the 32 frames that the tests keep: what lies behind is not looked at
         return _encoded("WAV", wave, subtype="FLOAT")
 
     return make
