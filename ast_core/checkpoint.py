@@ -61,14 +61,21 @@ def read_state(folder: Path) -> dict[str, Any]:
     marker = read_checked(folder / MARKER, "Checkpoint's marker")
     if not all(isinstance(marker.get(part), dict) for part in ("sha256", "state")):
         raise DamagedError(f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state.")
-    there = {path.name: path for path in folder.iterdir() if path.is_file()}  # no name leads out of the folder
     for name, expected in marker["sha256"].items():
-        found = sha256_of(there[name]) if name in there else "no file"
+        found = _sha256_in(folder, name)
         if found != expected:
             where, what = folder / name[:255], str(expected)[:64]
             raise DamagedError(f"Checkpoint {where} is damaged: sha256 {found}, not {what}.")
     state: dict[str, Any] = marker["state"]
     return state
+
+
+def _sha256_in(folder: Path, name: str) -> str:
+    """Of a folder's own file, whatever the name leads to; "no file" also where it is removed for a newer one."""
+    try:
+        return sha256_of({path.name: path for path in folder.iterdir() if path.is_file()}[name])
+    except (KeyError, FileNotFoundError):
+        return "no file"
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
