@@ -26,7 +26,7 @@ SaveTone = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="as many faults as docs/reliability.md says: an hour")
+    parser.addoption("--long", action="store_true", help="as many faults as docs/reliability.md says")
     parser.addoption("--fault-seed", type=int, default=0, help="of all random instants and bytes of tests/reliability")
 
 

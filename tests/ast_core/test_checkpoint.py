@@ -8,6 +8,7 @@ import torch
 from ast_core import checkpoint
 from ast_core.average import average_weights
 from ast_core.errors import DamagedError, UserError
+from ast_core.files import sha256_of, write_checked
 
 
 def save(folder, value=1.0, identity="a"):
@@ -40,6 +41,16 @@ def test_truncated_and_missing_files_are_noticed(tmp_path):
         checkpoint.read_state(tmp_path)
 
 
+def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
+    save(tmp_path / "step")
+    (tmp_path / "outside").write_bytes(b"1")
+    for name in ("../outside", str(tmp_path / "outside"), "x" * 300, "."):
+        hashes = {name: sha256_of(tmp_path / "outside")}
+        write_checked(tmp_path / "step" / checkpoint.MARKER, {"sha256": hashes, "state": {}})
+        with pytest.raises(DamagedError, match="no file"):
+            checkpoint.read_state(tmp_path / "step")
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path / f"step-{step:08d}")
@@ -68,3 +79,5 @@ def test_optimizer_goes_through_a_flat_table():
     again = checkpoint.optimizer_tensors(other)
     assert table.keys() == again.keys()
     assert all(torch.equal(table[key], again[key]) for key in table)
+    with pytest.raises(UserError, match="is of another model"):  # int() refuses so many digits
+        checkpoint.restore_optimizer(other, {f"{'9' * 5000}.exp_avg": torch.zeros(3)})

@@ -82,6 +82,7 @@ def test_named_variants_may_have_their_own_repeats(tmp_path: Path) -> None:
         ("[variants.a]\nrepeats = 0", "repeats is 0"),
         ("[variants.'../a']", "folder"),
         ("title = ", "not TOML"),
+        (f"samples = {'9' * 5000}", "not TOML"),
     ],
 )
 def test_what_is_no_study_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
