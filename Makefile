@@ -16,8 +16,9 @@ export MLFLOW_DISABLE_TELEMETRY = true
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv==0.13.9
-	$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	$(BIN)/python -m compileall -q -j 0 ast_core pipeline tune
 	touch $@
 
 demo: .venv/.installed  ## The main job: on audio that it makes itself, or on DATA=FOLDER
