@@ -285,7 +285,7 @@ class Job:
     optim: OptimConfig
     distil: DistilConfig = field(default_factory=DistilConfig)
     teacher_scores: Path | None = None
-    """The teacher's probabilities of the training clips, as `ast_core.score_table` writes them."""
+    """The teacher's probabilities of the training clips, as `ast_core.evaluation.stored_scores` writes them."""
     accept_other_data: bool = False
     """Whether a run that began on other data of as many training clips may go on."""
 

@@ -9,8 +9,8 @@ import torch
 from peers.comparison import arguments, interleave, one_core, print_machine, print_medians, print_ratio
 from torchaudio.compliance import kaldi
 
+from ast_core.audio.fbank import Fbank
 from ast_core.config import FrontEndConfig
-from ast_core.fbank import Fbank
 
 GOAL = 3.5
 ROUNDS = 60

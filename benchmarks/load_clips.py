@@ -23,10 +23,10 @@ import soundfile
 from peers.comparison import arguments, print_machine, verdict
 from peers.memory import Peak, Watch, objects_mb
 
-from ast_core.shards import INDEX
-from pipeline import cluster
+from ast_core.shards.reader import INDEX
+from pipeline.cli.stages import PrepareSettings, TrainSettings, parse
 from pipeline.prepare import prepare
-from pipeline.settings import PrepareSettings, TrainSettings, parse
+from pipeline.ray_runtime import connection
 from pipeline.train import job_of, train
 
 CLIPS, QUICK, WORKERS = 20_000, 200, 2
@@ -147,7 +147,7 @@ def _of(load: Load, name: str) -> float:
 
 def alone(source: Path, folder: Path, clips: int, broken: int) -> list[Load]:
     """Both stages on a Ray of their own, so that nothing that ran before counts; what they say goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr), cluster.connected("", WORKERS):
+    with contextlib.redirect_stdout(sys.stderr), connection.connected("", WORKERS):
         return [prepare_clips(source, folder, clips, broken), train_on_clips(folder)]
 
 

@@ -16,17 +16,17 @@ from peers.comparison import arguments, interleave, one_core, print_machine, pri
 from peers.made_data import save_sounds, write_shards
 from peers.training import job_on
 
-from ast_core import augment, order
-from ast_core.batches import read_batch
 from ast_core.config import Job
-from ast_core.shards import ShardReader
+from ast_core.shards.reader import ShardReader
+from ast_core.training import augment, order
+from ast_core.training.batches import read_batch
 
 GOAL = 10
 BATCH, CLIPS, FILES, ROUNDS = 12, 480, 48, 25
 
 
 class OurInputs:
-    """Batches as `ast_core.step` gives them to the model, one after the other."""
+    """Batches as `ast_core.training.optimizer_step` gives them to the model, one after the other."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from peers.comparison import arguments, interleave, print_machine, print_medians, print_ratio, verdict
 from peers.made_lists import KINDS, write_list
 
-from ast_core.manifest import load_manifest
+from ast_core.dataset.manifest import load_manifest
 
 ROWS, ROUNDS = 1_000_000, 3
 MOST_S, MOST_MIB = 15, 1024
 CHILD = """
 import sys, time
 from pathlib import Path
-from ast_core.manifest import load_manifest
+from ast_core.dataset.manifest import load_manifest
 started = time.process_time()
 clips = len(load_manifest(Path(sys.argv[1])).clips)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]

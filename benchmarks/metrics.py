@@ -9,7 +9,7 @@ import numpy as np
 from peers.comparison import arguments, interleave, one_core, print_machine, print_medians, print_ratio, verdict
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ast_core.metrics import average_precision_C, evaluate_scores, roc_auc_C
+from ast_core.evaluation.metrics import average_precision_C, evaluate_scores, roc_auc_C
 
 GOAL, GOAL_DIFFERENCE = 15, 1e-12
 CLIPS, CLASSES, ROUNDS = 20_550, 527, 5

@@ -14,9 +14,9 @@ from peers.comparison import arguments, one_core, print_machine
 from peers.made_data import recordings, sound
 from peers.published_loader import load
 
-from ast_core.augment import mix_power
+from ast_core.audio.fbank import Fbank
 from ast_core.config import FrontEndConfig
-from ast_core.fbank import Fbank
+from ast_core.training.augment import mix_power
 
 PAIRS = 300
 

@@ -15,11 +15,11 @@ from peers.made_data import recordings, sound
 from peers.published_loader import MEAN, STD, load
 from torchaudio.compliance import kaldi
 
-from ast_core.bundle import Bundle
+from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig
-from ast_core.fbank import Fbank, fit_length
-from ast_core.portable import export_onnx
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.onnx_export import export_onnx
 
 RATE_HZ = 16_000
 MOST, MADE = 400, 40

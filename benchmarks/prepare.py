@@ -21,10 +21,10 @@ from peers.comparison import (
 from peers.made_data import recordings, save_sounds
 from peers.published_loader import write_table
 
-from ast_core.audio import load_waveform
+from ast_core.audio.waveform import load_waveform
 from ast_core.config import FrontEndConfig, to_dict
-from ast_core.manifest import Clip
-from pipeline.part import Part, write
+from ast_core.dataset.manifest import Clip
+from pipeline.ray_runtime.shard_part import Part, write
 
 CLIPS, ROUNDS = 24, 9
 FORMATS = {

@@ -20,9 +20,9 @@ from peers.comparison import arguments, print_machine, verdict
 from peers.made_data import write_shards
 
 from ast_core.config import FrontEndConfig
-from ast_core.trainer import fit
-from pipeline import cluster
-from pipeline.settings import TrainSettings, parse
+from ast_core.training.trainer import fit
+from pipeline.cli.stages import TrainSettings, parse
+from pipeline.ray_runtime import connection
 from pipeline.train import job_of, train
 
 GOAL = 0.02
@@ -96,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder / "shards", {"train": size.steps * size.batch, "test": 8}, FRONT_END, classes=4)
-        with cluster.connected("", 2):
+        with connection.connected("", 2):
             report(*take_turns(folder, size), size.steps)
     print_machine()
 

@@ -20,8 +20,8 @@ from peers.made_data import save_sounds
 from prepare import part_of
 
 from ast_core.config import FrontEndConfig, ModelConfig
-from ast_core.cost import Cost, cost
-from pipeline.part import write
+from ast_core.model.cost import Cost, cost
+from pipeline.ray_runtime.shard_part import write
 
 CLIPS, CLASSES = 1_953_082, 527
 """Balanced and unbalanced training clips of the published run."""

@@ -41,7 +41,7 @@ from peers.training import (
 )
 
 from ast_core.config import Job
-from ast_core.cost import cost
+from ast_core.model.cost import cost
 
 GOALS = {"cpu": {"published": 1.7}, "cuda": {"published": 3.0, "transformers sdpa": 1.5}}
 ACTIVATIONS_GOAL = 0.5

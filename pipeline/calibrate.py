@@ -13,16 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.config import require
-from ast_core.decisions import Decisions
-from ast_core.files import remove_stumps_beside_all, write_json
-from ast_core.score_table import identity_of
-from ast_core.shards import ShardReader
-from pipeline import launch, storage
-from pipeline.results import plain
-from pipeline.scoring import bundle_scores, describe_all
-from pipeline.settings import CalibrateSettings, parse, run_stage
+from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
+from ast_core.evaluation.stored_scores import identity_of
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import remove_stumps_beside_all, write_json
+from ast_core.weights.decisions import Decisions
+from pipeline.cli.stages import CalibrateSettings, parse, run_stage
+from pipeline.run_folder import folder_lock, sync
+from pipeline.scoring.bundle_scores import bundle_scores, describe_all
+from pipeline.scoring.results import plain
 
 Effect = dict[str, float]
 
@@ -43,10 +43,10 @@ def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
         "are. Name one.",
     )
     splits = [split, settings.data.test_split]
-    storage.bring(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
+    sync.bring(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
     validation, test = (ShardReader(settings.shards, [name]) for name in splits)
     require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
-    with launch.alone(settings.run_dir / "bundles", "calibrated"):
+    with folder_lock.alone(settings.run_dir / "bundles", "calibrated"):
         return _calibrated(settings, validation, test)
 
 

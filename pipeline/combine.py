@@ -14,15 +14,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ast_core import checkpoint
-from ast_core.average import average_weights
-from ast_core.bundle import DESCRIPTION, write_bundle
 from ast_core.config import OptimConfig, require
-from ast_core.files import remove_folder, stored_in
-from ast_core.shards import ShardIndex
-from pipeline import launch, storage
-from pipeline.lineage import NOTE, run_of
-from pipeline.settings import CombineSettings, parse, run_stage
+from ast_core.shards.reader import ShardIndex
+from ast_core.storage.atomic_files import remove_folder, stored_in
+from ast_core.weights import checkpoint
+from ast_core.weights.average import average_weights
+from ast_core.weights.bundle import DESCRIPTION, write_bundle
+from pipeline.cli.stages import CombineSettings, parse, run_stage
+from pipeline.run_folder import folder_lock, sync
+from pipeline.tracking.run_note import NOTE, run_of
 
 Role = Literal["member", "last", "epochs", "ensemble"]
 """What a bundle is to its run: members and ensembles are registered, the others are there to compare with."""
@@ -39,9 +39,9 @@ def combine(settings: CombineSettings) -> list[Path]:
         UserError: a member is missing, unfinished, or of another model than it should be.
     """
     members = [f"members/seed-{seed}" for seed in settings.ensemble.seeds]
-    storage.bring(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
+    sync.bring(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
     index = ShardIndex.load(settings.shards)
-    with launch.alone(settings.run_dir / "bundles", "combined"):
+    with folder_lock.alone(settings.run_dir / "bundles", "combined"):
         return _combined(settings, index)
 
 

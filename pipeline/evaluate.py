@@ -14,32 +14,33 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ast_core.clip_list import cover, read_ids
 from ast_core.config import require
-from ast_core.files import digest, read_json, remove_stumps_beside_all, write_json
-from ast_core.score_table import identity_of
-from ast_core.shards import ShardReader
-from pipeline import launch, storage, tracking
-from pipeline import results as results_of
-from pipeline.lineage import note_run
-from pipeline.plots import plot_curves, plot_per_class
-from pipeline.progress import read_histories
-from pipeline.scoring import bundle_scores, describe_all
-from pipeline.settings import EvaluateSettings, parse, run_stage
-from pipeline.teacher import compare
+from ast_core.dataset.clip_list import cover, read_ids
+from ast_core.evaluation.stored_scores import identity_of
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import digest, read_json, remove_stumps_beside_all, write_json
+from pipeline.cli.stages import EvaluateSettings, parse, run_stage
+from pipeline.reporting.history import read_histories
+from pipeline.reporting.plots import plot_curves, plot_per_class
+from pipeline.run_folder import folder_lock, sync
+from pipeline.scoring import results as results_of
+from pipeline.scoring.bundle_scores import bundle_scores, describe_all
+from pipeline.scoring.distillation import compare
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.run_note import note_run
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
     """Measure the bundles of a run, draw pictures, show and log it all.
 
     Returns:
-        The metrics of `ast_core.metrics.evaluate_scores` by bundle.
+        The metrics of `ast_core.evaluation.metrics.evaluate_scores` by bundle.
 
     Raises:
         UserError: as `measure`.
     """
     reader = _reader(settings)
-    with launch.alone(settings.run_dir / "bundles", "evaluated"):
+    with folder_lock.alone(settings.run_dir / "bundles", "evaluated"):
         return _evaluated(settings, reader)
 
 
@@ -83,7 +84,7 @@ def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
 
 def _reader(settings: EvaluateSettings) -> ShardReader:
     split = settings.data.test_split
-    storage.bring(settings, [split], ["bundles/*", "evaluation/*", "members/*/metrics.jsonl"])
+    sync.bring(settings, [split], ["bundles/*", "evaluation/*", "members/*/metrics.jsonl"])
     reader = ShardReader(settings.shards, [split])
     require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
     return reader
@@ -160,7 +161,7 @@ def _draw(settings: EvaluateSettings, output: Path, results: dict[str, results_o
 
 
 def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.Result], data_hash: str) -> None:
-    tracking.open_store(settings.tracking)
+    mlflow_store.open_store(settings.tracking)
     bundles = digest({name: result["bundle_digest"] for name, result in results.items()})
     tags = {"stage": "evaluate", "run_dir": str(settings.run_dir), "data_hash": data_hash, "bundles": bundles}
     params = {"shards": settings.shards, "split": settings.data.test_split, "clip_list": settings.clip_list or ""}
@@ -170,10 +171,10 @@ def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.
         for key, ends in result["intervals"].items():
             ends_by_name = zip(("low", "high"), ends, strict=True)
             flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
-    with tracking.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
+    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
         note_run(settings.run_dir / "evaluation", run_id)
-        tracking.log_metrics(run_id, flat)
-        tracking.log_artifacts(run_id, test.output)
+        mlflow_store.log_metrics(run_id, flat)
+        mlflow_store.log_artifacts(run_id, test.output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

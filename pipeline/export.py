@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ast_core.bundle import Bundle
 from ast_core.config import require
-from ast_core.huggingface import HuggingFaceModel, write_folder
-from ast_core.portable import export_onnx
-from pipeline.registry import bundle_folder
-from pipeline.settings import ExportSettings, parse, run_stage
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.huggingface import HuggingFaceModel, write_folder
+from ast_core.weights.onnx_export import export_onnx
+from pipeline.cli.stages import ExportSettings, parse, run_stage
+from pipeline.tracking.registry import bundle_folder
 
 
 def export(settings: ExportSettings) -> Path:

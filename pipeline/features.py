@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.config import FrontEndConfig
-from ast_core.shards import ShardIndex
-from pipeline import storage
-from pipeline.settings import FeaturesSettings, parse, run_stage
+from ast_core.shards.reader import ShardIndex
+from pipeline.cli.stages import FeaturesSettings, parse, run_stage
+from pipeline.run_folder import sync
 
 PUBLISHED_MEAN, PUBLISHED_STD = -4.2677393, 4.5689974
 """AudioSet's statistics in the published code; computed there with mixup and masks left on."""
@@ -38,7 +38,7 @@ def features(settings: FeaturesSettings) -> list[tuple[str, str, str, str]]:
     Raises:
         UserError: there are no shards, or no such split.
     """
-    storage.bring(settings)
+    sync.bring(settings)
     index = ShardIndex.load(settings.shards)
     rows = []
     for key, effect in EFFECTS.items():

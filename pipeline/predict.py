@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ast_core.bundle import Bundle
+from ast_core.audio.decoder import Decoder, Recording
 from ast_core.config import require
-from ast_core.decoder import Decoder, Recording
 from ast_core.errors import ClipError
-from ast_core.predictor import Predictor
-from pipeline.settings import PredictSettings, parse, run_stage
-from pipeline.tagging import Tagging
+from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.bundle import Bundle
+from pipeline.cli.stages import PredictSettings, parse, run_stage
+from pipeline.reporting.predictions import Tagging
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
 
@@ -74,16 +74,16 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
 def _bundle_folder(settings: PredictSettings) -> Path:
     if not settings.model.startswith(("models:/", "runs:/")):
         return Path(settings.model).absolute()
-    from pipeline.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB, which a folder does not need
+    from pipeline.tracking.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB, which a folder does not need
 
     return bundle_folder(settings.model, settings.tracking)
 
 
 def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording) -> None:
     if settings.timeline or settings.attention:
-        from pipeline import pictures  # noqa: PLC0415  # matplotlib: 35 MB
+        from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
 
-        pictures.write(settings, predictor, recording)
+        recording_pictures.write(settings, predictor, recording)
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:

@@ -29,14 +29,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import require, to_dict
-from ast_core.files import committed, digest, read_checked, remove, remove_stumps, stored_in, write_checked
-from ast_core.manifest import Clip, Manifest, load_manifest
-from ast_core.shards import INDEX, REJECTS, ShardIndex
-from ast_core.store import store_of
-from pipeline import cluster, heartbeat, launch, observe, storage
-from pipeline.part import Part, is_done, is_stored, write_row
-from pipeline.settings import PrepareSettings, parse, run_stage
-from pipeline.synthesise import synthesise
+from ast_core.dataset.manifest import Clip, Manifest, load_manifest
+from ast_core.dataset.synthetic import synthesise
+from ast_core.shards.reader import INDEX, REJECTS, ShardIndex
+from ast_core.storage.atomic_files import (
+    committed,
+    digest,
+    read_checked,
+    remove,
+    remove_stumps,
+    stored_in,
+    write_checked,
+)
+from ast_core.storage.object_store import store_of
+from pipeline.cli.stages import PrepareSettings, parse, run_stage
+from pipeline.ray_runtime import connection, heartbeat
+from pipeline.ray_runtime.shard_part import Part, is_done, is_stored, write_row
+from pipeline.reporting import prometheus
+from pipeline.run_folder import folder_lock, sync
 
 AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
 """Published mean and standard deviation, shown beside a data set's own."""
@@ -52,8 +62,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     Raises:
         UserError: the data set is not as its layout says, too many clips are broken, or the disk is full.
     """
-    storage.bring(settings)
-    with launch.alone(settings.shards, "prepared"):
+    sync.bring(settings)
+    with folder_lock.alone(settings.shards, "prepared"):
         return _prepared(settings)
 
 
@@ -64,12 +74,12 @@ def _prepared(settings: PrepareSettings) -> ShardIndex:
     pending = _pending(settings, parts)
     if pending:
         remove(settings.shards / INDEX)  # it speaks of shards that are about to change
-        with cluster.connected(settings.address, settings.workers):
+        with connection.connected(settings.address, settings.workers):
             _check_source(settings)
             _work(pending, settings)
     else:
         Console().print("Every shard is there already: nothing to do.")
-    storage.bring_markers(settings.shards, [part.marker for part in parts])
+    sync.bring_markers(settings.shards, [part.marker for part in parts])
     splits, rejects = _books(parts)
     with committed(settings.shards / REJECTS) as beside, beside.open("wb") as file:
         pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
@@ -144,7 +154,7 @@ def _work(pending: Sequence[Part], settings: PrepareSettings) -> None:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    stores = json.dumps([[str(store.root), store.uri] for store in storage.stores_of(settings)])
+    stores = json.dumps([[str(store.root), store.uri] for store in sync.stores_of(settings)])
     watch = heartbeat.Watch()
     shared = {"stores": stores, "watch": watch.name}
     items = [{"part": part.packed(), "clips": len(part.clips), **shared} for part in pending]
@@ -156,7 +166,7 @@ def _work(pending: Sequence[Part], settings: PrepareSettings) -> None:
         for row in _rows(done, watch):
             require(not row["error"], row["error"])
             progress.advance(task, row["clips"])
-            observe.count_prepared(str(settings.run_dir), row["clips"], row["rejected"], row["missing"])
+            prometheus.count_prepared(str(settings.run_dir), row["clips"], row["rejected"], row["missing"])
 
 
 def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, Any]]:

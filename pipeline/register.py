@@ -20,15 +20,16 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.bundle import DESCRIPTION, Bundle
 from ast_core.config import require
-from ast_core.files import read_checked, read_json
 from ast_core.redaction import without_secrets
-from pipeline import launch, registry, storage, tracking
-from pipeline.card import model_card
-from pipeline.registry import CHALLENGER, CHAMPION
-from pipeline.serving import AUDIO
-from pipeline.settings import RegisterSettings, parse, run_stage
+from ast_core.storage.atomic_files import read_checked, read_json
+from ast_core.weights.bundle import DESCRIPTION, Bundle
+from pipeline.cli.stages import RegisterSettings, parse, run_stage
+from pipeline.run_folder import folder_lock, sync
+from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking.model_card import model_card
+from pipeline.tracking.pyfunc import AUDIO
+from pipeline.tracking.registry import CHALLENGER, CHAMPION
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,19 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     Raises:
         UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
     """
-    storage.bring(settings, files=["bundles/*", "evaluation/*"])
+    sync.bring(settings, files=["bundles/*", "evaluation/*"])
     # Two registrations of one run at a time would each miss the other's version.
-    with launch.alone(settings.run_dir / "bundles", "registered"):
+    with folder_lock.alone(settings.run_dir / "bundles", "registered"):
         return _registered(settings)
 
 
 def _registered(settings: RegisterSettings) -> dict[str, int]:
     candidates = _candidates(settings)
-    tracking.open_store(settings.tracking)
+    mlflow_store.open_store(settings.tracking)
     tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}
     versions: dict[str, int] = {}
     verdicts: dict[str, str] = {}
-    with tracking.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
+    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
         require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
         for own in candidates:
             versions[own.name] = _version(own, run_id)
@@ -149,8 +150,8 @@ def _version(own: Candidate, run_id: str) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         readme = Path(scratch) / "README.md"
         readme.write_text(card, encoding="utf-8")
-        tracking.log_artifacts(run_id, readme, under=f"models/{own.name}")
-    tracking.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
+        mlflow_store.log_artifacts(run_id, readme, under=f"models/{own.name}")
+    mlflow_store.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
     registry.describe_version(own.name, version, card)
     return version
 

@@ -20,17 +20,18 @@ import numpy as np
 import pyarrow.parquet
 from rich.console import Console
 
-from ast_core.bundle import DESCRIPTION
-from ast_core.files import read_checked, read_json, write_text
-from ast_core.score_table import identity_of, read_scores
-from ast_core.shards import REJECTS, ShardIndex, ShardReader
-from pipeline import storage, tracking
-from pipeline.hard_clips import confused, confusion_matrix, hardest
-from pipeline.lineage import run_of
-from pipeline.plots import plot_confusion
-from pipeline.published import PUBLISHED
-from pipeline.results import HEADLINES
-from pipeline.settings import ReportSettings, parse, run_stage
+from ast_core.evaluation.stored_scores import identity_of, read_scores
+from ast_core.shards.reader import REJECTS, ShardIndex, ShardReader
+from ast_core.storage.atomic_files import read_checked, read_json, write_text
+from ast_core.weights.bundle import DESCRIPTION
+from pipeline.cli.stages import ReportSettings, parse, run_stage
+from pipeline.reporting.hard_clips import confused, confusion_matrix, hardest
+from pipeline.reporting.paper_results import PUBLISHED
+from pipeline.reporting.plots import plot_confusion
+from pipeline.run_folder import sync
+from pipeline.scoring.results import HEADLINES
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.run_note import run_of
 
 MOST_DRAWN = 60
 """Classes of a confusion matrix that one can still read."""
@@ -51,7 +52,7 @@ def report(settings: ReportSettings) -> Path:
     Raises:
         UserError: there are no shards.
     """
-    storage.bring(settings, [settings.data.test_split], READ)
+    sync.bring(settings, [settings.data.test_split], READ)
     index = ShardIndex.load(settings.shards)
     evaluation = settings.run_dir / "evaluation"
     summary = _json(evaluation / "summary.json")
@@ -72,14 +73,14 @@ def report(settings: ReportSettings) -> Path:
     }
     path = settings.run_dir / "report.html"
     write_text(path, _template().render(page))
-    tracking.open_store(settings.tracking)
-    tracking.log_artifacts(run_of(evaluation), path)
+    mlflow_store.open_store(settings.tracking)
+    mlflow_store.log_artifacts(run_of(evaluation), path)
     Console(soft_wrap=True).print(f"Report: {path}", markup=False)
     return path
 
 
 def _template() -> jinja2.Template:
-    source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    source = (Path(__file__).parent / "reporting" / "report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, default=str)

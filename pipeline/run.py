@@ -16,19 +16,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.files import write_json
-from ast_core.manifest import load_manifest
+from ast_core.dataset.manifest import load_manifest
 from ast_core.redaction import without_secrets
-from pipeline import cluster, launch, registry
+from ast_core.storage.atomic_files import write_json
 from pipeline.calibrate import calibrate
-from pipeline.combine import combine
-from pipeline.evaluate import evaluate
-from pipeline.predict import predict
-from pipeline.prepare import prepare
-from pipeline.register import register
-from pipeline.registry import CHAMPION
-from pipeline.report import report
-from pipeline.settings import (
+from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
     EvaluateSettings,
@@ -42,6 +34,16 @@ from pipeline.settings import (
     run_stage,
     section_values,
 )
+from pipeline.combine import combine
+from pipeline.evaluate import evaluate
+from pipeline.predict import predict
+from pipeline.prepare import prepare
+from pipeline.ray_runtime import connection
+from pipeline.register import register
+from pipeline.report import report
+from pipeline.run_folder import folder_lock
+from pipeline.tracking import registry
+from pipeline.tracking.registry import CHAMPION
 from pipeline.train import train
 
 ResultT = TypeVar("ResultT")
@@ -64,7 +66,7 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
-    with launch.alone(settings.run_dir, "run"), cluster.connected(settings.address, settings.workers):
+    with folder_lock.alone(settings.run_dir, "run"), connection.connected(settings.address, settings.workers):
         timed("prepare", lambda: prepare(section_values(settings, PrepareSettings)))
         for seed in settings.ensemble.seeds:
             member = dataclasses.replace(section_values(settings, TrainSettings), seed=seed)

@@ -18,22 +18,26 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from rich.console import Console
 
-from ast_core import checkpoint, fence
 from ast_core.config import Job, to_dict
-from ast_core.disk import FULL, not_written
 from ast_core.errors import Preempted, UserError
-from ast_core.files import stored_in, write_json
 from ast_core.redaction import without_secrets
-from ast_core.shards import ShardIndex
-from ast_core.store import Store
-from ast_core.trainer import is_finished
-from pipeline import cluster, launch, observe, preemption, storage, tracking, watched_start
-from pipeline.lineage import note_run
-from pipeline.progress import EpochBar, metrics_table, read_history
-from pipeline.rank import train_rank
-from pipeline.settings import TrainSettings, parse, run_stage
-from pipeline.teacher import teach
-from pipeline.trainer import Trainer
+from ast_core.shards.reader import ShardIndex
+from ast_core.storage import writer_fence
+from ast_core.storage.atomic_files import stored_in, write_json
+from ast_core.storage.disk_space import FULL, not_written
+from ast_core.storage.object_store import Store
+from ast_core.training.trainer import is_finished
+from ast_core.weights import checkpoint
+from pipeline.cli.stages import TrainSettings, parse, run_stage
+from pipeline.ray_runtime import connection, preemption, watched_start
+from pipeline.ray_runtime.lean_trainer import Trainer
+from pipeline.ray_runtime.train_rank import train_rank
+from pipeline.reporting import prometheus
+from pipeline.reporting.history import EpochBar, metrics_table, read_history
+from pipeline.run_folder import folder_lock, sync
+from pipeline.scoring.distillation import teach
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.run_note import note_run
 
 RESTARTS = 3
 """Times that lost workers are started again without a new checkpoint between; a long training may lose many more."""
@@ -61,26 +65,26 @@ def train(settings: TrainSettings) -> Path:
         "seed": str(settings.seed),
         "data_hash": index.data_hash,
         "run_dir": str(settings.run_dir),
-        "folder_id": tracking.folder_id(job.folder),
-    } | ({tracking.PARENT: settings.parent_run} if settings.parent_run else {})
-    with launch.alone(job.folder, "trained"):
-        tracking.open_store(settings.tracking)
+        "folder_id": mlflow_store.folder_id(job.folder),
+    } | ({mlflow_store.PARENT: settings.parent_run} if settings.parent_run else {})
+    with folder_lock.alone(job.folder, "trained"):
+        mlflow_store.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
         history = job.folder / "metrics.jsonl"
         with (
-            tracking.start_run(settings.experiment, name, run["settings"], tags) as run_id,
-            tracking.MetricsFollower(run_id, history),
+            mlflow_store.start_run(settings.experiment, name, run["settings"], tags) as run_id,
+            mlflow_store.MetricsFollower(run_id, history),
             EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
-            storage.Follower([history]),
+            sync.Follower([history]),
         ):
             note_run(job.folder, run_id)
             if is_finished(job):  # what the tracker lacks of it follows all the same
                 Console().print(f"{job.folder.name} is trained already.")
             else:
-                with cluster.connected(settings.address, settings.workers):
-                    workers = cluster.worker_count(settings.workers, job.optim.batch_size)
-                    _supervise(job, workers, storage.stores_of(settings))
-        tracking.log_artifacts(run_id, job.folder / "run.json")
+                with connection.connected(settings.address, settings.workers):
+                    workers = connection.worker_count(settings.workers, job.optim.batch_size)
+                    _supervise(job, workers, sync.stores_of(settings))
+        mlflow_store.log_artifacts(run_id, job.folder / "run.json")
     Console().print(metrics_table(f"{job.folder.name}: training", history))
     return job.folder
 
@@ -89,10 +93,10 @@ def _bring(settings: TrainSettings) -> None:
     """From the run's store, what this process reads; workers bring what they read themselves."""
     own = f"members/seed-{settings.seed}"
     names = ("metrics.jsonl", "run.json", ".folder-id", ".mlflow-run", held_by(Path()).name)
-    storage.bring(settings, files=[f"{own}/{name}" for name in names])
+    sync.bring(settings, files=[f"{own}/{name}" for name in names])
     if len(read_history(settings.run_dir / own / "metrics.jsonl")) >= settings.optim.epochs:  # it may be finished
-        storage.bring(settings, settings.data.train_splits, [f"{own}/epochs/*"])
-        storage.bring_checkpoint(settings.run_dir / own / "checkpoints")
+        sync.bring(settings, settings.data.train_splits, [f"{own}/epochs/*"])
+        sync.bring_checkpoint(settings.run_dir / own / "checkpoints")
 
 
 def job_of(settings: TrainSettings) -> Job:
@@ -150,8 +154,8 @@ def _supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
                     Console(stderr=True).print(sentence)
                 raise
     finally:
-        fence.shut_out(job.folder)
-        storage.drop(scratch)
+        writer_fence.shut_out(job.folder)
+        sync.drop(scratch)
 
 
 def _newest_step(job: Job) -> str:
@@ -164,7 +168,7 @@ def _newest_step(job: Job) -> str:
 def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
     """`NoRoomError`, if Ray's own files met a full disk: workers that are started again meet it again."""
     if _cause(error, OutOfDiskError) is not None:
-        raise cluster.no_room_to_spill() from error
+        raise connection.no_room_to_spill() from error
     system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL:
         raise not_written(scratch, system, 0, 0) from error
@@ -176,7 +180,7 @@ def _note_restart(job: Job, error: BaseException) -> None:
         console.print(f"A node is taken away: {error} It goes on elsewhere, once there is room.")
     else:
         console.print(f"Workers were lost: {_lost(job, error)}. Starting again from the checkpoint.", markup=False)
-    observe.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
+    prometheus.count_restart(job, "preempted" if isinstance(error, Preempted) else "lost")
 
 
 def _lost(job: Job, error: BaseException) -> str:
@@ -194,20 +198,25 @@ def _lost(job: Job, error: BaseException) -> str:
 
 
 def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) -> None:
-    storage.bring_note(held_by(job.folder))
-    cluster.release(held_by(job.folder))  # of a launch whose controller was killed
-    cluster.release_own()
-    cluster.settle_train()
+    sync.bring_note(held_by(job.folder))
+    connection.release(held_by(job.folder))  # of a launch whose controller was killed
+    connection.release_own()
+    connection.settle_train()
     preemption.begin(job.folder)
-    gpu = cluster.uses_gpu()
-    config = {"job": job, "held": held_by(job.folder), "stores": stores, "generation": fence.take_over(job.folder)}
+    gpu = connection.uses_gpu()
+    config = {
+        "job": job,
+        "held": held_by(job.folder),
+        "stores": stores,
+        "generation": writer_fence.take_over(job.folder),
+    }
     trainer = Trainer(
         train_rank,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            **storage.ray_storage(scratch),
+            **sync.ray_storage(scratch),
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )

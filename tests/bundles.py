@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ast_core.bundle import write_bundle
 from ast_core.config import FrontEndConfig, ModelConfig, to_dict
-from ast_core.files import write_json
-from ast_core.model import AST
+from ast_core.model.transformer import AST
+from ast_core.storage.atomic_files import write_json
+from ast_core.weights.bundle import write_bundle
 
 FRONT_END = FrontEndConfig(target_frames=32, num_mel_bins=16)
 MODEL = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")

@@ -13,10 +13,10 @@ import torch
 from clusters import Cluster, running
 from prepared import FRONT_END, LABELS, write_shards
 
-from ast_core.bundle import write_bundle
 from ast_core.config import ModelConfig, to_dict
-from ast_core.model import AST
-from pipeline import cluster
+from ast_core.model.transformer import AST
+from ast_core.weights.bundle import write_bundle
+from pipeline.ray_runtime import connection
 
 RATE_HZ = 16_000
 # Two threads on two cores that others use, too, wait for each other: a training of a second takes a minute then.
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray of two CPUs that every stage under test uses and leaves open."""
-    with cluster.connected("", 2):
+    with connection.connected("", 2):
         yield
 
 

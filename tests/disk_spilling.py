@@ -21,9 +21,9 @@ from prepared import write_shards
 from small_disk import SmallDisk
 
 from ast_core.errors import NoRoomError
-from ast_core.shards import ShardIndex
+from ast_core.shards.reader import ShardIndex
+from pipeline.cli.stages import TrainSettings, parse
 from pipeline.prepare import prepare
-from pipeline.settings import TrainSettings, parse
 from pipeline.train import train
 
 STORE_BYTES, DISK_MEGABYTES, OBJECT_BYTES, MOST = 100_000_000, 64, 10_000_000, 100

@@ -25,12 +25,14 @@ from mlflow import MlflowClient
 from prepared import BINS, FRAMES, write_shards
 from small_disk import PAGE, SmallDisk, files_in
 
-from ast_core import checkpoint
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
-from ast_core.files import sha256_of
-from pipeline import cluster, launch, tracking
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.weights import checkpoint
+from pipeline.cli.stages import PrepareSettings, TrainSettings, parse, run_stage
 from pipeline.prepare import prepare
-from pipeline.settings import PrepareSettings, TrainSettings, parse, run_stage
+from pipeline.ray_runtime import connection
+from pipeline.run_folder import folder_lock
+from pipeline.tracking import mlflow_store
 from pipeline.train import train
 
 MEGABYTES, EPOCHS, CLIPS = 64, 2, 24
@@ -92,7 +94,7 @@ def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
 def shards_in(folder: Path) -> dict[str, str]:
     """Hashes of all files but those that say who launched it."""
     found = files_in(folder) if folder.is_dir() else {}
-    return {name: sha256 for name, sha256 in found.items() if name not in {launch.LOCK, launch.HOLDER}}
+    return {name: sha256 for name, sha256 in found.items() if name not in {folder_lock.LOCK, folder_lock.HOLDER}}
 
 
 def weights_of(run: Path) -> list[str]:
@@ -103,8 +105,8 @@ def weights_of(run: Path) -> list[str]:
 def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
     """A whole training whose tracker cannot write; what it lacks follows once there is room."""
     uri = f"sqlite:///{disk.folder / 'mlflow.db'}"
-    tracking.open_store(uri)
-    with tracking.start_run("test", "before", {}, {}):
+    mlflow_store.open_store(uri)
+    with mlflow_store.start_run("test", "before", {}, {}):
         pass
     disk.leave(0)
     flags = [*training_flags(root, "whole", EPOCHS), "--tracking", uri]
@@ -156,7 +158,7 @@ def main() -> None:
         "tracker": lambda: try_tracker(disk, root),
         "train": lambda: try_train(disk, root, levels),
     }
-    with cluster.connected("", 2):
+    with connection.connected("", 2):
         for name in sys.argv[3:] or stages:
             print(json.dumps(stages[name]()), flush=True)  # noqa: T201
 

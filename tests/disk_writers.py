@@ -24,18 +24,18 @@ import torch
 from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
 from small_disk import PAGE, SmallDisk, files_in
 
-from ast_core import checkpoint
-from ast_core.bundle import Bundle, write_bundle
 from ast_core.config import ModelConfig, to_dict
 from ast_core.errors import NoRoomError, UserError
-from ast_core.files import committed, fetch, write_json
-from ast_core.huggingface import HuggingFaceModel, write_folder
-from ast_core.model import AST
-from ast_core.score_table import write_scores
-from ast_core.shards import Row, write_part
-from ast_core.state import Progress, _write_history
-from ast_core.store import Store, store_of
-from ast_core.tensors import write_tensors
+from ast_core.evaluation.stored_scores import write_scores
+from ast_core.model.transformer import AST
+from ast_core.shards.reader import Row, write_part
+from ast_core.storage.atomic_files import committed, fetch, write_json
+from ast_core.storage.object_store import Store, store_of
+from ast_core.storage.tensor_files import write_tensors
+from ast_core.training.state import Progress, _write_history
+from ast_core.weights import checkpoint
+from ast_core.weights.bundle import Bundle, write_bundle
+from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 
 MEGABYTES = 64
 TELLS = re.compile(r"it needs (more than )?(\d+) bytes, (\d+) are free")
@@ -72,7 +72,7 @@ def save_huggingface(folder: Path, version: int) -> None:
 
 
 def save_onnx(folder: Path, version: int) -> None:
-    from ast_core.portable import export_onnx  # noqa: PLC0415, seconds
+    from ast_core.weights.onnx_export import export_onnx  # noqa: PLC0415, seconds
 
     if not (shared(folder) / f"onnx-{version}").is_dir():
         save_bundle(shared(folder) / f"onnx-{version}", version)
@@ -86,7 +86,7 @@ def save_scores(folder: Path, version: int) -> None:
 
 
 def save_tags(folder: Path, version: int, ending: str) -> None:
-    from pipeline.tagging import Tagging  # noqa: PLC0415
+    from pipeline.reporting.predictions import Tagging  # noqa: PLC0415
 
     rng = np.random.default_rng(version)
     tagging = Tagging(LABELS, {f"/recordings/{n}.wav": rng.random(3, np.float32) for n in range(1000)}, {})
@@ -94,8 +94,8 @@ def save_tags(folder: Path, version: int, ending: str) -> None:
 
 
 def save_report(folder: Path, version: int) -> None:
+    from pipeline.cli.stages import ReportSettings  # noqa: PLC0415
     from pipeline.report import report  # noqa: PLC0415
-    from pipeline.settings import ReportSettings  # noqa: PLC0415
 
     shards = shared(folder) / "shards"
     if not shards.is_dir():
@@ -107,7 +107,7 @@ def save_report(folder: Path, version: int) -> None:
 
 
 def save_picture(folder: Path, version: int) -> None:
-    from pipeline.plots import plot_per_class  # noqa: PLC0415
+    from pipeline.reporting.plots import plot_per_class  # noqa: PLC0415
 
     plot_per_class(folder / "picture.png", f"{version}", {f"class {n}": n / 60 for n in range(60)}, 0.1)
 

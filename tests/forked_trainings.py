@@ -17,13 +17,13 @@ from typing import Any
 
 from prepared import FRONT_END, write_shards
 
-from ast_core import checkpoint
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
-from ast_core.observer import Observer, StepDone
+from ast_core.training.callback import Observer, StepDone
+from ast_core.weights import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["ast_core.trainer", "pandas", "torch._dynamo"]
+    ["ast_core.training.trainer", "pandas", "torch._dynamo"]
 )  # the last two take seconds when first used
 LIMIT_S = 300
 """For whatever a training must do; seconds on an idle machine."""
@@ -76,7 +76,7 @@ def _rank(job: Job, rank: int, world: int, meeting: Path, diary: Path, fault: Fa
     from torch import distributed  # noqa: PLC0415
 
     from ast_core.errors import UserError  # noqa: PLC0415
-    from ast_core.trainer import fit  # noqa: PLC0415
+    from ast_core.training.trainer import fit  # noqa: PLC0415
 
     torch.set_num_threads(1)
     observer = (fault(rank) if fault else None) or Diary(diary)

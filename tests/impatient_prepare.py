@@ -11,7 +11,8 @@ SILENT_S = 8.0
 
 def main() -> None:
     """Run the stage."""
-    from pipeline import heartbeat, prepare  # noqa: PLC0415
+    from pipeline import prepare  # noqa: PLC0415
+    from pipeline.ray_runtime import heartbeat  # noqa: PLC0415
 
     heartbeat.SILENT_S = SILENT_S
     prepare.main()

@@ -7,16 +7,16 @@ import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from pipeline import cluster
+from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
-from pipeline.settings import PrepareSettings
+from pipeline.ray_runtime import connection
 
 
 def _prepare(settings: PrepareSettings, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    with cluster._on_loopback():  # where the tests' own Ray is
+    with connection._on_loopback():  # where the tests' own Ray is
         prepare(settings)
 
 

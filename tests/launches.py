@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from prepared import BINS, FRAMES
 
-from ast_core import checkpoint
+from ast_core.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_AN_EPOCH = 7

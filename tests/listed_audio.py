@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
-from ast_core.shards import ShardIndex
-from pipeline.settings import PrepareSettings
+from ast_core.shards.reader import ShardIndex
+from pipeline.cli.stages import PrepareSettings
 
 RATE_HZ = 16_000
 FRAMES, BINS = 32, 16

@@ -12,7 +12,7 @@ import kubernetes_validate
 from custom_resources import check_custom
 from manifests import ROOT, Manifest, pod_templates
 
-from pipeline.settings import (
+from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
     EvaluateSettings,

@@ -24,8 +24,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
 
+from pipeline.cli.stages import RegisterSettings
 from pipeline.register import register
-from pipeline.settings import RegisterSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from prepared import BINS, FRAMES, write_shards
 
-from pipeline.settings import parse
-from tune.report import Table
+from pipeline.cli.stages import parse
 from tune.search import SearchSettings, search
+from tune.study_report import Table
 
 STUDY = """
 title = "Time strides"

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from ast_core.config import FrontEndConfig, ModelConfig, OptimConfig, Recipe
-from ast_core.schedule import learning_rate
-from pipeline.recipe_file import RECIPES
-from pipeline.settings import load_recipe
+from ast_core.training.schedule import learning_rate
+from pipeline.cli.recipe_file import RECIPES
+from pipeline.cli.stages import load_recipe
 
 EVERY = sorted(path.stem for path in RECIPES.glob("*.toml"))
 PAPER = ("audioset_full", "audioset_balanced", "esc50", "speech_commands")

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 from launches import training_flags
 
-from ast_core import checkpoint
-from ast_core.files import sha256_of
-from pipeline import preemption
-from pipeline.settings import TrainSettings, parse
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.weights import checkpoint
+from pipeline.cli.stages import TrainSettings, parse
+from pipeline.ray_runtime import preemption
 from pipeline.train import train
 
 EPOCHS = 80

@@ -1,1 +1,0 @@
-"""The paper's studies as Ray Tune searches over the stages of `pipeline`."""

@@ -16,19 +16,15 @@ import numpy as np
 import rich.table
 from rich.console import Console
 
-from ast_core.bundle import DESCRIPTION, read_members, write_bundle
-from ast_core.ensemble import mean_probabilities
 from ast_core.errors import UserError
-from ast_core.files import committed, read_checked
-from ast_core.metrics import evaluate_scores
-from ast_core.score_table import identity_of, read_scores, write_scores
-from ast_core.shards import ShardReader
-from pipeline import storage
+from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import committed, read_checked
+from ast_core.weights.bundle import DESCRIPTION, read_members, write_bundle
+from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.calibrate import calibrate
-from pipeline.evaluate import evaluate
-from pipeline.register import register
-from pipeline.report import report
-from pipeline.settings import (
+from pipeline.cli.stages import (
     CalibrateSettings,
     EvaluateSettings,
     RegisterSettings,
@@ -38,6 +34,10 @@ from pipeline.settings import (
     run_stage,
     section_values,
 )
+from pipeline.evaluate import evaluate
+from pipeline.register import register
+from pipeline.report import report
+from pipeline.run_folder import sync
 from tune.search import SearchSettings, search
 from tune.trial import Trial
 
@@ -69,7 +69,7 @@ def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
     """
     _, trials = search(settings)
     own = f"studies/{settings.study_dir.name}/trials/*"
-    storage.bring(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
+    sync.bring(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
     reader = ShardReader(settings.shards, [settings.data.test_split])
     scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
     first = trials[0].variant

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.plots import save
+from pipeline.reporting.plots import save
 
 Point = tuple[str, int, float, Sequence[float]]
 """Variant, patches, GMAC a clip, scores."""

@@ -23,13 +23,9 @@ from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 from ast_core.config import Recipe, require, to_dict
-from ast_core.files import committed, digest
-from ast_core.shards import INDEX, ShardIndex
-from pipeline import cluster, launch, preemption, storage, tracking
-from pipeline.prepare import prepare
-from pipeline.progress import read_history
-from pipeline.report import report
-from pipeline.settings import (
+from ast_core.shards.reader import INDEX, ShardIndex
+from ast_core.storage.atomic_files import committed, digest
+from pipeline.cli.stages import (
     PrepareSettings,
     ReportSettings,
     RunSettings,
@@ -38,11 +34,17 @@ from pipeline.settings import (
     section_values,
     with_changes,
 )
+from pipeline.prepare import prepare
+from pipeline.ray_runtime import connection, preemption
+from pipeline.report import report
+from pipeline.reporting.history import read_history
+from pipeline.run_folder import folder_lock, sync
+from pipeline.tracking import mlflow_store
 from pipeline.train import held_by
-from tune.board import Board
-from tune.report import Table, tabulate, write_report
-from tune.space import Study, Variant, load_study
+from tune.studies import Study, Variant, load_study
+from tune.study_report import Table, tabulate, write_report
 from tune.trial import RESULT, SCORE, Trial, run_trial
+from tune.trial_bars import Board
 
 LOST = 2
 """Times that a trial whose process was lost is started again; it goes on from its checkpoint."""
@@ -78,22 +80,22 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
     study = load_study(settings.study)
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
     trials_of = f"studies/{settings.study_dir.name}/trials/*"
-    storage.bring(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
-    with launch.alone(settings.study_dir, "searched"):
+    sync.bring(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
+    with folder_lock.alone(settings.study_dir, "searched"):
         return _searched(settings, study, recipes)
 
 
 def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]) -> tuple[Table, list[Trial]]:
-    tracking.open_store(settings.tracking)
+    mlflow_store.open_store(settings.tracking)
     tags = {
         "stage": "study",
         "study": study.name,
         "run_dir": str(settings.run_dir),
-        "folder_id": tracking.folder_id(settings.study_dir),
+        "folder_id": mlflow_store.folder_id(settings.study_dir),
     }
     with (
-        cluster.connected(settings.address, settings.workers),
-        tracking.start_run(
+        connection.connected(settings.address, settings.workers),
+        mlflow_store.start_run(
             settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags
         ) as run_id,
     ):
@@ -106,8 +108,8 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
         _run(settings, study, trials)
         table = tabulate(study, trials)
         write_report(settings.study_dir, table)
-        tracking.log_artifacts(run_id, settings.study_dir / "report", under="study")
-        tracking.log_metrics(
+        mlflow_store.log_artifacts(run_id, settings.study_dir / "report", under="study")
+        mlflow_store.log_metrics(
             run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
         )
     table.show(Console())
@@ -123,7 +125,7 @@ def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
     shards = settings.shards
     if recipe.front_end != settings.front_end:
         shards = shards.with_name(f"{shards.name}-{digest(to_dict(recipe.front_end))[:8]}")
-    storage.bring_shards(shards)
+    sync.bring_shards(shards)
     if (shards / INDEX).is_file():
         return shards, ShardIndex.load(shards).data_hash
     own = dataclasses.replace(
@@ -143,7 +145,7 @@ def _trial(
         **{**sections, "ensemble": dataclasses.replace(recipe.ensemble, seeds=(seed,))},
         run_dir=folder, shards=shards[0],
     )  # fmt: skip
-    return Trial(variant.name, own, shards[1], run_id, storage.stores_of(settings))
+    return Trial(variant.name, own, shards[1], run_id, sync.stores_of(settings))
 
 
 def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
@@ -155,7 +157,7 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
         return
     asha = study.early_stopping == "asha"
     written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
-    with Board(trials), storage.Follower(written), _scratch(settings.study_dir / ".ray") as scratch:
+    with Board(trials), sync.Follower(written), _scratch(settings.study_dir / ".ray") as scratch:
         try:
             grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:
@@ -172,8 +174,8 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
     # The last epoch is no reason to stop: the test comes after it.
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
     resources = ray.cluster_resources()
-    slots = int(resources.get("GPU" if cluster.uses_gpu() else "CPU", 1))
-    workers = max(cluster.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
+    slots = int(resources.get("GPU" if connection.uses_gpu() else "CPU", 1))
+    workers = max(connection.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
     side_by_side = max(1, slots // workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
@@ -188,7 +190,7 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            **storage.ray_storage(scratch),
+            **sync.ray_storage(scratch),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=LOST),
             callbacks=[_Release()],
@@ -202,17 +204,17 @@ class _Release(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Called by Ray Tune."""
         own: Trial = trial.config["trial"]
-        cluster.release(held_by(own.history.parent))
+        connection.release(held_by(own.history.parent))
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Ray's own notes; the trials' folders are what counts, and a killed search goes on from them."""
-    storage.drop(folder)
+    sync.drop(folder)
     try:
         yield folder
     finally:
-        storage.drop(folder)
+        sync.drop(folder)
 
 
 def _note_stopped(trials: Sequence[Trial]) -> None:

@@ -16,15 +16,16 @@ from rich.console import Console
 
 from ast_core.config import Recipe, to_dict
 from ast_core.errors import UserError
-from ast_core.files import digest, read_checked, write_checked
-from ast_core.store import Store
-from pipeline import storage, tracking
+from ast_core.storage.atomic_files import digest, read_checked, write_checked
+from ast_core.storage.object_store import Store
+from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, section_values
 from pipeline.combine import combine
 from pipeline.evaluate import measure
-from pipeline.lineage import run_of
-from pipeline.progress import headline_value, read_history
-from pipeline.results import numbers
-from pipeline.settings import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, section_values
+from pipeline.reporting.history import headline_value, read_history
+from pipeline.run_folder import sync
+from pipeline.scoring.results import numbers
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.run_note import run_of
 from pipeline.train import train
 
 RESULT = "trial.json"
@@ -91,7 +92,7 @@ def run_trial(config: dict[str, Any]) -> None:
     What the user must mend is the trial's result, told in the study's table; anything else is Ray Tune's to retry.
     """
     trial: Trial = config["trial"]
-    storage.attach(trial.stores)
+    sync.attach(trial.stores)
     with _log_to(trial.folder / "log.txt"):
         try:
             with _Reporter(trial.history):
@@ -114,8 +115,8 @@ def _test(trial: Trial) -> None:
     metrics = {name: result["metrics"] for name, result in results.items()}
     flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in numbers(values).items()}
     run_id = run_of(trial.history.parent)
-    tracking.log_metrics(run_id, flat)
-    tracking.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
+    mlflow_store.log_metrics(run_id, flat)
+    mlflow_store.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
     trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 
 from ast_core.config import FrontEndConfig, to_dict
-from ast_core.files import write_checked
-from ast_core.shards import INDEX, Row, write_part
+from ast_core.shards.reader import INDEX, Row, write_part
+from ast_core.storage.atomic_files import write_checked
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 SPLITS = ("train", "test")

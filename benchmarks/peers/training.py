@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ast_core.batches import Batch, batches
 from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, ModelConfig, OptimConfig, Precision
-from ast_core.model import BACKBONES
-from ast_core.shards import ShardReader
-from ast_core.state import State, fresh
-from ast_core.step import AUTOCAST, step
+from ast_core.model.transformer import BACKBONES
+from ast_core.shards.reader import ShardReader
+from ast_core.training.batches import Batch, batches
+from ast_core.training.optimizer_step import AUTOCAST, step
+from ast_core.training.state import State, fresh
 
 from .made_data import CLASSES
 from .published_loader import MEAN, STD

@@ -22,7 +22,7 @@ def plan(
     changes: dict, ray_cluster: str, ray_job: str,
 ) -> str:  # fmt: skip
     """Check the parameters and fill in the empty ones; JSON for the steps that follow: in a dict, 1 becomes 1.0."""
-    from pipeline.step import Plan
+    from pipeline.kubeflow_steps.plan import Plan
 
     settled = Plan(
         recipe, data_source, run_dir, tracking, experiment, model_name, workers, changes, ray_cluster, ray_job
@@ -33,7 +33,7 @@ def plan(
 @component
 def prepare(plan: str):
     """Recordings to shards."""
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     run_step(Plan.load(plan), "prepare")
 
@@ -41,8 +41,8 @@ def prepare(plan: str):
 @component
 def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
     """Train one member; shows its last epoch's numbers."""
-    from pipeline.shown import logged_metrics
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.logged_results import logged_metrics
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     own = Plan.load(plan)
     run_step(own, "train", ["--seed", str(seed)])
@@ -53,7 +53,7 @@ def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
 @component
 def combine(plan: str, seeds: list[int]):
     """Mean of each member's epochs, ensemble of the members."""
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     run_step(Plan.load(plan), "combine", ["--ensemble.seeds", *(str(int(seed)) for seed in seeds)])
 
@@ -63,8 +63,8 @@ def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.
     """Test members and ensemble; shows all numbers, and a table of the headline ones."""
     from pathlib import Path
 
-    from pipeline.shown import logged_metrics, results_table
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.logged_results import logged_metrics, results_table
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     own = Plan.load(plan)
     run_step(own, "evaluate")
@@ -77,7 +77,7 @@ def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.
 @component
 def calibrate(plan: str, wanted: bool):
     """Fit thresholds on the validation split, for recipes that have one."""
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     if wanted:
         run_step(Plan.load(plan), "calibrate")
@@ -86,12 +86,12 @@ def calibrate(plan: str, wanted: bool):
 @component
 def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
     """Put the bundles into the registry; gives the version, and the model's address as an artifact."""
-    from pipeline import registry, tracking
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.tracking import mlflow_store, registry
 
     own = Plan.load(plan)
     run_step(own, "register")
-    tracking.open_store(own.tracking)
+    mlflow_store.open_store(own.tracking)
     newest = registry.aliased(own.model_name, registry.CHALLENGER)
     champion = registry.aliased(own.model_name, registry.CHAMPION)
     model.uri = f"models:/{own.model_name}/{newest.number}"
@@ -104,8 +104,8 @@ def report(plan: str, page: dsl.Output[dsl.HTML]):
     """One page of the whole run."""
     from pathlib import Path
 
-    from pipeline.shown import fetch_logged
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.logged_results import fetch_logged
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     own = Plan.load(plan)
     run_step(own, "report")
@@ -117,8 +117,8 @@ def search(plan: str, study: str, repeats: int, metrics: dsl.Output[dsl.Metrics]
     """Run a study's trials, side by side on the Ray cluster; shows its table and each variant's numbers."""
     from pathlib import Path
 
-    from pipeline.shown import fetch_logged, logged_metrics
-    from pipeline.step import Plan, run_step
+    from pipeline.kubeflow_steps.logged_results import fetch_logged, logged_metrics
+    from pipeline.kubeflow_steps.plan import Plan, run_step
 
     own = Plan.load(plan)
     run_step(own, "search", ["--study", study, "--repeats", str(repeats)])

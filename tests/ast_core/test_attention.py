@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ast_core.attention import rollout
-from ast_core.augment import patchout
 from ast_core.config import AugmentConfig, FrontEndConfig, ModelConfig
-from ast_core.ensemble import Member
 from ast_core.errors import UserError
-from ast_core.model import AST
+from ast_core.evaluation.attention_rollout import rollout
+from ast_core.model.transformer import AST
+from ast_core.training.augment import patchout
+from ast_core.weights.ensemble_mean import Member
 
 CONFIG = ModelConfig(backbone="ast_micro", init="scratch")
 

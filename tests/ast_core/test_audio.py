@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile  # type: ignore[import-untyped]
 
-from ast_core.audio import Waveform, load_waveform
+from ast_core.audio.waveform import Waveform, load_waveform
 from ast_core.errors import ClipError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ast_core.augment import apply, draw, mask_, mix_labels, mix_power
 from ast_core.config import AugmentConfig
+from ast_core.training.augment import apply, draw, mask_, mix_labels, mix_power
 
 CONFIG = AugmentConfig(mixup_rate=0.5, freq_mask_bins=48, time_mask_frames=192, noise=True)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_core.bootstrap import _resamples, _sorted, bootstrap_intervals
-from ast_core.metrics import average_precision_C, evaluate_scores, roc_auc_C
+from ast_core.evaluation.bootstrap import _resamples, _sorted, bootstrap_intervals
+from ast_core.evaluation.metrics import average_precision_C, evaluate_scores, roc_auc_C
 
 
 @given(st.integers(0, 2**32), st.integers(1, 50), st.sampled_from([0, 1, 2, 5]))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ast_core.calibration import calibration_error, f1_scores, fit_decisions
-from ast_core.decisions import Decisions, evidence, from_evidence, load_decisions
 from ast_core.errors import DamagedError
-from ast_core.files import write_checked
-from ast_core.thresholds import best_f1
+from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
+from ast_core.evaluation.thresholds import best_f1
+from ast_core.storage.atomic_files import write_checked
+from ast_core.weights.decisions import Decisions, evidence, from_evidence, load_decisions
 
 CLIPS = 4000
 

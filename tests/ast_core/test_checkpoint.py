@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ast_core import checkpoint
-from ast_core.average import average_weights
 from ast_core.errors import DamagedError, UserError
-from ast_core.files import sha256_of, write_checked
+from ast_core.storage.atomic_files import sha256_of, write_checked
+from ast_core.weights import checkpoint
+from ast_core.weights.average import average_weights
 
 
 def save(folder, value=1.0, identity="a"):

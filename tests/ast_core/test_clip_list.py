@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ast_core.clip_list import cover, read_ids
+from ast_core.dataset.clip_list import cover, read_ids
 from ast_core.errors import UserError
 
 SEGMENTS = """# Segments csv created Sun Mar  5 10:54:25 2017

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchaudio.compliance import kaldi  # type: ignore[import-untyped]
 
+from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig, Window
 from ast_core.errors import ClipError, UserError
-from ast_core.fbank import Fbank, fit_length
 
 
 def reference(wave_N: torch.Tensor, config: FrontEndConfig) -> torch.Tensor:

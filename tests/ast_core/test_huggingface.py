@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
-from ast_core.bundle import Bundle, write_bundle
+from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig, ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.fbank import Fbank, fit_length
-from ast_core.huggingface import HuggingFaceModel, from_names, to_names, write_folder
-from ast_core.model import AST
-from ast_core.predictor import Predictor
-from ast_core.pretrained import initialise
+from ast_core.evaluation.predictor import Predictor
+from ast_core.model.transformer import AST
+from ast_core.weights.bundle import Bundle, write_bundle
+from ast_core.weights.huggingface import HuggingFaceModel, from_names, to_names, write_folder
+from ast_core.weights.pretrained import initialise
 
 FRONT_END = FrontEndConfig(target_frames=128)
 MODEL = ModelConfig(backbone="deit_tiny_distilled_patch16_224", init="scratch")

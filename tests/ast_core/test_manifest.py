@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.config import Layout
+from ast_core.dataset.manifest import Clip, load_manifest
 from ast_core.errors import UserError
-from ast_core.manifest import Clip, load_manifest
 
 LABELS = 'index,mid,display_name\n0,/m/a,"Speech, near"\n1,/m/b,Dog\n2,/t/c,Rain\n'
 

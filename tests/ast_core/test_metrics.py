@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ast_core.metrics import accuracy, average_precision_C, d_prime, evaluate_scores, roc_auc_C
+from ast_core.evaluation.metrics import accuracy, average_precision_C, d_prime, evaluate_scores, roc_auc_C
 
 
 def random_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from torch import nn
 
 from ast_core.config import ModelConfig
 from ast_core.errors import UserError
-from ast_core.model import AST
-from ast_core.pretrained import adapt_positions, initialise
+from ast_core.model.transformer import AST
+from ast_core.weights.pretrained import adapt_positions, initialise
 
 TINY = ModelConfig(backbone="deit_tiny_distilled_patch16_224", init="scratch")
 CLASSES = 527

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
-from ast_core.bundle import Bundle
+from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig
-from ast_core.fbank import Fbank, fit_length
-from ast_core.portable import LinearFrontEnd, export_onnx
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.onnx_export import LinearFrontEnd, export_onnx
 
 
 def noise(samples: int) -> np.ndarray:

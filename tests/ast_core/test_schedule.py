@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ast_core.config import OptimConfig
-from ast_core.schedule import learning_rate
+from ast_core.training.schedule import learning_rate
 
 
 def test_full_set_halves_after_epochs_two_three_four():

@@ -13,11 +13,11 @@ from prepared import FRONT_END, write_shards
 
 from ast_core.config import AugmentConfig, DataConfig, DistilConfig, Job, ModelConfig, OptimConfig
 from ast_core.errors import DamagedError, UserError
-from ast_core.loss import training_loss
-from ast_core.score_table import identity_of, read_scores, write_scores
-from ast_core.shards import ShardReader
-from ast_core.targets import soft_targets
-from ast_core.trainer import fit
+from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
+from ast_core.model.loss import training_loss
+from ast_core.shards.reader import ShardReader
+from ast_core.training.targets import soft_targets
+from ast_core.training.trainer import fit
 
 CPU = torch.device("cpu")
 

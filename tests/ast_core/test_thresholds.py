@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from ast_core.thresholds import best_f1
+from ast_core.evaluation.thresholds import best_f1
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([0, 1, 3]))

@@ -12,15 +12,15 @@ import torch
 from prepared import FRONT_END, write_shards
 from safetensors.torch import load_file
 
-from ast_core import checkpoint
-from ast_core.batches import batches
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import Preempted, UserError
-from ast_core.observer import Observer, StepDone
-from ast_core.shards import ShardReader
-from ast_core.state import fresh
-from ast_core.step import _accumulate_gradient
-from ast_core.trainer import fit
+from ast_core.shards.reader import ShardReader
+from ast_core.training.batches import batches
+from ast_core.training.callback import Observer, StepDone
+from ast_core.training.optimizer_step import _accumulate_gradient
+from ast_core.training.state import fresh
+from ast_core.training.trainer import fit
+from ast_core.weights import checkpoint
 
 EPOCHS = 3
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(job: Job) -> None:
 @pytest.mark.parametrize("from_step", [2, 7, 12])
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from_step: int, monkeypatch) -> None:
     # Every checkpoint is kept; then all after one are removed, as if that one had been the last before a kill.
-    monkeypatch.setattr("ast_core.state.KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
     fit(job, 0, 1, CPU)
     whole = weights_of(job.folder)
     later = [
@@ -177,7 +177,7 @@ def test_a_batch_in_parts_and_activations_computed_again_give_the_same_gradient(
 
 
 def test_patchout_clipping_moving_average_and_bf16_train_and_resume_to_the_bit(job: Job, monkeypatch) -> None:
-    monkeypatch.setattr("ast_core.state.KEPT_CHECKPOINTS", 100)
+    monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
     optim = dataclasses.replace(job.optim, clip_norm=0.5, ema_decay=0.9, weights="ema", precision="bf16")
     augment = dataclasses.replace(job.augment, patchout_time=1, patchout_any=1)
     own = dataclasses.replace(job, optim=optim, augment=augment)

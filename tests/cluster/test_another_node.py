@@ -9,13 +9,13 @@ import pytest
 import torch
 from prepared import FRONT_END, write_shards
 
-from ast_core import trainer
 from ast_core.config import AugmentConfig, DataConfig, EnsembleConfig, Job, ModelConfig, OptimConfig
-from ast_core.files import stored_in
-from ast_core.store import Store
-from pipeline import storage
+from ast_core.storage.atomic_files import stored_in
+from ast_core.storage.object_store import Store
+from ast_core.training import trainer
+from pipeline.cli.stages import CombineSettings
 from pipeline.combine import combine
-from pipeline.settings import CombineSettings
+from pipeline.run_folder import sync
 
 EPOCHS = 3
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
@@ -33,8 +33,8 @@ def a_node(root: Path, uri: str) -> Job:
         augment=AugmentConfig(mixup_rate=0.5, freq_mask_bins=4, time_mask_frames=8),
         optim=OptimConfig(epochs=EPOCHS, batch_size=6, checkpoint_every_steps=3, learning_rate=1e-3),
     )
-    storage.attach([Store(root, uri)])
-    storage.bring_rank(job)
+    sync.attach([Store(root, uri)])
+    sync.bring_rank(job)
     return job
 
 

@@ -18,19 +18,19 @@ import pytest
 import servers
 from prepared import BINS, FRAMES, write_shards
 
-from ast_core.audio import load_waveform
-from ast_core.bundle import Bundle
+from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
-from ast_core.files import read_json, stored_in
-from ast_core.manifest import load_manifest
-from ast_core.predictor import Predictor
-from ast_core.store import Store
-from pipeline import storage
-from pipeline.part import write
+from ast_core.dataset.manifest import load_manifest
+from ast_core.evaluation.predictor import Predictor
+from ast_core.storage.atomic_files import read_json, stored_in
+from ast_core.storage.object_store import Store
+from ast_core.weights.bundle import Bundle
+from pipeline.cli.stages import PredictSettings, PrepareSettings, ReportSettings, parse
 from pipeline.predict import predict
 from pipeline.prepare import plan, prepare
+from pipeline.ray_runtime.shard_part import write
 from pipeline.report import report
-from pipeline.settings import PredictSettings, PrepareSettings, ReportSettings, parse
+from pipeline.run_folder import sync
 
 IMPATIENT = str(nodes.ROOT / "tests" / "impatient_prepare.py")
 PARTS, CLIPS = 40, 12
@@ -104,7 +104,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
     capsys.readouterr()
     prepare(mine)
     assert "nothing to do" in capsys.readouterr().out
-    storage.bring_shards(mine.shards, ["train", "test"])
+    sync.bring_shards(mine.shards, ["train", "test"])
     assert contents(mine.shards) == contents(alone.shards)
     assert {path.relative_to(mine.shards).as_posix() for path in stored_in(mine.shards)} == set(contents(alone.shards))
     assert f"{PARTS * CLIPS} clips in" in said
@@ -159,9 +159,9 @@ def _check_alike(place: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         own = Store(tmp_path / "seen" / name, f"{place}/{name}")
         own.attach()
-        storage.bring_files(own.root, ["members/*"])
+        sync.bring_files(own.root, ["members/*"])
         member = own.root / "members" / "seed-0"
-        storage.bring_checkpoint(member / "checkpoints")
+        sync.bring_checkpoint(member / "checkpoints")
         weights = {p.relative_to(member).as_posix(): p.read_bytes() for p in sorted(member.rglob("*.safetensors"))}
         rows = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
         timed = ("seconds", "clips_per_s")

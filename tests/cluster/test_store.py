@@ -13,13 +13,13 @@ import servers
 import torch
 from prepared import write_shards
 
-from ast_core import checkpoint
 from ast_core.errors import DamagedError, UserError
-from ast_core.files import committed, is_current, remove_folder, stored_in, write_json
-from ast_core.shards import ShardReader
-from ast_core.store import Store, store_of
-from pipeline import storage
-from pipeline.settings import EvaluateSettings, parse
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import committed, is_current, remove_folder, stored_in, write_json
+from ast_core.storage.object_store import Store, store_of
+from ast_core.weights import checkpoint
+from pipeline.cli.stages import EvaluateSettings, parse
+from pipeline.run_folder import sync
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -57,14 +57,14 @@ def test_what_is_committed_on_one_node_is_brought_to_another_and_what_is_removed
         beside.write_bytes(bytes(1000))
     (first.root / "deep" / "log.txt").write_text("not committed, so of this node alone")
     assert {path.name for path in stored_in(first.root)} == {"note.json", "data.bin"}
-    storage.bring_files(second.root, ["deep/*"])
+    sync.bring_files(second.root, ["deep/*"])
     assert names(second.root) == {"deep/note.json", "deep/data.bin"}
     stored = stored_in(second.root)
     assert len(stored) == 2
     assert is_current(second.root / "deep" / "data.bin", stored[second.root / "deep" / "data.bin"])
 
     write_json(first.root / "deep" / "note.json", {"value": 2})  # as many bytes, in the same second
-    storage.bring_files(second.root, ["deep/*"])
+    sync.bring_files(second.root, ["deep/*"])
     assert json.loads((second.root / "deep" / "note.json").read_text()) == {"value": 2}
     remove_folder(second.root / "deep", "note.json")
     assert stored_in(first.root) == {}
@@ -84,13 +84,13 @@ def test_the_newest_checkpoint_comes_whole_and_older_ones_go(uri: str, tmp_path:
         save(first.root / "checkpoints", step)
     stored = {path.parent.name for path in stored_in(first.root)}
     assert stored == {"step-00000002", "step-00000003"}
-    storage.bring_checkpoint(second.root / "checkpoints")
+    sync.bring_checkpoint(second.root / "checkpoints")
     newest, passed_over = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000003"
     assert passed_over == []
     save(second.root / "checkpoints", 4)  # the second node goes on: it removes what only the first one has
     assert {path.parent.name for path in stored_in(first.root)} == {"step-00000003", "step-00000004"}
-    storage.bring_checkpoint(first.root / "checkpoints")
+    sync.bring_checkpoint(first.root / "checkpoints")
     assert [path.name for path in (first.root / "checkpoints").iterdir()] == ["step-00000004"]
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_damaged_in_the_store_is_passed_over(
         overwrite(first, weights.parent / checkpoint.MARKER, b"{", tmp_path / "scratch")
     else:
         overwrite(first, weights, bytes(content) if damage == "flipped" else bytes(content[:-8]), tmp_path / "scratch")
-    storage.bring_checkpoint(second.root / "checkpoints")
+    sync.bring_checkpoint(second.root / "checkpoints")
     newest, _ = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000001"
     assert "step-00000002" in (said := capsys.readouterr().out)
@@ -121,30 +121,30 @@ def test_shards_come_by_split_and_again_where_they_changed(uri: str, tmp_path: P
     first, second = copy_of(uri, tmp_path / "a"), copy_of(uri, tmp_path / "b")
     write_shards(first.root / "shards", {"train": 9, "test": 6})
     settings = EvaluateSettings(run_dir=second.root, shards=second.root / "shards", storage=uri)
-    storage.bring(settings, ["test"])
+    sync.bring(settings, ["test"])
     assert names(second.root) == {"shards/index.json", "shards/test/part-00000.parquet"}
     assert len(ShardReader(second.root / "shards", ["test"])) == 6
     part = second.root / "shards" / "test" / "part-00000.parquet"
     whole, inode = part.read_bytes(), part.stat().st_ino
-    storage.bring(settings, ["test"])
+    sync.bring(settings, ["test"])
     assert part.stat().st_ino == inode, "what is there already is not fetched again"
     part.write_bytes(whole[:-10])
-    storage.bring(settings, ["test"])
+    sync.bring(settings, ["test"])
     assert part.read_bytes() == whole
 
     overwrite(first, first.root / "shards" / "train" / "part-00000.parquet", whole, tmp_path / "scratch")
     with pytest.raises(DamagedError, match=r"train/part-00000.parquet is damaged: sha256"):
-        storage.bring(settings, ["train"])
+        sync.bring(settings, ["train"])
     assert not (second.root / "shards" / "train" / "part-00000.parquet").exists()
     first.remove(first.root / "shards" / "train" / "part-00000.parquet")
     with pytest.raises(DamagedError, match="is missing"):
-        storage.bring(settings, ["train"])
+        sync.bring(settings, ["train"])
 
 
 UPLOAD = """
 import sys
 from pathlib import Path
-from ast_core.files import committed
+from ast_core.storage.atomic_files import committed
 with committed(Path(sys.argv[1])) as beside:
     beside.write_bytes(bytes(256 << 20))
     print("uploading", flush=True)
@@ -200,14 +200,14 @@ def test_folders_and_uris_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     flags = ["--recipe", "demo", "--run-dir", str(tmp_path / "run" / "in"), "--storage", there]
     inside = parse(EvaluateSettings, "", flags)
     with pytest.raises(UserError, match="lies in a working copy"):
-        storage.bring(inside)
+        sync.bring(inside)
 
 
 def test_shards_outside_the_run_are_a_working_copy_of_their_own(tmp_path: Path) -> None:
     uri = f"file://{tmp_path / 'stored'}"
     flags = ["--recipe", "demo", "--run-dir", str(tmp_path / "run"), "--shards", str(tmp_path / "parts")]
     settings = parse(EvaluateSettings, "", [*flags, "--storage", f"{uri}/"])
-    storage.bring(settings)
-    assert [store.uri for store in storage.stores_of(settings)] == [uri, f"{uri}/shards"]
+    sync.bring(settings)
+    assert [store.uri for store in sync.stores_of(settings)] == [uri, f"{uri}/shards"]
     later = parse(EvaluateSettings, "", flags)  # without the flag: what is a working copy stays one
-    assert storage.stores_of(later) == storage.stores_of(settings)
+    assert sync.stores_of(later) == sync.stores_of(settings)

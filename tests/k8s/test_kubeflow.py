@@ -21,8 +21,8 @@ from manifests import K8S, ROOT, Manifest
 from pipelines import PIPELINES, TRACKING, compile_to, run_here
 
 from ast_core.errors import UserError
-from pipeline import tracking
-from pipeline.step import STAGES, Plan, ray_job, run_step
+from pipeline.kubeflow_steps.plan import STAGES, Plan, ray_job, run_step
+from pipeline.tracking import mlflow_store
 
 OWN = {
     "train": ["--seed", "0"],
@@ -208,7 +208,7 @@ def test_the_main_job_runs_here_from_recordings_to_the_registry(folder: Path) ->
     page = (shown(folder, "report") / "page").read_text()
     assert page == (folder / "run" / "report.html").read_text()
 
-    tracking.open_store(parameters(folder)["tracking"])  # the registry, too: other tests leave theirs
+    mlflow_store.open_store(parameters(folder)["tracking"])  # the registry, too: other tests leave theirs
     registered = json.loads((shown(folder, "register") / "executor_output.json").read_text())
     (model,) = registered["artifacts"]["model"]["artifacts"]
     assert (model["uri"], registered["parameterValues"]["Output"]) == ("models:/ast-mine/1", 1)

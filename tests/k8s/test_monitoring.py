@@ -10,8 +10,8 @@ import pytest
 import yaml
 from manifests import Manifest, jobs, overlay, pod_templates, with_component
 
-from pipeline import termination
-from pipeline.drain import drain
+from pipeline.cli import sigterm
+from pipeline.ray_runtime.drain_node import drain
 
 NAMESPACE = "monitoring"
 GRACE_OF_RAY_S = 30
@@ -69,4 +69,4 @@ def test_a_training_job_that_is_stopped_has_the_time_for_a_checkpoint() -> None:
     assert len(trainings) == 4
     for job in trainings:
         variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
-        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > termination.LAST_S
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > sigterm.LAST_S

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from prepared import BINS, FRAMES, LABELS, write_shards
 
-from ast_core.bundle import Bundle, read_members, write_bundle
 from ast_core.errors import UserError
-from ast_core.shards import ShardReader
+from ast_core.shards.reader import ShardReader
+from ast_core.weights.bundle import Bundle, read_members, write_bundle
 from pipeline.calibrate import calibrate
+from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings, parse
 from pipeline.combine import combine
 from pipeline.predict import predict
-from pipeline.settings import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings, parse
 from pipeline.train import train
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from prepared import FRONT_END, LABELS, write_shards
 
-from ast_core import checkpoint
-from ast_core.bundle import Bundle
 from ast_core.config import EnsembleConfig, ModelConfig, OptimConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.model import AST
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.model.transformer import AST
+from ast_core.weights import checkpoint
+from ast_core.weights.bundle import Bundle
+from pipeline.cli.stages import CombineSettings
 from pipeline.combine import combine
-from pipeline.settings import CombineSettings
 
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 OPTIM = OptimConfig(epochs=3, weights="averaged", average_first_epoch=2, loss="bce")

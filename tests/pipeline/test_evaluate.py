@@ -12,17 +12,17 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from ast_core.bundle import Bundle, write_bundle
 from ast_core.config import DataConfig, FrontEndConfig, ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import write_checked
-from ast_core.metrics import evaluate_scores
-from ast_core.model import AST
-from ast_core.predictor import Predictor
-from ast_core.shards import Row, ShardReader, write_part
+from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.predictor import Predictor
+from ast_core.model.transformer import AST
+from ast_core.shards.reader import Row, ShardReader, write_part
+from ast_core.storage.atomic_files import write_checked
+from ast_core.weights.bundle import Bundle, write_bundle
+from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate
-from pipeline.lineage import NOTE
-from pipeline.settings import EvaluateSettings
+from pipeline.tracking.run_note import NOTE
 
 CLIPS, FRAMES, BINS, LABELS = 77, 32, 16, ["a", "b", "c"]
 

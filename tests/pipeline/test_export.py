@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
-from ast_core.bundle import Bundle, write_bundle
 from ast_core.config import FrontEndConfig, ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.model import AST
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.model.transformer import AST
+from ast_core.weights.bundle import Bundle, write_bundle
+from pipeline.cli.stages import ExportSettings
 from pipeline.export import export
-from pipeline.settings import ExportSettings
 
 FRONT_END = FrontEndConfig(target_frames=64)
 LABELS = ["rain", "wind"]

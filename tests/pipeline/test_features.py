@@ -10,9 +10,9 @@ from prepared import write_shards
 
 from ast_core.config import DataConfig, FrontEndConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import read_checked, write_checked
+from ast_core.storage.atomic_files import read_checked, write_checked
+from pipeline.cli.stages import FeaturesSettings
 from pipeline.features import PUBLISHED_MEAN, PUBLISHED_STD, features
-from pipeline.settings import FeaturesSettings
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from conftest import SaveTone
 
 from ast_core.config import DataConfig
 from ast_core.errors import UserError
-from pipeline.folds import choose, folds
-from pipeline.settings import FoldsSettings, parse
+from pipeline.cli.stages import FoldsSettings, parse
+from pipeline.cross_validate import choose, folds
 
 FOLDS = ("fold1", "fold2", "fold3")
 

@@ -12,11 +12,11 @@ from conftest import SaveTone
 from matplotlib.image import imread
 from prepared import FRONT_END, LABELS
 
-from ast_core.bundle import Bundle
 from ast_core.errors import ClipError, UserError
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.bundle import Bundle
+from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
-from pipeline.settings import PredictSettings
 
 
 def test_timeline_and_attention_of_each_file_a_broken_one_among_them(

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torchaudio.compliance import kaldi
 
-from ast_core.audio import load_waveform
+from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
+from ast_core.dataset.manifest import load_manifest
+from ast_core.dataset.synthetic import synthesise
 from ast_core.errors import DamagedError, UserError
-from ast_core.manifest import load_manifest
-from ast_core.shards import ShardIndex, ShardReader
-from pipeline import launch
-from pipeline.part import Part, write
+from ast_core.shards.reader import ShardIndex, ShardReader
+from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import main, plan, prepare
-from pipeline.settings import PrepareSettings
-from pipeline.synthesise import synthesise
+from pipeline.ray_runtime.shard_part import Part, write
+from pipeline.run_folder import folder_lock
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 CLIPS = {"train": 7, "test": 3}
@@ -57,7 +57,7 @@ def contents(settings: PrepareSettings) -> dict[str, bytes]:
     return {
         str(path.relative_to(settings.shards)): path.read_bytes()
         for path in sorted(settings.shards.rglob("*"))
-        if path.is_file() and path.name not in {launch.LOCK, launch.HOLDER}
+        if path.is_file() and path.name not in {folder_lock.LOCK, folder_lock.HOLDER}
     }
 
 

@@ -15,8 +15,8 @@ import pytest
 from kube_api import KubeAPI
 
 from ast_core.errors import UserError
-from pipeline import rayjob
-from pipeline.rayjob import run_ray_job
+from pipeline.kubeflow_steps import ray_job
+from pipeline.kubeflow_steps.ray_job import run_ray_job
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -67,7 +67,7 @@ def test_an_api_that_is_away_for_a_while_costs_nothing(api: KubeAPI, capsys) -> 
 
 
 def test_it_gives_up_with_a_reason(api: KubeAPI, monkeypatch) -> None:
-    monkeypatch.setattr(rayjob, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(ray_job, "PATIENCE_S", 0.2)
     threading.Timer(0.5, lambda: api.faults.extend([500] * 100)).start()
     with pytest.raises(UserError, match=r"API is away for \d+ s .*pipeline-train-1 may go on"):
         run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
@@ -88,7 +88,7 @@ def test_a_job_that_someone_deletes_is_an_error(api: KubeAPI) -> None:
 def test_a_stopped_step_stops_its_job(api: KubeAPI) -> None:
     program = f"""
 import json
-from pipeline.rayjob import run_ray_job
+from pipeline.kubeflow_steps.ray_job import run_ray_job
 run_ray_job(json.loads({json.dumps(json.dumps(manifest("import time; time.sleep(60)")))}), poll_s=0.1)
 """
     step = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

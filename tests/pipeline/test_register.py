@@ -21,13 +21,13 @@ import soundfile
 from bundles import LABELS, write_run
 from mlflow import MlflowClient
 
-from ast_core.bundle import Bundle
-from ast_core.decisions import Decisions
 from ast_core.errors import DamagedError, UserError
-from pipeline import registry, tracking
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.decisions import Decisions
+from pipeline.cli.stages import RegisterSettings
 from pipeline.register import _example, register
-from pipeline.serving import Tagger
-from pipeline.settings import RegisterSettings
+from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking.pyfunc import Tagger
 
 ELSEWHERE = """
 import base64, json, sys
@@ -177,7 +177,7 @@ def test_a_bundle_that_was_not_evaluated_is_refused(settings: RegisterSettings) 
 
 
 def test_a_uri_without_a_model_is_one_sentence(settings: RegisterSettings) -> None:
-    tracking.open_store(settings.tracking)
+    mlflow_store.open_store(settings.tracking)
     mlflow.set_tracking_uri(settings.tracking)
     with pytest.raises(UserError, match="could not be fetched"):
         registry.fetch_bundle("models:/nothing@champion")

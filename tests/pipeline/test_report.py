@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from prepared import write_shards
 
-from ast_core.bundle import read_members, write_bundle
-from ast_core.files import read_checked, write_checked
+from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.weights.bundle import read_members, write_bundle
+from pipeline.cli.stages import DataConfig, EvaluateSettings, ReportSettings
 from pipeline.evaluate import evaluate
-from pipeline.hard_clips import clip_losses, confused, confusion_matrix
 from pipeline.report import report
-from pipeline.settings import DataConfig, EvaluateSettings, ReportSettings
+from pipeline.reporting.hard_clips import clip_losses, confused, confusion_matrix
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
 

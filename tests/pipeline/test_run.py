@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from ast_core.audio import load_waveform
-from ast_core.bundle import Bundle
+from ast_core.audio.waveform import load_waveform
 from ast_core.errors import UserError
-from ast_core.files import read_checked, write_checked
-from ast_core.predictor import Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.weights.bundle import Bundle
+from pipeline.cli.stages import EvaluateSettings, PredictSettings, RunSettings, parse
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
 from pipeline.run import run
-from pipeline.settings import EvaluateSettings, PredictSettings, RunSettings, parse
 
 PITCHES_HZ = {"deep": 200.0, "middle": 800.0, "high": 3200.0}
 RECIPE = """

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from ast_core.errors import UserError
-from pipeline.settings import PrepareSettings, RunSettings, TrainSettings, load_recipe, parse, run_stage, section_values
+from pipeline.cli.stages import (
+    PrepareSettings,
+    RunSettings,
+    TrainSettings,
+    load_recipe,
+    parse,
+    run_stage,
+    section_values,
+)
 
 GOOD = """
 [data]

@@ -11,15 +11,15 @@ import pytest
 import torch
 from prepared import BINS, FRAMES, LABELS, write_shards
 
-from ast_core.bundle import Bundle, read_members, write_bundle
 from ast_core.config import DistilConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.model import AST
-from ast_core.score_table import identity_of, read_scores
-from ast_core.shards import ShardReader
+from ast_core.evaluation.stored_scores import identity_of, read_scores
+from ast_core.model.transformer import AST
+from ast_core.shards.reader import ShardReader
+from ast_core.weights.bundle import Bundle, read_members, write_bundle
+from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, parse, section_values
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate
-from pipeline.settings import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, parse, section_values
 from pipeline.train import train
 
 

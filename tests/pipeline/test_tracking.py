@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ast_core.errors import UserError
-from pipeline import tracking
+from pipeline.tracking import mlflow_store
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -24,17 +24,17 @@ def write_rows(path: Path, epochs: int) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
-    tracking.open_store(uri)
+    mlflow_store.open_store(uri)
     return uri
 
 
 def test_the_same_tags_continue_the_same_run(store: str) -> None:
     params = {"optim": {"epochs": 3}, "long": "x" * 900}
-    with tracking.start_run("e", "train", params, {"folder": "a"}) as first:
+    with mlflow_store.start_run("e", "train", params, {"folder": "a"}) as first:
         pass
-    with tracking.start_run("e", "train", {"optim": {"epochs": 5}}, {"folder": "a"}) as again:
+    with mlflow_store.start_run("e", "train", {"optim": {"epochs": 5}}, {"folder": "a"}) as again:
         pass
-    with tracking.start_run("e", "train", params, {"folder": "b"}) as other:
+    with mlflow_store.start_run("e", "train", params, {"folder": "b"}) as other:
         pass
     assert first == again != other
     data = mlflow.get_run(first).data
@@ -43,8 +43,8 @@ def test_the_same_tags_continue_the_same_run(store: str) -> None:
 
 
 def test_numbers_of_variants_with_any_name_are_logged(store: str) -> None:
-    with tracking.start_run("test", "study", {}, {}) as run_id:
-        tracking.log_metrics(
+    with mlflow_store.start_run("test", "study", {}, {}) as run_id:
+        mlflow_store.log_metrics(
             run_id, {"learning_rate=0.001,epochs=5.mean": 0.5, "a+b.std": 0.25, "not.there": float("nan")}
         )
     logged = MlflowClient().get_run(run_id).data.metrics
@@ -52,7 +52,7 @@ def test_numbers_of_variants_with_any_name_are_logged(store: str) -> None:
 
 
 def test_a_failure_is_the_runs_status(store: str) -> None:
-    with pytest.raises(KeyError), tracking.start_run("e", "fails", {}, {}) as run_id:
+    with pytest.raises(KeyError), mlflow_store.start_run("e", "fails", {}, {}) as run_id:
         raise KeyError
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
@@ -61,8 +61,8 @@ def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> N
     history = tmp_path / "metrics.jsonl"
     for epochs in (2, 2, 5):
         with (
-            tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id,
-            tracking.MetricsFollower(run_id, history, 0.05),
+            mlflow_store.start_run("e", "train", {}, {"folder": "a"}) as run_id,
+            mlflow_store.MetricsFollower(run_id, history, 0.05),
         ):
             write_rows(history, epochs)
     values = MlflowClient().get_metric_history(run_id, "train_loss")
@@ -75,8 +75,8 @@ def test_epochs_written_while_the_tracker_is_away_are_replayed(
 ) -> None:
     history = tmp_path / "metrics.jsonl"
     database = Path(store.removeprefix("sqlite:///"))
-    with tracking.start_run("e", "train", {}, {"folder": "a"}) as run_id:
-        follower = tracking.MetricsFollower(run_id, history, 0.05)
+    with mlflow_store.start_run("e", "train", {}, {"folder": "a"}) as run_id:
+        follower = mlflow_store.MetricsFollower(run_id, history, 0.05)
         write_rows(history, 1)
         follower._catch_up()
         mlflow.set_tracking_uri("http://127.0.0.1:9")
@@ -91,12 +91,12 @@ def test_epochs_written_while_the_tracker_is_away_are_replayed(
 
 
 def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracking.open_store("http://127.0.0.1:9")
+    mlflow_store.open_store("http://127.0.0.1:9")
     write_rows(tmp_path / "metrics.jsonl", 2)
     history = tmp_path / "metrics.jsonl"
-    with tracking.start_run("e", "train", {}, {}) as run_id, tracking.MetricsFollower(run_id, history):
-        tracking.log_metrics(run_id, {"a": 1.0})
-        tracking.log_artifacts(run_id, tmp_path / "metrics.jsonl")
+    with mlflow_store.start_run("e", "train", {}, {}) as run_id, mlflow_store.MetricsFollower(run_id, history):
+        mlflow_store.log_metrics(run_id, {"a": 1.0})
+        mlflow_store.log_artifacts(run_id, tmp_path / "metrics.jsonl")
     assert run_id == ""
     assert "could not be started" in capsys.readouterr().err
 
@@ -104,9 +104,9 @@ def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
     with pytest.raises(UserError, match="cannot be opened"):
-        tracking.open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        mlflow_store.open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
-    first = tracking.folder_id(tmp_path / "a")
-    assert tracking.folder_id(tmp_path / "a") == first != tracking.folder_id(tmp_path / "b")
+    first = mlflow_store.folder_id(tmp_path / "a")
+    assert mlflow_store.folder_id(tmp_path / "a") == first != mlflow_store.folder_id(tmp_path / "b")

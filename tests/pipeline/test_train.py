@@ -9,7 +9,7 @@ from launches import training_flags
 from prepared import write_shards
 
 from ast_core.errors import UserError
-from pipeline.settings import TrainSettings, parse
+from pipeline.cli.stages import TrainSettings, parse
 from pipeline.train import train
 
 

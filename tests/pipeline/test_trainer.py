@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline.trainer import IDLE, Trainer
+from pipeline.ray_runtime.lean_trainer import IDLE, Trainer
 
 
 def test_what_would_idle_is_not_started():

@@ -11,10 +11,10 @@ import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
 from ast_core.errors import DamagedError
-from ast_core.files import read_checked, write_checked
-from ast_core.shards import ShardIndex, ShardReader
+from ast_core.shards.reader import ShardIndex, ShardReader
+from ast_core.storage.atomic_files import read_checked, write_checked
 from pipeline import calibrate, evaluate, predict, prepare
-from pipeline.settings import PrepareSettings
+from pipeline.cli.stages import PrepareSettings
 
 CLIPS = 20
 

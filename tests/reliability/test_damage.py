@@ -15,16 +15,16 @@ from forked_trainings import job_in
 from prepared import FRONT_END, write_shards
 from safetensors.torch import load_file
 
-from ast_core import checkpoint
-from ast_core.bundle import Bundle
 from ast_core.config import to_dict
-from ast_core.decisions import Decisions
+from ast_core.dataset.manifest import Clip
 from ast_core.errors import DamagedError
-from ast_core.files import SELF_HASH, read_checked, read_json
-from ast_core.manifest import Clip
-from ast_core.shards import ShardIndex
-from ast_core.trainer import fit
-from pipeline.part import Part, is_done, write
+from ast_core.shards.reader import ShardIndex
+from ast_core.storage.atomic_files import SELF_HASH, read_checked, read_json
+from ast_core.training.trainer import fit
+from ast_core.weights import checkpoint
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.decisions import Decisions
+from pipeline.ray_runtime.shard_part import Part, is_done, write
 
 CPU = torch.device("cpu")
 CUTS = FLIPS = 64

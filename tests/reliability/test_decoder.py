@@ -17,11 +17,11 @@ import pytest
 from listed_audio import flags, prepare_settings, rejects, require_balance, rows, write_clips, write_list
 from prepared import LABELS
 
-from ast_core.audio import load_waveform
-from ast_core.decoder import Decoder
+from ast_core.audio.decoder import Decoder
+from ast_core.audio.waveform import load_waveform
 from ast_core.errors import ClipError
-from ast_core.shards import ShardIndex
-from pipeline.serving import AUDIO, ERROR, Tagger
+from ast_core.shards.reader import ShardIndex
+from pipeline.tracking.pyfunc import AUDIO, ERROR, Tagger
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "hostile_decoder"
@@ -95,7 +95,7 @@ def test_a_decoder_ends_with_its_worker(tmp_path: Path) -> None:
     (name,) = write_clips(tmp_path, 1)
     script = f"""
 import time
-from ast_core.decoder import Decoder
+from ast_core.audio.decoder import Decoder
 decoder = Decoder()
 decoder.load({str(tmp_path / name)!r}, 16_000)
 print(decoder._process.pid, flush=True)

@@ -21,7 +21,7 @@ from launches import ROOT, training_flags
 from mlflow import MlflowClient
 from trainings import EPOCHS, WORKER, epochs_of, gone, outcome, rows_of, titled, trained, wait
 
-from ast_core import fence
+from ast_core.storage import writer_fence
 
 
 def halve(path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_driver_costs_no_bit_whatever_is_left_of_rays_notes(
         sleepers.append(kill_driver(folder, "driverless", max(3, epochs_of(member) + 2), rng))
         assert 3 <= epochs_of(member) < EPOCHS
         notes += damage(member)
-    assert list(member.glob(f"{fence.PREFIX}*"))  # what the killed one could have gone on with
+    assert list(member.glob(f"{writer_fence.PREFIX}*"))  # what the killed one could have gone on with
     at_last_kill = epochs_of(member)
     began = time.monotonic()
     assert trained(folder, "driverless") == member
@@ -102,7 +102,7 @@ def test_a_killed_driver_costs_no_bit_whatever_is_left_of_rays_notes(
         sleeper.send_signal(signal.SIGCONT)
         wait(lambda sleeper=sleeper: gone(sleeper), "the end of a rank that woke too late")
     assert outcome(member) == outcome(whole)
-    assert not list(member.glob(f"{fence.PREFIX}*"))
+    assert not list(member.glob(f"{writer_fence.PREFIX}*"))
     measured(
         "R3",
         kills=kills,

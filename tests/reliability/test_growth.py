@@ -10,7 +10,7 @@ import psutil
 import pytest
 from forked_trainings import job_in, train
 
-from ast_core.observer import Observer, StepDone
+from ast_core.training.callback import Observer, StepDone
 
 STEPS, EVERY, SETTLED = 2000, 50, 500
 """From `SETTLED` on, memory is compared: by then every buffer has been needed once."""

@@ -14,9 +14,9 @@ import pytest
 from hostile_audio import kinds, remove, write_hostile
 from listed_audio import files, prepare_settings, rejects, require_balance, rows, write_clips, write_list
 
-from ast_core.audio import load_waveform
+from ast_core.audio.waveform import load_waveform
+from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import ClipError
-from ast_core.manifest import load_manifest
 from pipeline.prepare import prepare
 
 GOOD = 400

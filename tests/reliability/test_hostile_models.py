@@ -19,16 +19,17 @@ import torch
 from prepared import BINS, FRAMES, FRONT_END, LABELS
 from safetensors.torch import load_file, save_file
 
-from ast_core import checkpoint, state
-from ast_core.bundle import Bundle, read_members, write_bundle
 from ast_core.config import ModelConfig, to_dict
 from ast_core.errors import UserError
-from ast_core.files import digest, read_checked, sha256_of, write_checked
-from ast_core.huggingface import HuggingFaceModel, write_folder
-from ast_core.model import AST
-from ast_core.pretrained import initialise
-from pipeline import registry, tracking
-from pipeline.serving import Tagger
+from ast_core.model.transformer import AST
+from ast_core.storage.atomic_files import digest, read_checked, sha256_of, write_checked
+from ast_core.training import state
+from ast_core.weights import checkpoint
+from ast_core.weights.bundle import Bundle, read_members, write_bundle
+from ast_core.weights.huggingface import HuggingFaceModel, write_folder
+from ast_core.weights.pretrained import initialise
+from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking.pyfunc import Tagger
 
 pytestmark = pytest.mark.timeout(120)
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
@@ -418,7 +419,7 @@ def test_checkpoints_of_a_run(tmp_path, canary, measured):
 def test_entries_of_a_registry(tmp_path, canary, bundle, measured):
     """A pickled model that MLflow itself would run is no bundle; one with other weights is damaged."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    tracking.open_store(uri)
+    mlflow_store.open_store(uri)
     entries = {"good": bundle, "code": tmp_path / "code", "tampered": tmp_path / "tampered"}
     entries["code"].mkdir()
     pickled(entries["code"] / "python_model.pkl", canary)
@@ -427,9 +428,9 @@ def test_entries_of_a_registry(tmp_path, canary, bundle, measured):
     )
     shutil.copytree(bundle, entries["tampered"])
     SHAPE(entries["tampered"] / "member-0.safetensors", canary)
-    with tracking.start_run("test", "hostile", {}, {}) as run_id:
+    with mlflow_store.start_run("test", "hostile", {}, {}) as run_id:
         for name, folder in entries.items():
-            tracking.log_artifacts(run_id, folder, under=name)
+            mlflow_store.log_artifacts(run_id, folder, under=name)
     Bundle.load(registry.bundle_folder(f"runs:/{run_id}/good", uri))
     refusal(lambda: registry.bundle_folder(f"runs:/{run_id}/code", uri), "not a model of this pipeline")
     refusal(lambda: Bundle.load(registry.bundle_folder(f"runs:/{run_id}/tampered", uri)), "is damaged: sha256")

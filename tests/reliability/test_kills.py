@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from forked_trainings import LIMIT_S, Training, beside, job_in, result_of, running, stumps, train, whole_step
 
-from ast_core import checkpoint
 from ast_core.config import Job
+from ast_core.weights import checkpoint
 
 EPOCHS = 3
 

@@ -11,7 +11,7 @@ import load_serving
 import numpy as np
 import pytest
 
-from ast_core.order import clip_weights
+from ast_core.training.order import clip_weights
 
 FLAT = 1.25
 """Times as much memory as before that counts as no more."""

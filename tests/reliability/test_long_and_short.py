@@ -16,15 +16,15 @@ from hostile_audio import ten_hours
 from listed_audio import RATE_HZ, prepare_settings, write_list
 from prepared import FRONT_END, LABELS
 
-from ast_core.audio import load_waveform, read_blocks
-from ast_core.bundle import Bundle, write_bundle
+from ast_core.audio.decoder import Decoder, Recording
+from ast_core.audio.waveform import load_waveform, read_blocks
 from ast_core.config import FrontEndConfig, ModelConfig, to_dict
-from ast_core.decoder import Decoder, Recording
-from ast_core.manifest import load_manifest
-from ast_core.model import AST
-from ast_core.predictor import Predictor
-from pipeline.part import write
+from ast_core.dataset.manifest import load_manifest
+from ast_core.evaluation.predictor import Predictor
+from ast_core.model.transformer import AST
+from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.prepare import plan
+from pipeline.ray_runtime.shard_part import write
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = (FRONT_END.target_frames - 1) * 160 + 400
@@ -42,7 +42,7 @@ import sys, threading, time
 from pathlib import Path
 import psutil
 from pipeline.predict import predict
-from pipeline.settings import PredictSettings
+from pipeline.cli.stages import PredictSettings
 model, recording, output = sys.argv[1:]
 most = {"anonymous": 0, "decoder": 0}
 def kilobytes(key):

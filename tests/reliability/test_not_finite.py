@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn.modules import module as every_module
 from torch.optim import optimizer as every_optimizer
 
-from ast_core import checkpoint
 from ast_core.config import Job
 from ast_core.errors import UserError
-from ast_core.model import AST
-from ast_core.observer import Observer, StepDone
-from ast_core.order import epoch_order, rank_steps
-from ast_core.shards import ShardReader
-from ast_core.trainer import fit
+from ast_core.model.transformer import AST
+from ast_core.shards.reader import ShardReader
+from ast_core.training.callback import Observer, StepDone
+from ast_core.training.order import epoch_order, rank_steps
+from ast_core.training.trainer import fit
+from ast_core.weights import checkpoint
 
 CPU = torch.device("cpu")
 STRUCK = 3

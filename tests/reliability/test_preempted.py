@@ -18,7 +18,7 @@ from launches import ROOT, has_epoch, last_step, newest_step, of_session, traini
 from mlflow import MlflowClient
 from trainings import EPOCHS, outcome, trained
 
-from pipeline.drain import drain
+from pipeline.ray_runtime.drain_node import drain
 
 Driver = subprocess.Popen[bytes]
 

@@ -17,8 +17,8 @@ import ray
 from killed_prepares import started
 from listed_audio import files, prepare_settings, require_balance, rows, write_clips, write_list, written
 
-from ast_core.shards import INDEX, ShardIndex
-from pipeline.settings import PrepareSettings
+from ast_core.shards.reader import INDEX, ShardIndex
+from pipeline.cli.stages import PrepareSettings
 
 CLIPS, PER_PART = 240, 12
 
@@ -29,7 +29,7 @@ def part_makers() -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             worker = process.parent()
-            decodes = "ast_core.decoding" in " ".join(process.cmdline())
+            decodes = "ast_core.audio.decoder_process" in " ".join(process.cmdline())
             if decodes and worker is not None and worker.name().startswith("ray::"):
                 found.append(worker)
     return found

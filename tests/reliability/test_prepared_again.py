@@ -13,13 +13,13 @@ import soundfile  # type: ignore[import-untyped]
 import torch
 from listed_audio import FRONT_END, RATE_HZ, files, prepare_settings, write_clips, write_list, written
 
-from ast_core import checkpoint
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
 from ast_core.errors import UserError
-from ast_core.shards import ShardIndex
-from ast_core.trainer import fit, is_finished
+from ast_core.shards.reader import ShardIndex
+from ast_core.training.trainer import fit, is_finished
+from ast_core.weights import checkpoint
+from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
-from pipeline.settings import PrepareSettings
 
 CLIPS, PER_PART, TEST = 64, 6, 4
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ast_core import metrics
-from ast_core.batches import read_batch
 from ast_core.config import Job, Sampler
-from ast_core.loss import probabilities
-from ast_core.model import AST
-from ast_core.order import clip_weights, epoch_order, evaluation_share, rank_steps, steps_per_epoch
-from ast_core.shards import ShardReader
+from ast_core.evaluation import metrics
+from ast_core.model.loss import probabilities
+from ast_core.model.transformer import AST
+from ast_core.shards.reader import ShardReader
+from ast_core.training.batches import read_batch
+from ast_core.training.order import clip_weights, epoch_order, evaluation_share, rank_steps, steps_per_epoch
 
 BATCH = 12
 """That one to four ranks can share."""

@@ -15,9 +15,9 @@ from bundles import write_run
 from mlflow import MlflowClient
 from registrations import DONE, KILLED, POINTS, registrar
 
-from ast_core.bundle import Bundle
-from ast_core.predictor import Predictor
-from pipeline import registry, tracking
+from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.bundle import Bundle
+from pipeline.tracking import mlflow_store, registry
 
 NAMES = ("killed", "killed-seed-0")
 RANDOM = "at a random instant"
@@ -61,7 +61,7 @@ def test_killed_registrations(
     draw = random.Random(fault_seed)
     run_dir, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
     order: dict[str, Any] = {"run_dir": str(run_dir), "tracking": uri}
-    tracking.open_store(uri)
+    mlflow_store.open_store(uri)
     ever_made: set[str] = set()
     chosen = list(POINTS)
     faults = [chosen[0], *draw.sample(chosen[1:], many(3, len(chosen) - 1)), *[RANDOM] * many(2, 30)]

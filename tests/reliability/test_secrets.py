@@ -14,9 +14,10 @@ from prepared import write_shards
 from servers import postgres
 
 from ast_core.errors import UserError
-from pipeline import combine, evaluate, predict, register, report, tracking, train
-from pipeline.settings import TrainSettings, parse
-from pipeline.step import Plan
+from pipeline import combine, evaluate, predict, register, report, train
+from pipeline.cli.stages import TrainSettings, parse
+from pipeline.kubeflow_steps.plan import Plan
+from pipeline.tracking import mlflow_store
 
 CANARY = "Canary%2Fpass-4711"
 """A slash in it, as URIs write it: what is decoded again must not be seen either."""
@@ -115,7 +116,7 @@ def test_no_fault_of_the_tracker_tells_the_password(
         except SystemExit as left:
             failed += left.code == 1
     assert failed
-    with tracking.start_run("test", "train", {}, {}) as run_id:
+    with mlflow_store.start_run("test", "train", {}, {}) as run_id:
         assert not run_id
     shown = capfd.readouterr()
     assert "MLflow" in shown.err
@@ -134,11 +135,11 @@ def test_what_is_put_into_a_trial_or_shown_by_a_cluster(flags) -> None:
 
 
 def test_a_servers_login_is_given_to_mlflow_out_of_the_address(tmp_path: Path) -> None:
-    tracking.open_store(f"http://user:{CANARY}@127.0.0.1:9")
+    mlflow_store.open_store(f"http://user:{CANARY}@127.0.0.1:9")
     assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "Canary/pass-4711"
-    tracking.open_store("http://127.0.0.1:9")  # another server is not told
+    mlflow_store.open_store("http://127.0.0.1:9")  # another server is not told
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 

@@ -15,9 +15,10 @@ import pytest
 from prepared import write_shards
 from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
-from pipeline import cluster, scoring, watched_pool, watched_start
+from pipeline.cli.stages import EvaluateSettings, parse
 from pipeline.evaluate import evaluate
-from pipeline.settings import EvaluateSettings, parse
+from pipeline.ray_runtime import connection, watched_pool, watched_start
+from pipeline.scoring import bundle_scores
 
 CLIPS = 4000
 SCORER = "ray::Scorer.score"
@@ -64,7 +65,7 @@ def said_to(path: Path) -> Iterator[None]:
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
-    patience_s = many(8, int(cluster.TRAIN[HEALTH_CHECK]))
+    patience_s = many(8, int(connection.TRAIN[HEALTH_CHECK]))
     monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
     monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(3, watched_start.LOOK_AFTER_S))
     monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(1, watched_start.LOOK_EVERY_S))
@@ -101,7 +102,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
     write_shards(run / "shards", {"test": CLIPS})
     flags = ["--recipe", "esc50_small", "--run-dir", str(run), "--data.test-split", "test", "--workers", "1"]
     flags += ["--tracking", f"sqlite:///{run / 'mlflow.db'}"]
-    monkeypatch.setattr(scoring, "CHUNK", 1)  # so many answers that it is stopped before the last
+    monkeypatch.setattr(bundle_scores, "CHUNK", 1)  # so many answers that it is stopped before the last
     began: list[float] = []
 
     def victim() -> psutil.Process | None:

@@ -19,8 +19,9 @@ from mlflow import MlflowClient
 from prepared import write_shards
 from servers import LocalTracker
 
-from pipeline import tracking, train
-from pipeline.progress import read_history
+from pipeline import train
+from pipeline.reporting.history import read_history
+from pipeline.tracking import mlflow_store
 
 PROCESSES, ROWS, EPOCHS = 8, 5, 8
 WAIT_S = 300
@@ -71,11 +72,11 @@ def test_eight_processes_on_a_fresh_store(tmp_path: Path, many, measured) -> Non
         done = subprocess.run(
             [sys.executable, "-c", RACE, uri, str(PROCESSES), str(ROWS)],
             cwd=folder, capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(mlflow_store.__file__).parents[1])},
         )  # fmt: skip
         assert json.loads(done.stdout.splitlines()[-1]) == [0] * PROCESSES, done.stderr
         assert "MLflow:" not in done.stderr
-        tracking.open_store(uri)
+        mlflow_store.open_store(uri)
         experiment = MlflowClient().get_experiment_by_name("race")
         assert experiment is not None
         assert experiment.artifact_location.startswith(folder.as_uri())
@@ -112,12 +113,12 @@ def test_a_killed_tracker_costs_a_training_nothing(
     write_shards(tmp_path / "shards", {"train": 42, "test": 9})
     without, flags = (training_flags(tmp_path, name, EPOCHS) for name in ("without", "with"))
     flags[flags.index("--tracking") + 1] = tracker.uri
-    tracking.open_store(tracker.uri)
+    mlflow_store.open_store(tracker.uri)
     history, own = tmp_path / "with/members/seed-0/metrics.jsonl", tmp_path / "own.jsonl"
 
     # Rows of another training, which outlives the server's absence.
-    with tracking.start_run("test", "own", {}, {"folder": "own"}) as own_run:
-        follower = tracking.MetricsFollower(own_run, own, 0.1)
+    with mlflow_store.start_run("test", "own", {}, {"folder": "own"}) as own_run:
+        follower = mlflow_store.MetricsFollower(own_run, own, 0.1)
         with follower:
             write_rows(own, 2)
             training = threading.Thread(target=train.main, args=[flags])
@@ -132,7 +133,7 @@ def test_a_killed_tracker_costs_a_training_nothing(
             assert "epochs are not logged for now" in capfd.readouterr().err
             train.main(without)
             assert weights(tmp_path / "with") == weights(tmp_path / "without")
-            tracking.open_store(tracker.uri)  # the other training had its own
+            mlflow_store.open_store(tracker.uri)  # the other training had its own
             tracker.start()
             wait_for(lambda: len(steps_of(own_run, "loss")) == 4, "the tracker is back, and nothing follows")
             write_rows(own, 5)

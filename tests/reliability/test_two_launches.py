@@ -26,18 +26,13 @@ import torch
 from launches import ROOT, training_flags, wait_until
 from prepared import write_shards
 
-from ast_core import checkpoint, fence, files
 from ast_core.errors import UserError
-from ast_core.files import sha256_of
-from ast_core.store import Store
-from pipeline import launch
+from ast_core.storage import atomic_files, writer_fence
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.object_store import Store
+from ast_core.weights import checkpoint
 from pipeline.calibrate import calibrate
-from pipeline.combine import combine
-from pipeline.evaluate import evaluate
-from pipeline.prepare import prepare
-from pipeline.register import register
-from pipeline.run import run
-from pipeline.settings import (
+from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
     EvaluateSettings,
@@ -47,6 +42,12 @@ from pipeline.settings import (
     TrainSettings,
     parse,
 )
+from pipeline.combine import combine
+from pipeline.evaluate import evaluate
+from pipeline.prepare import prepare
+from pipeline.register import register
+from pipeline.run import run
+from pipeline.run_folder import folder_lock
 from pipeline.train import train
 from tune.search import SearchSettings, search
 
@@ -56,7 +57,7 @@ WEIGHTS = {"weight": torch.arange(200_000, dtype=torch.float32)}
 
 def commit_steps(member: Path, generation: str, first: int, told: Connection, stop_at: str) -> None:
     """A writer that commits checkpoints on and on, and stops itself at a point of a commit where that is asked for."""
-    fence.enter(member, generation)
+    writer_fence.enter(member, generation)
     if stop_at:
         _stop_at(stop_at)
     try:
@@ -71,10 +72,10 @@ def _stop_at(point: str) -> None:
     """SIGSTOP this process right before a call that a commit makes; it is a real stop, at a chosen instant."""
     owner: object
     name, owner = {
-        "between write and sync": ("_sync", files),
+        "between write and sync": ("_sync", atomic_files),
         "between sync and rename": ("replace", Path),
         "before it moves a marker away": ("rename", Path),
-        "before it removes what it moved": ("rmtree", fence.shutil),
+        "before it removes what it moved": ("rmtree", writer_fence.shutil),
     }[point]
     before = getattr(owner, name)
     calls = iter(range(100_000))
@@ -107,9 +108,9 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
             time.sleep(rng.uniform(0, 0.05))
             os.kill(stale.pid, signal.SIGSTOP)
         _wait(lambda stale=stale: psutil.Process(stale.pid).status() == psutil.STATUS_STOPPED, stale)
-        stumps += any(member.glob(f"{fence.PREFIX}*/*"))
+        stumps += any(member.glob(f"{writer_fence.PREFIX}*/*"))
 
-        generation = fence.take_over(member)
+        generation = writer_fence.take_over(member)
         path, _ = checkpoint.newest(member / "checkpoints")
         assert path is not None
         before = _content(member)
@@ -122,7 +123,9 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
         assert {name: after[name] for name in after} == {name: before[name] for name in after}, point
         assert not gone, (point, gone)
         assert checkpoint.newest(member / "checkpoints") == (path, [])
-        assert [folder.name for folder in member.glob(f"{fence.PREFIX}*")] == [f"{fence.PREFIX}{generation}"]
+        assert [folder.name for folder in member.glob(f"{writer_fence.PREFIX}*")] == [
+            f"{writer_fence.PREFIX}{generation}"
+        ]
     assert refused == len(instants)
     assert stumps
     measured("R19", stale_writers=len(instants), inside_a_commit=stumps, refused=refused)
@@ -137,19 +140,19 @@ def test_a_writer_on_another_node_is_told_by_the_store(tmp_path: Path, measured)
     stale, told = _writer(member, 0, "")
     _wait(lambda: _newest_step(member) > 2, stale)
 
-    generation = fence.take_over(tmp_path / "b" / "members" / "seed-0")
+    generation = writer_fence.take_over(tmp_path / "b" / "members" / "seed-0")
     assert told.poll(60), "the writer goes on"
     assert "was taken over by another launch" in told.recv()
     stale.join(60)
-    assert (tmp_path / "stored" / "members" / "seed-0" / fence.NOTE).read_text() == generation
+    assert (tmp_path / "stored" / "members" / "seed-0" / writer_fence.NOTE).read_text() == generation
     with pytest.raises(UserError, match="was taken over"):
-        fence.enter(member, member.name)  # one that starts too late
+        writer_fence.enter(member, member.name)  # one that starts too late
     measured("R19", writers_told_by_the_store=1)
 
 
 def _writer(member: Path, first: int, point: str) -> tuple[ForkProcess, Connection]:
     told, tell = FORK.Pipe(duplex=False)
-    generation = fence.take_over(member)
+    generation = writer_fence.take_over(member)
     process = FORK.Process(target=commit_steps, args=(member, generation, first, tell, point), daemon=True)
     process.start()
     return process, told
@@ -166,7 +169,9 @@ def _newest_step(member: Path) -> int:
 
 def _content(member: Path) -> dict[str, str]:
     """Every file's bytes, but those of a writer's own folder."""
-    paths = (path for path in member.rglob("*") if path.is_file() and not path.parent.name.startswith(fence.PREFIX))
+    paths = (
+        path for path in member.rglob("*") if path.is_file() and not path.parent.name.startswith(writer_fence.PREFIX)
+    )
     return {str(path.relative_to(member)): sha256_of(path) for path in paths}
 
 
@@ -190,7 +195,7 @@ def holder(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ForkProc
 
 
 def _hold(folder: Path, tell: Connection) -> None:
-    with launch.alone(folder, "held"):
+    with folder_lock.alone(folder, "held"):
         tell.send("held")
         signal.pause()
 
@@ -228,7 +233,7 @@ def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path
 
     first.kill()
     first.join()
-    with launch.alone(tmp_path / place, "taken over"):  # at once
+    with folder_lock.alone(tmp_path / place, "taken over"):  # at once
         pass
     measured("R19", stage=name, refused_s=seconds)
 
@@ -247,7 +252,7 @@ def test_a_second_launch_as_a_user_does_it(tmp_path: Path, holder, measured) -> 
 
 
 def test_stages_of_one_process_share_what_it_holds(tmp_path: Path) -> None:
-    with launch.alone(tmp_path, "run"), launch.alone(tmp_path, "run"):
+    with folder_lock.alone(tmp_path, "run"), folder_lock.alone(tmp_path, "run"):
         pass
-    with launch.alone(tmp_path, "run"):
-        assert f"process {os.getpid()}" in (tmp_path / launch.HOLDER).read_text()
+    with folder_lock.alone(tmp_path, "run"):
+        assert f"process {os.getpid()}" in (tmp_path / folder_lock.HOLDER).read_text()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from trainings import EPOCHS, WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
-from ast_core import fence
+from ast_core.storage import writer_fence
 
 KINDS = ("rank 0", "rank 1 and one that starts", "both", "rank 0 inside a commit")
 
@@ -49,14 +49,14 @@ class Killer:
         victims = list(ranks.values()) if kind == "both" else [ranks[int(kind.split()[1])]]
         time.sleep(self.rng.uniform(0, 0.3))
         if kind.endswith("commit"):
-            wait(lambda: any(self.member.glob(f"{fence.PREFIX}*/.*.safetensors.*")), "a commit")
+            wait(lambda: any(self.member.glob(f"{writer_fence.PREFIX}*/.*.safetensors.*")), "a commit")
         for victim in victims:
             victim.kill()
         for victim in victims:
             wait(lambda victim=victim: gone(victim), "the end of a killed worker")
         if kind.endswith("starts"):
             self._kill_one_that_starts({rank.pid for rank in ranks.values()})
-        self.inside += any(self.member.glob(f"{fence.PREFIX}*/*"))
+        self.inside += any(self.member.glob(f"{writer_fence.PREFIX}*/*"))
         return {rank.pid for rank in ranks.values()}
 
     def _kill_one_that_starts(self, known: set[int]) -> None:
@@ -79,7 +79,7 @@ def test_killed_workers_cost_no_bit(folder: Path, whole: Path, many, fault_seed,
     assert killer.inside >= many(1, 5)
     assert killer.forming >= 1
     assert outcome(member) == outcome(whole)
-    assert not list(member.glob(f"{fence.PREFIX}*"))
+    assert not list(member.glob(f"{writer_fence.PREFIX}*"))
     assert not list(member.glob("**/.*.safetensors.*"))  # what was half written is gone
     measured(
         "R2",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ast_core.cost import cost
 from ast_core.errors import UserError
-from pipeline.settings import load_recipe, with_changes
-from tune.space import PAPER, load_study
+from ast_core.model.cost import cost
+from pipeline.cli.stages import load_recipe, with_changes
+from tune.studies import PAPER, load_study
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -1,0 +1,82 @@
+"""From a data set on disk to its clips: ids, paths, labels, splits. All problems are told at once, with row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ast_core.config import Layout
+from ast_core.dataset.audioset import load_audioset, load_esc50, load_folders, load_speech_commands
+from ast_core.dataset.file_tree import Clip, Manifest, Problems, Tree, is_audio
+from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_table
+from ast_core.errors import UserError
+
+__all__ = ["Clip", "Manifest", "detect_layout", "load_manifest"]
+
+ACCEPTED = """Accepted are
+  audioset         class_labels_indices.csv, audio/ and at least one of
+                   balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv
+  esc50            meta/esc50.csv, audio/
+  speech_commands  WORD/*.wav, validation_list.txt, testing_list.txt
+  folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
+  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels, and if you like clip_id, split"""
+
+_LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
+    "audioset": load_audioset,
+    "esc50": load_esc50,
+    "speech_commands": load_speech_commands,
+    "folders": load_folders,
+    "manifest": load_table,
+}
+
+
+def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
+    """Read the lists of a data set. No audio is opened.
+
+    Args:
+        source: the data set's folder, or a manifest file.
+        layout: its layout; `auto` recognises it.
+
+    Raises:
+        UserError: the source is missing, of no known layout, empty, or has bad rows (20 are named, all are counted).
+    """
+    if not source.exists():
+        raise UserError(f"The data set {source} does not exist. Give data.source an existing folder or manifest file.")
+    chosen = detect_layout(source) if layout == "auto" else layout
+    if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
+        raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
+    problems = Problems()
+    manifest = _LOADERS[chosen](source, problems)
+    problems.check()
+    if not manifest.clips:
+        raise UserError(f"{source} lists no clips as layout {chosen}. {ACCEPTED}")
+    return manifest
+
+
+def detect_layout(source: Path) -> Layout:
+    """The layout of an existing folder or file, by the files that name it.
+
+    Raises:
+        UserError: none fits; the text lists what is accepted.
+    """
+    if source.is_file() and source.suffix.lower() in MANIFEST_SUFFIXES:
+        return "manifest"
+    if any(source.glob("*_segments.csv")):
+        return "audioset"
+    if (source / "meta" / "esc50.csv").is_file():
+        return "esc50"
+    if (source / "testing_list.txt").is_file() or (source / "validation_list.txt").is_file():
+        return "speech_commands"
+    if source.is_dir() and _has_class_folders(Tree(source)):
+        return "folders"
+    raise UserError(f"The layout of {source} is not recognised. {ACCEPTED}")
+
+
+def _has_class_folders(tree: Tree) -> bool:
+    """Whether audio lies one or two folders deep."""
+    try:
+        classes = [f"{tree.root}/{name}" for name in tree.folders(tree.root)]
+        deeper = [f"{folder}/{name}" for folder in classes for name in tree.folders(folder)]
+        return any(is_audio(name, kind) for folder in classes + deeper for name, kind in tree.entries(folder).items())
+    except ValueError as error:
+        raise UserError(f"{error}.") from error

@@ -1,0 +1,40 @@
+"""What a model costs before it is trained: patches, multiply-accumulates, parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ast_core.config import AugmentConfig, FrontEndConfig, ModelConfig
+from ast_core.model.transformer import AST, BACKBONES, patch_grid
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one clip's forward pass."""
+
+    patches: int
+    macs: int
+    """Multiply-accumulates of linear layers and attention's two products; a training step takes three times as many,
+    and each is two operations."""
+    parameters: int
+
+
+def cost(model: ModelConfig, front_end: FrontEndConfig, classes: int, augment: AugmentConfig | None = None) -> Cost:
+    """Cost of a clip of the front end's length; with `augment`, that of a training step's, whose patches drop out.
+
+    Raises:
+        UserError: the input is smaller than one patch.
+    """
+    freq, time = patch_grid(model, front_end.num_mel_bins, front_end.target_frames)
+    with torch.device("meta"):
+        network = AST(model, front_end.num_mel_bins, front_end.target_frames, classes)
+    size, embedded = BACKBONES[model.backbone], freq * time
+    if augment:
+        freq, time = freq - augment.patchout_freq, time - augment.patchout_time
+    kept = freq * time - (augment.patchout_any if augment else 0)
+    tokens, width = kept + network.prefix_tokens, size.embed_dim
+    blocks = size.depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    macs = blocks + embedded * model.patch_freq * model.patch_time * width + width * classes
+    return Cost(kept, macs, sum(parameter.numel() for parameter in network.parameters()))

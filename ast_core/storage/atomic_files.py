@@ -1,0 +1,261 @@
+"""One way to commit bytes: write beside, sync, rename, sync the folder. A folder's marker file comes last.
+
+In a working copy of a store (`object_store`) a file is uploaded before it is renamed: what is here is there, whatever
+is killed when. The order of commits is the order of uploads, so that there, too, a marker is the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from ast_core.errors import DamagedError, NoRoomError, UserError
+from ast_core.storage import writer_fence
+from ast_core.storage.disk_space import not_written, require_room
+from ast_core.storage.object_store import Store, Stored, store_of
+
+SELF_HASH = "sha256_of_lines_below"
+"""Key of a checked file's own hash."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def committed(path: Path, size: int = 0) -> Iterator[Path]:
+    """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
+
+    Args:
+        path: of the file.
+        size: bytes that it will have, if that is known: without room for them nothing is begun.
+
+    Raises:
+        NoRoomError: the disk is full.
+        UserError: the folder cannot be written, or the store that it is a copy of does not take it; or this process
+            writes as a generation (`ast_core.storage.writer_fence`), and another launch took over.
+    """
+    with _in_place(path, size) as beside:
+        yield beside
+        store = store_of(path)
+        if store is not None:
+            writer_fence.check_store(path)
+            _set_time(beside, store.push(path, beside))
+
+
+def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = "") -> None:
+    """Commit the store's bytes of a file of its working copy, here only.
+
+    Args:
+        store: to ask.
+        path: of the file here.
+        stored: as it was listed; by it `is_current` knows the file again.
+        sha256: that its bytes must have, if that is known.
+
+    Raises:
+        UserError: as `committed`.
+        DamagedError: the bytes are not those of `sha256`.
+    """
+    with _in_place(path, 0 if stored is None else stored.size) as beside:
+        store.fetch(path, beside)
+        if stored is not None:
+            _set_time(beside, stored)
+        found = sha256_of(beside) if sha256 else ""
+        if found != sha256:
+            raise DamagedError(f"{store.uri_of(path)} is damaged: sha256 {found}, not {sha256}.")
+
+
+def is_current(path: Path, stored: Stored) -> bool:
+    """Whether a file of a working copy is the store's: as `fetch` and `committed` left it."""
+    if not path.is_file():
+        return False
+    status = path.stat()
+    return (status.st_size, int(status.st_mtime)) == (stored.size, stored.time_s)
+
+
+def stored_in(folder: Path) -> dict[Path, Stored]:
+    """What the store of a working copy holds under a folder, by local path; nothing for an ordinary folder."""
+    store = store_of(folder)
+    return {} if store is None else store.listed(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there: first from the store that its folder is a copy of."""
+    store = store_of(path)
+    if store is not None:
+        writer_fence.check_store(path)
+        store.remove(path)
+    writer_fence.remove(path)
+
+
+def remove_folder(folder: Path, marker: str) -> None:
+    """Remove a folder, as `remove`: its marker first, for what is half removed must not look whole."""
+    remove(folder / marker)
+    store = store_of(folder)
+    if store is not None:
+        writer_fence.check_store(folder)
+        store.remove_folder(folder)
+    writer_fence.remove(folder, ignore_errors=store is not None)  # a copy need not have what the store has
+
+
+def _set_time(path: Path, stored: Stored) -> None:
+    os.utime(path, (stored.time_s, stored.time_s))
+
+
+@contextlib.contextmanager
+def _in_place(path: Path, size: int) -> Iterator[Path]:
+    """`committed`, on this disk alone."""
+    require_room(path, size)
+    with contextlib.ExitStack() as stack:
+        try:
+            handle, name = tempfile.mkstemp(dir=stack.enter_context(writer_fence.place(path)), prefix=f".{path.name}.")
+        except OSError as error:
+            raise not_written(path, error, 0, size) from error
+        os.close(handle)
+        yield stack.enter_context(_renamed(path, Path(name), size))
+
+
+@contextlib.contextmanager
+def _renamed(path: Path, beside: Path, size: int) -> Iterator[Path]:
+    """A file on the same disk, which is renamed to `path` once it is whole."""
+    try:
+        yield beside
+        beside.chmod(0o644)
+        _sync(beside)
+        beside.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        written = beside.stat().st_size if beside.is_file() else 0
+        if written:
+            os.truncate(beside, 0)  # a library may still hold it open: its bytes would not be free by its removal
+        raise not_written(path, error, written, size) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def remove_stumps(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left of a folder's files, or of one; only where nobody else can be writing now.
+
+    Ours are `.NAME.xxxxxxxx`; safetensors writes beside, too, as `.tmpxxxxxx`.
+    """
+    for stump in folder.glob(f".{escape(name)}*"):
+        stump.unlink(missing_ok=True)
+
+
+def remove_stumps_beside_all(folder: Path) -> None:
+    """Remove what killed writers left of every file that is there by now; other hidden files are not theirs."""
+    for path in [*folder.glob("[!.]*.*")]:
+        remove_stumps(folder, f"{path.name}.")
+
+
+@contextlib.contextmanager
+def whole_or_gone(folder: Path, marker: str) -> Iterator[None]:
+    """Write a new folder: where the disk is full before its marker is there, nothing of it stays to keep it so."""
+    try:
+        yield
+    except NoRoomError:
+        if not (folder / marker).is_file():
+            with contextlib.suppress(UserError, FileNotFoundError):
+                remove_folder(folder, marker)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Commit a JSON value, indented and with sorted keys."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Commit a text, as UTF-8."""
+    content = text.encode()
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """A JSON file's value; `what` names it in the error.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} is missing: {path}.") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise DamagedError(f"{what} is damaged: {path} is not JSON ({error}).") from error
+
+
+def write_checked(path: Path, value: dict[str, Any]) -> None:
+    """Commit a JSON object, not an empty one, that knows its bytes: the first line is the SHA-256 of the lines below.
+
+    To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
+    """
+    lines = f"{json.dumps(value, indent=1)[2:]}\n".encode()  # in the order given, which a resumed curve's rows keep
+    content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
+
+
+def read_checked(path: Path, what: str) -> dict[str, Any]:
+    """What `write_checked` wrote; `what` names it in the error.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: a byte of it is another one than was written.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{what} is missing: {path}.") from None
+    return checked(content, f"{what} {path}")
+
+
+def checked(content: bytes, name: str) -> dict[str, Any]:
+    """The object in the bytes of a file that `write_checked` wrote.
+
+    Args:
+        content: of the file.
+        name: what it is and where it lies, for the error.
+
+    Raises:
+        DamagedError: a byte is another one than was written; names both hashes.
+    """
+    first, end, lines = content.partition(b"\n")
+    found = hashlib.sha256(lines).hexdigest()
+    if first + end != _first_line(found):
+        noted = first[:120].decode(errors="backslashreplace")
+        says = f"its first line says {noted!r}"
+        raise DamagedError(f"{name} is damaged: its lines have sha256 {found}, {says}. Fetch or make it again.")
+    try:
+        value: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name} is damaged: it is not JSON ({error}). Fetch or make it again.") from error
+    return {key: own for key, own in value.items() if key != SELF_HASH}
+
+
+def _first_line(sha256: str) -> bytes:
+    return f'{{"{SELF_HASH}": "{sha256}",\n'.encode()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""A bundle: the folder that is registered and predicts. Weights, front end, labels, hashes; no code, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ast_core.config import FrontEndConfig, Loss, require, to_dict
+from ast_core.model.transformer import AST
+from ast_core.storage.atomic_files import digest, read_checked, remove, sha256_of, whole_or_gone, write_checked
+from ast_core.storage.disk_space import require_room
+from ast_core.storage.tensor_files import BESIDE, bytes_of, write_tensors
+from ast_core.weights import bundle_description, huggingface
+from ast_core.weights.bundle_description import Entry, member_weights, read_description
+from ast_core.weights.decisions import FILE as DECISIONS
+from ast_core.weights.decisions import Decisions, load_decisions
+from ast_core.weights.ensemble_mean import Member
+from ast_core.weights.pretrained import load_exactly
+
+DESCRIPTION = bundle_description.FILE
+MEANING = ("model", "front_end", "mean", "std", "loss")
+"""What, besides labels, a member's weights mean."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One or more members over the same labels."""
+
+    labels: tuple[str, ...]
+    single_label: bool
+    members: tuple[Member, ...]
+    digest: str
+    """SHA-256 over weights, labels and settings: the same model has the same digest."""
+    facts: dict[str, Any]
+    """Where it came from: data hash, recipe, seeds, epochs."""
+    decisions: Decisions | None = None
+    """Calibration and thresholds, if they were fitted."""
+
+    @property
+    def front_end(self) -> FrontEndConfig:
+        """The first member's front end; its rate is what `waveform` inputs are at."""
+        return self.members[0].front_end
+
+    @staticmethod
+    def load(folder: Path) -> Bundle:
+        """Read and verify a bundle; a folder in Hugging Face's format is one of one member.
+
+        Raises:
+            UserError: there is none in the folder.
+            DamagedError: a file's hash differs from the description's.
+        """
+        if huggingface.is_folder(folder):
+            return _of_huggingface(folder)
+        found = read_description(folder)
+        classes = len(found.labels)
+        members = tuple(_member(entry, member_weights(folder, entry), classes) for entry in found.entries)
+        decisions = load_decisions(folder, found.digest, classes)
+        return Bundle(found.labels, found.single_label, members, found.digest, found.facts, decisions)
+
+
+def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[str, Any]]]:
+    """Name, weights and identity of each member, as `write_bundle` takes them.
+
+    Raises:
+        UserError: there is no bundle in the folder.
+        DamagedError: a file's hash differs from the description's.
+    """
+    found = read_description(folder)
+    return [
+        (entry.name, member_weights(folder, entry), {"labels": list(found.labels), **{k: member[k] for k in MEANING}})
+        for entry, member in zip(found.entries, found.members, strict=True)
+    ]
+
+
+def write_bundle(
+    folder: Path,
+    members: Sequence[tuple[str, dict[str, torch.Tensor], dict[str, Any]]],
+    single_label: bool,
+    facts: dict[str, Any],
+) -> str:
+    """Commit a bundle, its description last.
+
+    Args:
+        folder: of the bundle.
+        members: name, weights and identity (from a checkpoint's state) of each.
+        single_label: whether a clip has exactly one label.
+        facts: where it came from.
+
+    Returns:
+        Its digest.
+
+    Raises:
+        UserError: members differ in their labels.
+    """
+    labels = members[0][2]["labels"]
+    for name, _, identity in members:
+        require(identity["labels"] == labels, f"Member {name} was trained on other labels than {members[0][0]}.")
+    entries = []
+    require_room(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + BESIDE)
+    with whole_or_gone(folder, DESCRIPTION):
+        for number, (name, weights, identity) in enumerate(members):
+            path = folder / f"member-{number}.safetensors"
+            write_tensors(path, weights)
+            settings = {key: identity[key] for key in MEANING}
+            entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
+        content = {"labels": labels, "single_label": single_label, "members": entries}
+        value = digest(content)
+        _forget_decisions(folder, value)
+        write_checked(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
+    return value
+
+
+def _forget_decisions(folder: Path, bundle_digest: str) -> None:
+    """Thresholds of other weights are none."""
+    path = folder / DECISIONS
+    if path.is_file() and read_checked(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
+        remove(path)
+
+
+def _of_huggingface(folder: Path) -> Bundle:
+    found = huggingface.read_folder(folder)
+    sha256 = sha256_of(folder / huggingface.WEIGHTS)
+    loss: Loss = "cross_entropy" if found.single_label else "bce"
+    model, front_end = to_dict(found.model), to_dict(found.front_end)
+    entry = Entry(folder.name, huggingface.WEIGHTS, sha256, model, front_end, found.mean, found.std, loss)
+    member = _member(entry, found.weights, len(found.labels))
+    told = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
+    facts = {"made_of": f"Hugging Face's format, {folder.name}"}
+    return Bundle(found.labels, found.single_label, (member,), digest([told, sha256]), facts)
+
+
+def _member(entry: Entry, weights: dict[str, torch.Tensor], classes: int) -> Member:
+    """A member; its model takes no memory before its weights are known to be of that size."""
+    config, front_end = entry.configs
+    with torch.device("meta"):
+        model = AST(config, front_end.num_mel_bins, front_end.target_frames, classes)
+    load_exactly(model, weights, entry.name)
+    return Member(entry.name, model.eval(), front_end, entry.mean, entry.std, entry.loss, config)

@@ -1,0 +1,270 @@
+"""Hugging Face's format of AST, both ways: a folder of config.json, preprocessor_config.json, model.safetensors.
+
+`ASTForAudioClassification` splits q, k and v, and its LayerNorms share one eps.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
+from ast_core.errors import UserError
+from ast_core.model.transformer import BACKBONES, NORM_EPS
+from ast_core.storage.atomic_files import read_json, write_json
+from ast_core.storage.disk_space import require_room
+from ast_core.storage.tensor_files import BESIDE, bytes_of, load_tensors, require_plain, write_tensors
+from ast_core.weights.bundle_description import require_labels
+
+CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+_PREFIX = "audio_spectrogram_transformer."
+_NAMES = {
+    "cls_token": f"{_PREFIX}embeddings.cls_token",
+    "dist_token": f"{_PREFIX}embeddings.distillation_token",
+    "pos_embed": f"{_PREFIX}embeddings.position_embeddings",
+    "patch_proj": f"{_PREFIX}embeddings.patch_embeddings.projection",
+    "norm": f"{_PREFIX}layernorm",
+    "head_norm": "classifier.layernorm",
+    "head": "classifier.dense",
+}
+_IN_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_SPLIT = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
+_NEWER = (  # transformers 5 names modules so in memory; what is on the hub has the older names
+    (r"^audio_spectrogram_transformer\.layers\.", f"{_PREFIX}encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """What a folder holds, in our terms."""
+
+    model: ModelConfig
+    front_end: FrontEndConfig
+    mean: float
+    std: float
+    labels: tuple[str, ...]
+    single_label: bool
+    weights: dict[str, torch.Tensor]
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder is in this format."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def read_folder(folder: Path) -> HuggingFaceModel:
+    """Read a folder that `save_pretrained` or the hub made; without a preprocessor AudioSet's is assumed.
+
+    Raises:
+        UserError: not an AST, or of a size that has no name here.
+    """
+    config = _object(folder / CONFIG, "Hugging Face config")
+    kind = config.get("model_type")
+    require(kind == "audio-spectrogram-transformer", f"{folder / CONFIG} is of a {kind!r}, not an AST.")
+    preprocessor = folder / PREPROCESSOR
+    extractor = _object(preprocessor, "Feature extractor") if preprocessor.is_file() else {}
+    values = {
+        "sample_rate_hz": extractor.get("sampling_rate", 16_000),
+        "num_mel_bins": config.get("num_mel_bins", 128),
+        "target_frames": config.get("max_length", 1024),
+    }
+    told = from_dict(_Normalisation, {key: extractor[key] for key in ("mean", "std") if key in extractor})
+    return HuggingFaceModel(
+        model=_model_config(config, folder),
+        front_end=from_dict(FrontEndConfig, values),
+        mean=float(told.mean),
+        std=float(told.std),
+        labels=_labels(config.get("id2label"), folder / CONFIG),
+        single_label=config.get("problem_type") == "single_label_classification",
+        weights=read_weights(folder / WEIGHTS),
+    )
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    """The extractor's, or AudioSet's, which transformers does not write."""
+
+    mean: float = -4.2677393
+    std: float = 4.5689974
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"The feature extractor's std is {self.std}; it must be more than 0.")
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    values = read_json(path, what)
+    require(isinstance(values, dict), f"{path} was refused: it is not a JSON object.")
+    return dict(values)
+
+
+def _labels(id2label: Any, path: Path) -> tuple[str, ...]:
+    """By their numbers, which begin with 0 and leave none out."""
+    require(isinstance(id2label, dict), f"{path} has no id2label.")
+    count = len(id2label)
+    labels = tuple(id2label.get(str(index)) for index in range(count))
+    try:
+        require_labels(labels)
+    except UserError as error:
+        raise UserError(f"{path} was refused: {error} id2label must name 0 to {count - 1}.") from None
+    return labels
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a file in this format under our names."""
+    return from_names(require_plain(load_tensors(path), str(path)))
+
+
+def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Hugging Face's names, of either generation, to ours; what is unknown keeps its name."""
+    theirs = {_older_name(key): value for key, value in weights.items()}
+    ours = {their: own for own, their in _NAMES.items()} | {their: own for own, their in _IN_BLOCK.items()}
+    own: dict[str, torch.Tensor] = {}
+    for key, value in theirs.items():
+        match = re.fullmatch(rf"{re.escape(_PREFIX)}encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key)
+        if match is None:
+            stem, _, last = key.rpartition(".")
+            own[ours[key] if key in ours else f"{ours[stem]}.{last}" if stem in ours else key] = value
+        elif match[2] in ours:
+            own[f"blocks.{match[1]}.{ours[match[2]]}.{match[3]}"] = value
+        elif match[2] == _SPLIT[0]:
+            start, end = key.split(_SPLIT[0])
+            parts = [theirs.get(f"{start}{name}{end}") for name in _SPLIT]
+            found = [part for part in parts if part is not None]
+            fit = len(found) == len(parts) and found[0].ndim and all(part.shape == found[0].shape for part in found)
+            require(bool(fit), f"The weights lack a key or value of its shape beside {key}.")
+            own[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(found)
+        elif match[2] not in _SPLIT:
+            own[key] = value
+    return own
+
+
+def to_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our names to those on Hugging Face's hub, which every version of transformers reads."""
+    theirs: dict[str, torch.Tensor] = {}
+    for key, value in weights.items():
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        if match is None:
+            stem, _, last = key.rpartition(".")
+            theirs[_NAMES[key] if key in _NAMES else f"{_NAMES[stem]}.{last}"] = value
+            continue
+        layer = f"{_PREFIX}encoder.layer.{match[1]}."
+        if match[2] == "attn.qkv":
+            for name, part in zip(_SPLIT, value.chunk(3), strict=True):
+                theirs[f"{layer}{name}.{match[3]}"] = part
+        else:
+            theirs[f"{layer}{_IN_BLOCK[match[2]]}.{match[3]}"] = value
+    return theirs
+
+
+def write_folder(folder: Path, source: HuggingFaceModel) -> None:
+    """Write a folder that `ASTForAudioClassification` and `ASTFeatureExtractor` open.
+
+    Raises:
+        UserError: the format cannot say what this model is.
+    """
+    model, front_end = source.model, source.front_end
+    defaults = FrontEndConfig()
+    size = BACKBONES[model.backbone]
+    cannot = {
+        "a patch that is not square": model.patch_freq != model.patch_time,
+        "one prefix token": not size.distilled,
+        "masked padding": model.mask_padding,
+        f"a {front_end.window} window": front_end.window != "hanning",
+        "other windows than 25 ms every 10 ms": (front_end.frame_length_ms, front_end.frame_shift_ms)
+        != (defaults.frame_length_ms, defaults.frame_shift_ms),
+    }
+    wrong = [what for what, is_so in cannot.items() if is_so]
+    require(not wrong, f"Hugging Face's AST cannot have {' and '.join(wrong)}; take another format.")
+    tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
+    require_room(folder / WEIGHTS, bytes_of(tensors) + BESIDE)
+    write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
+    write_json(folder / PREPROCESSOR, _extractor(source))
+    write_json(folder / CONFIG, _config(source))
+
+
+def _config(source: HuggingFaceModel) -> dict[str, Any]:
+    size = BACKBONES[source.model.backbone]
+    return {
+        "architectures": ["ASTForAudioClassification"],
+        "model_type": "audio-spectrogram-transformer",
+        "hidden_size": size.embed_dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": 4 * size.embed_dim,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "qkv_bias": True,
+        "layer_norm_eps": NORM_EPS,
+        "patch_size": source.model.patch_freq,
+        "frequency_stride": source.model.freq_stride,
+        "time_stride": source.model.time_stride,
+        "max_length": source.front_end.target_frames,
+        "num_mel_bins": source.front_end.num_mel_bins,
+        "id2label": {str(index): label for index, label in enumerate(source.labels)},
+        "label2id": {label: index for index, label in enumerate(source.labels)},
+        "problem_type": "single_label_classification" if source.single_label else "multi_label_classification",
+    }
+
+
+def _extractor(source: HuggingFaceModel) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": source.front_end.sample_rate_hz,
+        "num_mel_bins": source.front_end.num_mel_bins,
+        "max_length": source.front_end.target_frames,
+        "mean": source.mean,
+        "std": source.std,
+        "do_normalize": True,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+
+
+def _model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
+    """The backbone of that size; transformers leaves out of config.json what is as in the base model."""
+    size = tuple(
+        config.get(key, default)
+        for key, default in (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12))
+    )
+    fitting = [
+        name
+        for name, own in BACKBONES.items()
+        if own.distilled and (own.embed_dim, own.depth, own.heads) == size
+        and config.get("intermediate_size", 3072) == 4 * own.embed_dim
+    ]  # fmt: skip
+    require(bool(fitting), f"{folder} has width, depth and heads {size}; no backbone here has these.")
+    patch = config.get("patch_size", 16)
+    values = {
+        "backbone": fitting[-1],
+        "patch_freq": patch,
+        "patch_time": patch,
+        "freq_stride": config.get("frequency_stride", 10),
+        "time_stride": config.get("time_stride", 10),
+        "init": "scratch",
+    }
+    return from_dict(ModelConfig, values)
+
+
+def _older_name(key: str) -> str:
+    for pattern, name in _NEWER:
+        key = re.sub(pattern, name, key)
+    return key

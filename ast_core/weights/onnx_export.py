@@ -1,0 +1,107 @@
+"""A bundle as one ONNX graph from waveform to probabilities, the front end inside.
+
+Removing a frame's mean, pre-emphasis, the window and the Fourier transform are all linear, so that the front end is one
+strided convolution, squares, a mel matrix and a logarithm: operators that every runtime has.
+
+Shapes: B clips, N samples, T frames, F frequencies, M mel bins, C classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ast_core.audio.fbank import FLOOR, PREEMPHASIS, Fbank, mel_bank
+from ast_core.config import FrontEndConfig
+from ast_core.errors import UserError
+from ast_core.model.loss import probabilities
+from ast_core.storage.atomic_files import committed
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.ensemble_mean import Member
+
+
+class LinearFrontEnd(nn.Module):
+    """Log-mel filterbank of the training length from convolutions; equal to `Fbank` to rounding.
+
+    Args:
+        config: the front end's.
+    """
+
+    kernel: torch.Tensor
+    bank_MF: torch.Tensor
+
+    def __init__(self, config: FrontEndConfig) -> None:
+        super().__init__()
+        fbank = Fbank(config)
+        self.hop_samples, self.target_frames = fbank.hop_samples, config.target_frames
+        size, n_fft = fbank.window_samples, fbank.n_fft
+        window_W = fbank.window.double()
+        identity_WW = torch.eye(size, dtype=torch.float64)
+        centred_WW = identity_WW - 1 / size
+        before_WW = torch.roll(centred_WW, 1, 0)
+        before_WW[0] = centred_WW[0]  # the first sample has itself as predecessor, as in Kaldi
+        frames_WW = window_W[:, None] * (centred_WW - PREEMPHASIS * before_WW)
+        spectrum_FW = torch.fft.rfft(frames_WW, n_fft, dim=0)[: n_fft // 2]
+        kernel = torch.cat([spectrum_FW.real, spectrum_FW.imag])[:, None].float()
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_buffer("bank_MF", mel_bank(config), persistent=False)
+
+    def forward(self, waveform_BN: torch.Tensor) -> torch.Tensor:
+        """[B, N] to [B, target frames, M]; N is at least one window."""
+        centred_B1N = (waveform_BN - waveform_BN.mean(dim=1, keepdim=True))[:, None]
+        real_BFT, imag_BFT = functional.conv1d(centred_B1N, self.kernel, stride=self.hop_samples).chunk(2, dim=1)
+        mel_BMT = self.bank_MF @ (real_BFT.square() + imag_BFT.square())
+        fbank_BTM = mel_BMT.clamp_min(FLOOR).log().transpose(1, 2)
+        padding_BTM = fbank_BTM.new_zeros(1, 1, 1).expand(fbank_BTM.shape[0], self.target_frames, fbank_BTM.shape[2])
+        return torch.cat([fbank_BTM, padding_BTM], dim=1)[:, : self.target_frames]
+
+
+class PortableBundle(nn.Module):
+    """Waveforms of up to the training length to the mean of the members' probabilities.
+
+    Args:
+        bundle: its members are used as they are.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.members: tuple[Member, ...] = bundle.members
+        self.front_ends = nn.ModuleList(LinearFrontEnd(member.front_end) for member in bundle.members)
+        self.models = nn.ModuleList(member.model for member in bundle.members)
+
+    def forward(self, waveform_BN: torch.Tensor) -> torch.Tensor:
+        """[B, N] at the bundle's rate to [B, C]; what is beyond the training length is not heard."""
+        scores = []
+        for member, front_end, model in zip(self.members, self.front_ends, self.models, strict=True):
+            logits_BC = model((front_end(waveform_BN) - member.mean) / (2 * member.std))
+            scores.append(probabilities(member.loss, logits_BC))  # type: ignore[arg-type]
+        return torch.stack(scores).mean(dim=0)
+
+
+def export_onnx(bundle: Bundle, path: Path) -> None:
+    """Write a bundle as ONNX: input `waveform` float32 [clips, samples], output `probabilities` [clips, classes].
+
+    Raises:
+        UserError: the `onnx` extra is not installed, or a member masks padding, whose length the graph cannot know.
+    """
+    if any(member.model.mask_padding for member in bundle.members):
+        raise UserError("A model that masks padding needs clips' lengths, which the ONNX graph is not given.")
+    module = PortableBundle(bundle).eval()
+    rate, longest = bundle.front_end.sample_rate_hz, bundle.front_end.target_frames
+    seconds = longest * bundle.front_end.frame_shift_ms / 1000
+    example_BN = torch.zeros(2, int(rate * seconds))
+    dynamic = {0: torch.export.Dim("clips", min=1), 1: torch.export.Dim("samples", min=rate // 20)}
+    try:
+        import onnxscript  # noqa: F401, PLC0415, an extra
+    except ImportError:
+        raise UserError("Export to ONNX needs an extra: pip install 'ast-pipeline[onnx]'.") from None
+    with committed(path) as beside, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own parts
+        torch.onnx.export(
+            module, (example_BN,), str(beside), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
+            input_names=["waveform"], output_names=["probabilities"], verbose=False, opset_version=18,
+        )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Cross-validation, such as ESC-50's five folds: each fold held out once, and the epoch chosen in more than one way.
+
+python pipeline/folds.py --recipe esc50 --data.source ESC-50
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_core.config import require
+from ast_core.dataset.manifest import load_manifest
+from ast_core.storage.atomic_files import write_json
+from pipeline.cli.stages import FoldsSettings, PrepareSettings, TrainSettings, parse, run_stage, section_values
+from pipeline.prepare import prepare
+from pipeline.ray_runtime import connection
+from pipeline.reporting.history import read_history
+from pipeline.tracking import mlflow_store
+from pipeline.train import train
+
+WAYS = {
+    "published": "one epoch for all, best on the test folds themselves, as the published code does; it flatters",
+    "nested": "for each fold the epoch that is best on the other folds",
+    "last": "no choice",
+}
+"""Ways to quote a cross-validation."""
+
+
+def folds(settings: FoldsSettings) -> dict[str, Any]:
+    """Prepare once, train once a fold, write and log `folds-result/seed-N/folds.json`; seeds stay beside each other.
+
+    Returns:
+        `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
+
+    Raises:
+        UserError: the data set has no three folds, or as the stages do.
+    """
+    names = _folds(settings)
+    whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
+    with connection.connected(settings.address, settings.workers):
+        index = prepare(section_values(dataclasses.replace(settings, data=whole), PrepareSettings))
+        key = "test_accuracy" if index.single_label else "test_mAP"
+        curves = {}
+        for held_out in names:
+            Console().rule(f"{held_out} held out")
+            others = tuple(name for name in names if name != held_out)
+            data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
+            folder = settings.run_dir / "folds" / held_out
+            member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
+            curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
+    result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
+    output = settings.run_dir / "folds-result" / f"seed-{settings.seed}"
+    write_json(output / "folds.json", result)
+    _log(settings, result, output)
+    Console().print(_table(result))
+    Console().print(f"Wrote {output / 'folds.json'}", soft_wrap=True)
+    return result
+
+
+def _folds(settings: FoldsSettings) -> tuple[str, ...]:
+    """The data set's splits, all of which are folds."""
+    require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
+    manifest = load_manifest(Path(settings.data.source), settings.data.layout)
+    names = tuple(sorted({clip.split for clip in manifest.clips}))
+    require(
+        len(names) >= 3 and not {"train", "test", "eval"} & set(names),
+        f"{settings.data.source} has the splits {', '.join(names)}; cross-validation takes three folds or more.",
+    )
+    return names
+
+
+def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
+    """Three ways to quote a cross-validation.
+
+    `published`: one epoch, the best of the mean over the test folds themselves, as in the published code: it flatters.
+    `nested`: for each fold the epoch that is best on the mean of the *other* folds' runs; the fold's own score chooses
+    nothing. `last`: no choice.
+
+    Args:
+        curves: score of each epoch, by fold.
+
+    Returns:
+        By way: `epochs` and `scores` by fold, `mean`, and `std` over the folds.
+    """
+    length = min(len(curve) for curve in curves.values())
+
+    def best(names: Sequence[str]) -> int:
+        means = [statistics.fmean(curves[name][epoch] for name in names) for epoch in range(length)]
+        return means.index(max(means))
+
+    everywhere = best(list(curves))
+    ways = {
+        "published": dict.fromkeys(curves, everywhere),
+        "nested": {name: best([other for other in curves if other != name]) for name in curves},
+        "last": dict.fromkeys(curves, length - 1),
+    }
+    return {way: _scores(curves, epochs) for way, epochs in ways.items()}
+
+
+def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str, object]:
+    scores = {name: curves[name][epoch] for name, epoch in epochs.items()}
+    return {
+        "epochs": {name: epoch + 1 for name, epoch in epochs.items()},
+        "scores": scores,
+        "mean": statistics.fmean(scores.values()),
+        "std": statistics.stdev(scores.values()),
+    }
+
+
+def _log(settings: FoldsSettings, result: dict[str, Any], output: Path) -> None:
+    mlflow_store.open_store(settings.tracking)
+    tags = {"stage": "folds", "run_dir": str(settings.run_dir), "seed": str(settings.seed)}
+    params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
+    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
+        flat = {f"{way}_{key}": result[way][key] for way in WAYS for key in ("mean", "std")}
+        mlflow_store.log_metrics(run_id, flat)
+        mlflow_store.log_artifacts(run_id, output)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    curves: dict[str, list[float]] = result["curves"]
+    table = Table("epoch", *curves, "mean", "std", title=f"{result['metric']} by held-out fold (and the epoch chosen)")
+    for way in WAYS:
+        row = result[way]
+        cells = [f"{row['scores'][name]:.3f} ({row['epochs'][name]})" for name in curves]
+        table.add_row(way, *cells, f"{row['mean']:.4f}", f"{row['std']:.4f}")
+    table.caption = "\n".join(f"{way}: {what}" for way, what in WAYS.items())
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: folds(parse(FoldsSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cross_validate import main
+
+    main()

@@ -1,0 +1,171 @@
+"""Pictures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ast_core.storage.atomic_files import committed
+
+MOST_BARS = 60
+"""With more classes than this only the best and the worst are drawn."""
+BAR_INCHES = 0.22
+MOST_ROWS = 12
+"""Labels of a timeline."""
+
+
+def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chance: float) -> None:
+    """Draw each class's average precision as a bar, best first.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        precision: average precision by label; NaN where there was no positive, which is left out.
+        chance: mean share of positives, drawn as a line.
+    """
+    known = sorted(((value, label) for label, value in precision.items() if not math.isnan(value)), reverse=True)
+    shown = known
+    if len(known) > MOST_BARS:
+        half = MOST_BARS // 2
+        shown = known[:half] + known[-half:]
+        title += f"\nthe best and the worst {half} of {len(known)} classes"
+    figure = Figure(figsize=(8, 1.5 + BAR_INCHES * max(4, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(shown))
+    axes.barh(places, [value for value, _ in shown], color="#3b6ea5", height=0.75)
+    # A dollar sign in a label would start a formula.
+    axes.set_yticks(places, [label[:40].replace("$", r"\$") for _, label in shown], fontsize=8)
+    axes.axvline(chance, color="#c44e52", linestyle="--", label=f"chance {chance:.3f}")
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision", title=title)
+    axes.legend(loc="lower right")
+    save(figure, path)
+
+
+def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw each member's training loss and held-out score over epochs.
+
+    Args:
+        path: PNG to write.
+        histories: rows of `metrics.jsonl` by member.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    loss_axes, score_axes = figure.subplots(1, 2)
+    rows = [row for history in histories.values() for row in history]
+    key = _score_key(rows)
+    for member, history in histories.items():
+        epochs = [row["epoch"] for row in history]
+        loss_axes.plot(epochs, [row["train_loss"] for row in history], marker=".", label=member)
+        score_axes.plot(epochs, [row.get(key, math.nan) for row in history], marker=".", label=member)
+    loss_axes.set(xlabel="epoch", ylabel="training loss", title="training loss")
+    score_axes.set(xlabel="epoch", ylabel=key.replace("_", " "), title=key.replace("_", " "))
+    for axes in (loss_axes, score_axes):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if histories:
+            axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw the most probable labels of a recording over time.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        times_s: windows' starts, [W].
+        scores_WC: probabilities.
+        labels: C names.
+    """
+    shown = np.argsort(-scores_WC.max(axis=0), kind="stable")[:MOST_ROWS]
+    figure = Figure(figsize=(11, 1.6 + 0.28 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    step = times_s[1] - times_s[0] if len(times_s) > 1 else 1.0
+    edges = np.append(times_s, times_s[-1] + step)
+    mesh = axes.pcolormesh(edges, np.arange(len(shown) + 1), scores_WC[:, shown].T, vmin=0, vmax=1, cmap="magma")
+    axes.set_yticks(np.arange(len(shown)) + 0.5, [labels[c][:40].replace("$", r"\$") for c in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="start of the window, s", title=title.replace("$", r"\$"))
+    figure.colorbar(mesh, ax=axes, label="probability")
+    save(figure, path)
+
+
+def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.ndarray, seconds: float) -> None:
+    """Draw a spectrogram, and under it the same where the model looked.
+
+    Args:
+        path: PNG to write.
+        title: of the picture.
+        fbank_TM: raw log-mel.
+        share_TM: attention of each point, 0 to 1.
+        seconds: that T frames are.
+    """
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    place: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, 0, fbank_TM.shape[1])}
+    above.imshow(fbank_TM.T, cmap="magma", **place)
+    below.imshow(fbank_TM.T, cmap="gray", **place)
+    drawn = below.imshow(share_TM.T, cmap="viridis", alpha=0.6, vmin=0, vmax=1, **place)
+    above.set(ylabel="mel bin", title=title.replace("$", r"\$"))
+    below.set(ylabel="mel bin", xlabel="s", title="attention rollout, largest = 1")
+    figure.colorbar(drawn, ax=below)
+    save(figure, path)
+
+
+def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
+    """Draw a clip's log-mel as a small picture.
+
+    Args:
+        path: PNG to write.
+        fbank_TM: raw log-mel.
+        seconds: that T frames are.
+    """
+    figure = Figure(figsize=(4.2, 1.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(fbank_TM.T, cmap="magma", origin="lower", aspect="auto", extent=(0, seconds, 0, fbank_TM.shape[1]))
+    axes.set_xlabel("s", fontsize=8)
+    axes.set_ylabel("mel bin", fontsize=8)
+    axes.tick_params(labelsize=7)
+    save(figure, path)
+
+
+def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw a confusion matrix as shares of each true class, a row a class.
+
+    Args:
+        path: PNG to write.
+        matrix_CC: clips by true and by predicted class.
+        labels: C names.
+    """
+    share_CC = matrix_CC / np.maximum(matrix_CC.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.26 * len(labels)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    names = [label[:24].replace("$", r"\$") for label in labels]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for row, column in zip(*np.nonzero(matrix_CC), strict=True):
+        light = share_CC[row, column] > 0.5
+        count = str(matrix_CC[row, column])
+        axes.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if light else "black")
+    axes.set(xlabel="taken for", ylabel="is")
+    figure.colorbar(drawn, ax=axes, label="share of the class")
+    save(figure, path)
+
+
+def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The headline metric: accuracy where there is one, else mAP."""
+    keys = sorted({key for row in rows for key in row})
+    return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Commit a figure as PNG."""
+    with committed(path) as beside:
+        FigureCanvasAgg(figure).print_png(str(beside))  # type: ignore[no-untyped-call]

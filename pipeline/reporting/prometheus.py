@@ -1,0 +1,129 @@
+"""What a training tells Prometheus, through Ray's metrics agents, and how its log lines say whose they are.
+
+Ray exports each under `ray_` and its name. docs/observability.md says what to read in them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from ast_core.config import Job
+from ast_core.training.callback import Observer, StepDone
+from pipeline.ray_runtime.preemption import Watch
+
+LOG = logging.getLogger("ast_core")
+MEMBER = ("run", "member")
+RANK = (*MEMBER, "rank")
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+
+
+def member_labels(job: Job) -> dict[str, str]:
+    """Labels of a member: the run's folder and the member's name."""
+    return {"run": str(job.folder.parents[1]), "member": job.folder.name}
+
+
+class Reporter(Observer):
+    """Reports a rank's progress, and asks `watch` whether to leave.
+
+    Args:
+        labels: run, member, rank.
+        watch: rank 0's.
+    """
+
+    def __init__(self, labels: dict[str, str], watch: Watch | None) -> None:
+        self._watch = watch
+        self._step = Gauge("ast_step", "Optimiser steps done", RANK)
+        self._epoch = Gauge("ast_epoch", "Epoch, from 1", RANK)
+        self._loss = Gauge("ast_loss", "Loss of the last step, the mean over all ranks", RANK)
+        self._rate = Gauge("ast_learning_rate", "Learning rate of the last step", RANK)
+        self._clips = Counter("ast_clips_trained", "Clips trained on, of this rank", RANK)
+        self._seconds = Histogram("ast_step_seconds", "Seconds from step to step", SECONDS, RANK)
+        self._waiting = Counter("ast_data_wait_seconds", "Seconds that steps waited for their batch", RANK)
+        self._checkpoint = Histogram("ast_checkpoint_seconds", "Seconds of a checkpoint", SECONDS, RANK)
+        for metric in vars(self).values():
+            if isinstance(metric, Gauge | Counter | Histogram):
+                metric.set_default_tags(labels)
+
+    def began(self, step: int) -> None:
+        """The training goes on from `step`."""
+        self._step.set(step)
+
+    def stepped(self, done: StepDone) -> None:
+        """A step was done."""
+        self._step.set(done.step)
+        self._epoch.set(done.epoch)
+        self._loss.set(done.loss)
+        self._rate.set(done.learning_rate)
+        self._clips.inc(done.clips)
+        self._seconds.observe(done.seconds)
+        if done.waiting_s > 0:  # a counter takes no 0
+            self._waiting.inc(done.waiting_s)
+        LOG.debug(
+            "Step %d, loss %.6g, %.3f s, of these %.3f s for data", done.step, done.loss, done.seconds, done.waiting_s
+        )
+
+    def committed(self, step: int, seconds: float) -> None:  # noqa: ARG002
+        """A checkpoint was committed."""
+        self._checkpoint.observe(seconds)
+
+    def must_leave(self) -> bool:
+        """Whether rank 0 was asked to leave."""
+        return self._watch is not None and self._watch.must_leave()
+
+    def left(self, step: int) -> None:
+        """Pass on that all is on disk."""
+        if self._watch is not None:
+            self._watch.left(step)
+
+
+def count_restart(job: Job, cause: str) -> None:
+    """Count that a member's workers are started again; `cause` is `lost` or `preempted`."""
+    _restarts().inc(1, member_labels(job) | {"cause": cause})
+
+
+def count_prepared(run: str, clips: int, rejected: int, missing: int) -> None:
+    """Count clips that were prepared, and how many of these were rejected, or had no file."""
+    for outcome, count in (("kept", clips - rejected - missing), ("rejected", rejected), ("missing", missing)):
+        if count:  # a counter takes no 0
+            _prepared().inc(count, {"run": run, "outcome": outcome})
+
+
+@cache
+def _restarts() -> Counter:
+    return Counter("ast_restarts", "Times that workers were started again", (*MEMBER, "cause"))
+
+
+@cache
+def _prepared() -> Counter:
+    return Counter("ast_clips_prepared", "Clips prepared", ("run", "outcome"))
+
+
+def label_log_lines(labels: dict[str, str]) -> None:
+    """Let `ast_core`'s log lines of this process say whose they are, in logfmt: `run=... rank=0 msg="..."`.
+
+    The environment's AST_LOG_LEVEL says from which level on there are lines; at DEBUG there is one a step.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Logfmt(labels))
+    LOG.handlers = [handler]
+    LOG.setLevel(os.environ.get("AST_LOG_LEVEL", "INFO").upper())
+    LOG.propagate = False
+
+
+class _Logfmt(logging.Formatter):
+    def __init__(self, labels: dict[str, str]) -> None:
+        super().__init__()
+        self._labels = "".join(
+            f" {key}={json.dumps(value) if ' ' in value else value}" for key, value in labels.items()
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        message = json.dumps(record.getMessage(), ensure_ascii=False)
+        return f"time={when} level={record.levelname.lower()}{self._labels} msg={message}"

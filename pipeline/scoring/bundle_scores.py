@@ -1,0 +1,177 @@
+"""Bundles' probabilities of a split's clips: those on disk, and others scored now, spread over Ray's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.progress import Progress
+
+from ast_core.config import require
+from ast_core.errors import UserError
+from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
+from ast_core.shards.reader import ShardReader
+from ast_core.weights.bundle import DESCRIPTION
+from ast_core.weights.bundle_description import read_description
+from ast_core.weights.ensemble_mean import mean_probabilities
+from pipeline.cli.stages import Common
+from pipeline.ray_runtime import connection
+from pipeline.ray_runtime.scorer import Place, Scorer
+from pipeline.ray_runtime.watched_pool import HEALTH, answers
+from pipeline.run_folder import sync
+
+CHUNK = 32
+"""Clips a worker scores between two reports."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A bundle on disk, by its description; its weights stay there."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Of the bundle."""
+        return str(self.content["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Where it came from."""
+        facts: Mapping[str, Any] = self.content["facts"]
+        return facts
+
+    @property
+    def places(self) -> list[Place]:
+        """Where its members' weights are."""
+        return [Place(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
+
+
+def describe(folder: Path, reader: ShardReader) -> Described:
+    """A bundle that fits the shards.
+
+    Raises:
+        UserError: no bundle, or one of other labels or another front end.
+    """
+    described = Described(folder, read_description(folder).content)
+    labels, wanted = described.content["labels"], list(reader.index.labels)
+    require(
+        labels == wanted,
+        f"{folder} was trained on {len(labels)} labels that are not the {len(wanted)} of the shards in use"
+        f"{_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
+    )
+    fits = all(entry["front_end"] == reader.index.front_end for entry in described.content["members"])
+    require(fits, f"{folder} was trained with another front end than the shards in use. Prepare with its own.")
+    return described
+
+
+def describe_all(bundles: Path, reader: ShardReader) -> dict[str, Described]:
+    """The bundles of a folder by name, the largest ensemble last; UserError as `describe`, or if there is none."""
+    found = [describe(path.parent, reader) for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))]
+    require(bool(found), f"There is no bundle in {bundles}: run combine first.")
+    return {described.folder.name: described for described in sorted(found, key=_members_of_ensemble)}
+
+
+def _members_of_ensemble(described: Described) -> int:
+    return len(described.places) if described.facts.get("role") == "ensemble" else 0
+
+
+def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
+    pairs = enumerate(zip(labels, wanted, strict=False))
+    return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
+
+
+def bundle_scores(
+    settings: Common, bundles: Mapping[str, Described], reader: ShardReader, output: Path
+) -> dict[str, np.ndarray]:
+    """Each bundle's probabilities of the reader's clips, float32 [N, C]; kept as `output/NAME-scores.parquet`.
+
+    A member is scored once, in however many bundles it is; a bundle that was scored on these clips already, not again.
+
+    Raises:
+        UserError: a bundle gives scores that are not finite, or is damaged.
+    """
+    paths = {name: output / f"{name}-scores.parquet" for name in bundles}
+    identities = {name: identity_of(described.digest, reader) for name, described in bundles.items()}
+    known = {name: read_scores(path, identities[name]) for name, path in paths.items()}
+    pending = {name: described for name, described in bundles.items() if known[name] is None}
+    if pending:
+        by_member = member_scores(settings, list(pending.values()), reader)
+        for name, described in pending.items():
+            scores_NC = mean_probabilities([by_member[place.sha256] for place in described.places])
+            write_scores(paths[name], identities[name], scores_NC, reader)
+            known[name] = scores_NC
+    return {name: scores_NC for name, scores_NC in known.items() if scores_NC is not None}
+
+
+def member_scores(settings: Common, bundles: Sequence[Described], reader: ShardReader) -> dict[str, np.ndarray]:
+    """Score each different member of bundles on every clip once.
+
+    Returns:
+        Probabilities, float32 [N, C], by the SHA-256 of a member's weights.
+
+    Raises:
+        UserError: a bundle gives scores that are not finite, or is damaged.
+    """
+    with connection.connected(settings.address, settings.workers):
+        scores = _scored(settings, _different(bundles), reader)
+    for place, scores_NC in scores.items():
+        _check_scores(place.bundle, scores_NC, reader)
+    return {place.sha256: scores_NC for place, scores_NC in scores.items()}
+
+
+def _different(bundles: Sequence[Described]) -> list[Place]:
+    """Each different member once: an ensemble's are its members' own bundles' too."""
+    places: dict[str, Place] = {}
+    for described in bundles:
+        for place in described.places:
+            places.setdefault(place.sha256, place)
+    return list(places.values())
+
+
+def _scored(settings: Common, places: Sequence[Place], reader: ShardReader) -> dict[Place, np.ndarray]:
+    chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
+    scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
+    scorers = _scorers(settings, reader, len(chunks))
+    tasks = [(place, indices) for place in places for indices in chunks]
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"score {len(places)} members", total=len(places) * len(reader))
+            for place, indices, scores_BC in answers(scorers, lambda actor, task: actor.score.remote(*task), tasks):
+                scores[place][indices] = scores_BC
+                progress.advance(bar, len(indices))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    finally:
+        for scorer in scorers:
+            ray.kill(scorer)
+    return scores
+
+
+def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
+    """As many workers as were asked for and as the cluster can hold at once, but no more than `most`."""
+    resources, gpu = ray.cluster_resources(), connection.uses_gpu()
+    room = int(resources.get("GPU" if gpu else "CPU", 1))
+    workers = max(1, min(connection.worker_count(settings.workers), room, most))
+    kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # not in Ray's types
+    actor = kind.options(
+        num_cpus=1,
+        num_gpus=1 if gpu else 0,
+        max_restarts=2,
+        max_task_retries=2,
+        scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has room for itself only
+    )
+    stores = sync.stores_of(settings)
+    return [actor.remote(reader.folder, reader.splits, stores) for _ in range(workers)]
+
+
+def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:
+    finite_N = np.isfinite(scores_NC).all(axis=1)
+    names = ", ".join(reader.clip_ids[index] for index in np.flatnonzero(~finite_N)[:5])
+    require(bool(finite_N.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")

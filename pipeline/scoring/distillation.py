@@ -1,0 +1,94 @@
+"""A teacher beside a training: its probabilities of the training clips, and how its student compares with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import rich.table
+
+from ast_core.config import FrontEndConfig, ModelConfig, from_dict
+from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.stored_scores import identity_of, read_scores
+from ast_core.model.cost import cost
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import write_json
+from ast_core.weights.ensemble_mean import mean_probabilities
+from pipeline.cli.stages import EvaluateSettings, TrainSettings
+from pipeline.run_folder import sync
+from pipeline.scoring.bundle_scores import Described, bundle_scores, describe, member_scores
+from pipeline.tracking.registry import bundle_folder
+
+
+def teach(settings: TrainSettings) -> Path | None:
+    """Score the training clips with the recipe's teacher, once for all members of a run.
+
+    Returns:
+        The file of its probabilities; None where the recipe has no teacher.
+
+    Raises:
+        UserError: no such teacher, or one of other labels or another front end.
+    """
+    if not settings.distil.teacher:
+        return None
+    folder = settings.run_dir / "teacher"
+    path = folder / "teacher-scores.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    sync.bring(settings, settings.data.train_splits, ["teacher/*"])
+    with filelock.FileLock(folder / ".lock"):  # members of one run may be trained side by side
+        reader = ShardReader(settings.shards, settings.data.train_splits)
+        teacher = describe(_bundle(settings), reader)
+        if read_scores(path, identity_of(teacher.digest, reader)) is None:
+            bundle_scores(settings, {"teacher": teacher}, reader, folder)
+    return path
+
+
+def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, Any]) -> rich.table.Table:
+    """The teacher, its members and the bundles of this run on the same clips, each with what it costs.
+
+    It is kept in `evaluation/distillation.json`.
+    """
+    teacher = describe(_bundle(settings), reader)
+    by_member = member_scores(settings, [teacher], reader)
+    single, labels_NC = reader.index.single_label, reader.labels_NC
+    key = "accuracy" if single else "mAP"
+    rows = []
+    if len(teacher.places) > 1:
+        for place, entry in zip(teacher.places, teacher.content["members"], strict=True):
+            value = evaluate_scores(by_member[place.sha256], labels_NC, single)[key]
+            rows.append(_row(f"teacher's {entry['name']}", [entry], value))
+    whole_NC = mean_probabilities([by_member[place.sha256] for place in teacher.places])
+    entries = teacher.content["members"]
+    rows.append(_row("teacher", entries, evaluate_scores(whole_NC, labels_NC, single)[key]))
+    for name, result in results.items():
+        own = describe(settings.run_dir / "bundles" / name, reader)
+        if own.facts.get("role") in {"member", "ensemble"}:
+            rows.append(_row(f"student {name}", own.content["members"], result["metrics"][key]))
+    write_json(settings.run_dir / "evaluation" / "distillation.json", {"metric": key, "rows": rows})
+    return _table(key, rows, teacher, reader)
+
+
+def _bundle(settings: TrainSettings | EvaluateSettings) -> Path:
+    return sync.shared_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
+
+
+def _row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:
+    costs = [
+        cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
+        for entry in entries
+    ]
+    macs, parameters = sum(one.macs for one in costs), sum(one.parameters for one in costs)
+    return {"name": name, "macs": macs, "parameters": parameters, "score": score}
+
+
+def _table(key: str, rows: list[dict[str, Any]], teacher: Described, reader: ShardReader) -> rich.table.Table:
+    title = f"distilled from {teacher.folder.name}, on {len(reader)} clips of {'+'.join(reader.splits)}"
+    table = rich.table.Table("model", title=title)
+    for heading in ("GMAC a clip", "M parameters", key):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        size = (f"{row['macs'] / 1e9:.3g}", f"{row['parameters'] / 1e6:.3g}")
+        table.add_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
+    return table

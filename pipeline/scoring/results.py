@@ -1,0 +1,103 @@
+"""What an evaluation keeps and shows: scores, metrics with intervals, a table of the classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from rich.table import Table
+
+from ast_core.evaluation import metrics
+from ast_core.evaluation.bootstrap import bootstrap_intervals
+from ast_core.evaluation.thresholds import best_f1
+from ast_core.storage.atomic_files import committed
+
+Result = dict[str, Any]
+HEADLINES = {"accuracy": "accuracy", "mAP": "mAP", "mAUC": "mAUC", "d_prime": "d'"}
+SHOWN_CLASSES = 6
+"""Best and worst classes on screen; the CSV has all."""
+
+
+def measure(
+    scores_NC: np.ndarray, labels_NC: np.ndarray, labels: Sequence[str], single: bool, resamples: int
+) -> Result:
+    """Metrics, their 95 % intervals if there are resamples, and a row a class with the threshold of its best F1."""
+    intervals = bootstrap_intervals(scores_NC, labels_NC, single, resamples) if resamples else {}
+    return {
+        "metrics": plain(metrics.evaluate_scores(scores_NC, labels_NC, single)),
+        "intervals": {key: list(plain(dict(enumerate(ends))).values()) for key, ends in intervals.items()},
+        "resamples": resamples,
+        "per_class": {label: plain(row) for label, row in _per_class(scores_NC, labels_NC, labels).items()},
+    }
+
+
+def _per_class(scores_NC: np.ndarray, labels_NC: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    precision_C, auc_C = metrics.average_precision_C(scores_NC, labels_NC), metrics.roc_auc_C(scores_NC, labels_NC)
+    rows = {}
+    for c, label in enumerate(labels):
+        row = {"positives": labels_NC[:, c].sum(), "ap": precision_C[c], "auc": auc_C[c]}
+        rows[label] = row | asdict(best_f1(scores_NC[:, c], labels_NC[:, c] > 0.5))
+    return rows
+
+
+def write_per_class(path: Path, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
+    """The classes as CSV. The threshold was chosen on these very clips: on others expect a lower F1."""
+    rows = [{"label": label, **row} for label, row in per_class.items()]
+    with committed(path) as beside:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), beside)
+
+
+def plain(values: Mapping[Any, float]) -> dict[Any, float | None]:
+    """What JSON can hold: None for a number that is not defined or infinite."""
+    return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
+
+
+def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The other way: NaN for None."""
+    return {key: math.nan if value is None else value for key, value in values.items()}
+
+
+def bundles_table(results: Mapping[str, Result]) -> Table:
+    """A row a bundle, chance beside them."""
+    last = list(results.values())[-1]
+    title = f"evaluate: {last['clips_evaluated']} of {last['clips_listed']} {last['of']}, each once"
+    keys = [key for key in HEADLINES if key in last["metrics"]]
+    table = Table("bundle", *(HEADLINES[key] for key in keys), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, result in results.items():
+        cells = [_with_interval(numbers(result["metrics"])[key], result["intervals"].get(key)) for key in keys]
+        table.add_row(name, *cells, style="bold" if name == "ensemble" else "")
+    chance = numbers(last["metrics"]) | {"chance_mAUC": 0.5, "chance_d_prime": 0.0}
+    table.add_row("chance", *(f"{chance[f'chance_{key}']:.4f}" for key in keys), style="dim")
+    if last["resamples"]:
+        table.caption = f"95 % intervals of {last['resamples']} resamples of the clips"
+    return table
+
+
+def classes_table(name: str, result: Result) -> Table:
+    """The classes of highest and lowest average precision."""
+    rows = sorted(result["per_class"].items(), key=lambda item: -(item[1]["ap"] or 0.0))
+    known = [(label, row) for label, row in rows if row["ap"] is not None]
+    shown = known if len(known) <= 2 * SHOWN_CLASSES else [*known[:SHOWN_CLASSES], *known[-SHOWN_CLASSES:]]
+    table = Table("class", title=f"classes of {name}" + ("" if shown == known else ", the best and the worst"))
+    for column in ("clips", "AP", "AUC", "best F1", "at score", "prec.", "recall"):
+        table.add_column(column, justify="right")
+    for label, row in shown:
+        keys = ("ap", "auc", "f1", "threshold", "precision", "recall")
+        cells = ["" if row[key] is None else f"{row[key]:.3f}" for key in keys]
+        table.add_row(label.replace("[", "\\["), f"{row['positives']:.0f}", *cells)
+    return table
+
+
+def _with_interval(value: float, interval: Sequence[float | None] | None) -> str:
+    if not interval:
+        return f"{value:.4f}"
+    low, high = (math.inf if end is None else end for end in interval)
+    return f"{value:.4f} \\[{low:.3f}, {high:.3f}]"

@@ -1,0 +1,164 @@
+"""MLflow's model registry: versions that hold bundles, their texts and aliases. What it cannot do is a `UserError`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.tracking import mlflow_store  # before mlflow, whose environment it sets
+
+# isort: split
+import mlflow
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from sqlalchemy.exc import SQLAlchemyError
+
+from ast_core.config import require
+from ast_core.errors import UserError
+from ast_core.weights.bundle import DESCRIPTION
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases: the best version so far, which everyone uses, and the newest."""
+REQUIREMENTS = (
+    "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
+)  # fmt: skip
+"""What a registered model needs, at the versions it was registered with."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    number: int
+    tags: Mapping[str, str]
+
+
+def find_version(name: str, bundle_digest: str, decisions_digest: str) -> int | None:
+    """The newest version of a model that holds this bundle with these decisions."""
+    with _registry(f"{name} could not be looked up"):
+        found = MlflowClient().search_model_versions(f"name = '{name}' and tags.bundle_digest = '{bundle_digest}'")
+        own = [int(v.version) for v in found if v.tags.get("decisions_digest", "") == decisions_digest]
+        return max(own, default=None)
+
+
+def aliased(name: str, alias: str) -> Version | None:
+    """The version that an alias points at; None if there is none."""
+    with _registry(f"{name} could not be looked up"):
+        try:
+            version = MlflowClient().get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+        return Version(int(version.version), version.tags)
+
+
+def add_version(
+    name: str, bundle: Path, run_id: str, example: pd.DataFrame, labels: tuple[str, ...],
+    metrics: Mapping[str, float], tags: Mapping[str, str],
+) -> int:  # fmt: skip
+    """Upload a bundle as a pyfunc model, then register it. No pickle: weights stay the bundle's own files.
+
+    Args:
+        name: in the registry; made if it is not there.
+        bundle: folder.
+        run_id: active run that the model belongs to.
+        example: input to show.
+        labels: what it gives probabilities of.
+        metrics: shown beside the model.
+        tags: of the version.
+
+    Returns:
+        The version. Nothing shows in the registry before the upload is whole.
+
+    Raises:
+        UserError: the registry cannot be reached or written.
+    """
+    packages = [Path(__file__).resolve().parents[2] / package for package in ("ast_core", "pipeline")]
+    with _registry(f"{name} could not be registered"):
+        model = mlflow.pyfunc.log_model(
+            name=re.sub(r"[/:.%\"']", "-", name),  # a variant such as learning_rate=0.001 has what MLflow forbids here
+            loader_module="pipeline.tracking.pyfunc",
+            data_path=str(bundle),
+            code_paths=[str(package) for package in packages],
+            signature=_signature(labels),
+            input_example=example,
+            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            metadata=dict(tags),
+        )
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        mlflow.log_metrics(finite, run_id=run_id, model_id=model.model_id)
+        version: ModelVersion = mlflow.register_model(model.model_uri, name, tags=dict(tags))
+        return int(version.version)
+
+
+def describe_version(name: str, version: int, description: str) -> None:
+    """Show a text beside a version and its model. UserError if the registry does not take it."""
+    with _registry(f"{name} could not be described"):
+        MlflowClient().update_model_version(name, str(version), description)
+        MlflowClient().update_registered_model(name, description)
+
+
+def set_alias(name: str, alias: str, version: int) -> None:
+    """Point an alias at a version. UserError if the registry does not take it."""
+    with _registry(f"the alias {alias} could not be set"):
+        MlflowClient().set_registered_model_alias(name, alias, str(version))
+
+
+def bundle_folder(model: str, store: str) -> Path:
+    """The folder of a bundle, or of a registered model: downloaded from `store` unless that is on this machine.
+
+    Args:
+        model: a folder, `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`.
+        store: MLflow tracking URI.
+
+    Raises:
+        UserError: no such model, or it holds no bundle.
+    """
+    if not model.startswith(("models:/", "runs:/")):
+        return Path(model).absolute()
+    mlflow_store.open_store(store)
+    return fetch_bundle(model)
+
+
+def fetch_bundle(uri: str) -> Path:
+    """As `bundle_folder`, from the store that is open."""
+    with _registry(f"{uri} could not be fetched"):
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    found = sorted(folder.glob(f"**/{DESCRIPTION}"))
+    require(len(found) == 1, f"{uri} is not a model of this pipeline: {len(found)} bundles in {folder}.")
+    return found[0].parent
+
+
+def _signature(labels: tuple[str, ...]) -> ModelSignature:
+    """The input's columns are all optional to MLflow; a row without audio is told in its own `clip_error`."""
+    inputs = Schema(
+        [
+            ColSpec(DataType.binary, "audio", required=False),
+            ColSpec(Array(DataType.double), "waveform", required=False),
+            ColSpec(DataType.long, "sample_rate_hz", required=False),
+        ]
+    )
+    outputs = Schema([*(ColSpec(DataType.float, label) for label in labels), ColSpec(DataType.string, "clip_error")])
+    return ModelSignature(inputs=inputs, outputs=outputs)
+
+
+@contextlib.contextmanager
+def _registry(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        where = mlflow.get_tracking_uri()
+        raise UserError(f"MLflow at {where}: {what}: {mlflow_store.first_line(error)}.") from error

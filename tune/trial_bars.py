@@ -1,0 +1,68 @@
+"""What a person sees of a running study: each trial's epochs and score, read from the trials' own folders."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.reporting.history import headline, read_history
+from tune.trial import Trial
+
+
+class Board:
+    """A bar for the study and one for each trial that has begun; a line for each that has ended."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[news]}"), console=Console(stderr=True),
+        )  # fmt: skip
+        self._trials = {trial.name: trial for trial in trials}
+        self._before = {name for name, trial in self._trials.items() if trial.result()}
+        self._ended = set(self._before)
+        self._whole = self._progress.add_task("trials", total=len(trials), completed=len(self._ended), news="")
+        self._bars = {
+            name: self._progress.add_task(name, total=trial.settings.optim.epochs, visible=False, news="")
+            for name, trial in self._trials.items()
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start to show."""
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Show the last state and stop."""
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        self._progress.stop()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(1.0):
+            self._show()
+
+    def _show(self) -> None:
+        for name, trial in self._trials.items():
+            if name in self._ended:
+                continue
+            rows = read_history(trial.history)
+            if rows:
+                news = headline(rows[-1])
+                self._progress.update(self._bars[name], completed=len(rows), visible=True, news=news)
+            result = trial.result()
+            if result:
+                self._ended.add(name)
+                self._progress.update(self._bars[name], visible=False)
+                self._progress.console.print(f"{name}: {result['status']} after {len(rows)} epochs, {news}")
+        self._progress.update(self._whole, completed=len(self._ended))
