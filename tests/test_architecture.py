@@ -45,22 +45,22 @@ def test_names_say_what_and_hide_no_module(path: Path) -> None:
     installed = set(importlib.metadata.packages_distributions()) - set(PACKAGES)
     if path.stem != "__init__":
         assert path.stem not in VAGUE
-        if path.parent != ROOT / "ast_core":
+        if not path.is_relative_to(ROOT / "ast_core"):
             assert path.stem not in sys.stdlib_module_names | installed
 
 
 @each_source
 def test_ray_starts_in_one_place_and_pickle_in_none(path: Path) -> None:
     found = calls(path)
-    if path != ROOT / "pipeline" / "cluster.py":
+    if path != ROOT / "pipeline" / "ray_runtime" / "connection.py":
         assert "ray.init" not in found
-    if path != ROOT / "ast_core" / "pretrained.py":
+    if path != ROOT / "ast_core" / "weights" / "pretrained.py":
         assert "torch.load" not in found
     assert not {"pickle.load", "pickle.loads", "joblib.load"} & found
 
 
 def test_unpickling_is_of_weights_only() -> None:
-    tree = ast.parse((ROOT / "ast_core" / "pretrained.py").read_text())
+    tree = ast.parse((ROOT / "ast_core" / "weights" / "pretrained.py").read_text())
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     assert loads
     for node in loads:

@@ -32,7 +32,7 @@ from pipeline.ray_runtime.shard_part import write
 from pipeline.report import report
 from pipeline.run_folder import sync
 
-IMPATIENT = str(nodes.ROOT / "tests" / "impatient_prepare.py")
+IMPATIENT = str(nodes.ROOT / "tests" / "support" / "impatient_prepare.py")
 PARTS, CLIPS = 40, 12
 EPOCHS = 8
 

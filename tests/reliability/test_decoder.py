@@ -1,4 +1,4 @@
-"""R8: a decoder that crashes, hangs or takes all memory over a recording, by `tests/hostile_decoder` and for real."""
+"""R8: a decoder that crashes, hangs or takes all memory over a recording, by `hostile_decoder` and for real."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ast_core.shards.reader import ShardIndex
 from pipeline.tracking.pyfunc import AUDIO, ERROR, Tagger
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIM = ROOT / "tests" / "hostile_decoder"
+SHIM = ROOT / "tests" / "support" / "hostile_decoder"
 REASONS = {
     "SEGV": "the decoder crashed (SIGSEGV)",
     "ABRT": "the decoder crashed (SIGABRT)",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = 23
-"""What is attacked; listed in tests/fuzz_targets.py."""
+"""What is attacked; listed in tests/support/fuzz_targets.py."""
 
 
 @pytest.mark.timeout(5000)
@@ -20,7 +20,7 @@ def test_no_input_crashes_its_reader(tmp_path: Path, many, fault_seed: int, meas
     seconds = many(5, 300) / 10
     command = [
         sys.executable,
-        str(TESTS / "attack.py"),
+        str(SUPPORT / "attack.py"),
         str(tmp_path),
         str(seconds),
         str(fault_seed),

@@ -41,7 +41,7 @@ def test_a_stopped_worker_is_named(
     names = write_clips(tmp_path / "data", CLIPS)
     settings = prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "shards", 5)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, many("tests/impatient_prepare.py", "pipeline/prepare.py"), *flags(settings)]
+    command = [sys.executable, many("tests/support/impatient_prepare.py", "pipeline/prepare.py"), *flags(settings)]
     driver = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

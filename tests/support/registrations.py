@@ -27,7 +27,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
 from pipeline.cli.stages import RegisterSettings
 from pipeline.register import register
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120
 KILLED, DONE = -signal.SIGKILL, 0
 IN_UPLOAD = "copyfile"

@@ -106,7 +106,7 @@ def test_workers_that_cannot_share_the_batch_are_refused_before_anything_starts(
 
 
 def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
-    stages = Path(__file__).resolve().parents[2] / "pipeline"
+    stages = Path(__file__).resolve().parents[3] / "pipeline"
     for name in ("prepare", "train", "combine", "evaluate", "register", "predict", "run"):
         text = (stages / f"{name}.py").read_text()
         assert f"from pipeline.{name} import main" in text

@@ -1,6 +1,6 @@
 """Feeds readers what nobody meant; a program, for an input may kill the process that reads it.
 
-python tests/attack.py FOLDER SECONDS SEED CORPUS TARGET...
+python tests/support/attack.py FOLDER SECONDS SEED CORPUS TARGET...
 
 Prints a line of JSON a target: inputs, how many were accepted, and the first crashes with the files of their inputs.
 """

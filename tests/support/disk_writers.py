@@ -1,6 +1,6 @@
 """Every writer of files on a disk that is full at several levels; a program, for only it sees that disk.
 
-python tests/disk_writers.py FOLDER LEVELS WRITER...
+python tests/support/disk_writers.py FOLDER LEVELS WRITER...
 
 Prints a line of JSON a writer: how many of its writes failed, and the sentence of the last one.
 """

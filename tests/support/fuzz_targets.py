@@ -39,7 +39,7 @@ from pipeline.tracking.pyfunc import Tagger
 
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
-RECIPES = Path(__file__).resolve().parents[1] / "pipeline" / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "pipeline" / "recipes"
 Mutate = Callable[[bytes, random.Random], bytes]
 
 

@@ -1,6 +1,6 @@
 """Prepare and train while Ray's object store is full and the disk it spills to, too; a program: only it sees that disk.
 
-python tests/disk_spilling.py FOLDER CLIPS
+python tests/support/disk_spilling.py FOLDER CLIPS
 
 Prints a line of JSON.
 """

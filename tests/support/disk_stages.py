@@ -1,6 +1,6 @@
 """Prepare, train and their tracker on a full disk, with one Ray; a program, for only it sees that disk.
 
-python tests/disk_stages.py FOLDER LEVELS STAGE...
+python tests/support/disk_stages.py FOLDER LEVELS STAGE...
 
 Prints a line of JSON a stage.
 """

@@ -13,7 +13,7 @@ from prepared import BINS, FRAMES
 
 from ast_core.weights import checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEPS_AN_EPOCH = 7
 
 
