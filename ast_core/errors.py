@@ -43,3 +43,9 @@ class NoRoomError(UserError):
 
 class Preempted(Exception):  # noqa: N818  # nothing is wrong
     """A training was asked to leave and left: all its steps are on disk. Whoever supervises it starts it elsewhere."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UserError(sentence)` unless `condition` holds."""
+    if not condition:
+        raise UserError(sentence)

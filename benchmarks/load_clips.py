@@ -23,8 +23,9 @@ import soundfile
 from peers.comparison import arguments, print_machine, verdict
 from peers.memory import Peak, Watch, objects_mb
 
-from ast_core.shards.reader import INDEX
-from pipeline.cli.stages import PrepareSettings, TrainSettings, parse
+from ast_core.shards.index import INDEX
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.train import job_of, train

@@ -32,11 +32,12 @@ from peers.made_data import sound
 from peers.memory import open_files, resident_mb
 
 from ast_core.audio.waveform import load_waveform
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
-from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.pyfunc import AUDIO, ERROR
 
 CLIENTS, SECONDS, QUICK_S = 64, 300.0, 5.0
@@ -95,7 +96,7 @@ def registered(folder: Path, store: str) -> Path:
     identity = {"model": to_dict(model), "front_end": to_dict(front_end), "labels": list(LABELS), "loss": "bce"}
     write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], False, {})
     mlflow_store.open_store(store)
-    with mlflow_store.start_run("load", "load", {}, {}) as run_id:
+    with runs.start_run("load", "load", {}, {}) as run_id:
         example = pd.DataFrame({AUDIO: [_encoded(sound(0, 16_000, 1.0), *KINDS[0][:3])]})
         version = registry.add_version(MODEL, folder, run_id, example, LABELS, {}, {})
     registry.set_alias(MODEL, registry.CHAMPION, version)

@@ -22,8 +22,9 @@ from peers.made_data import recordings, save_sounds
 from peers.published_loader import write_table
 
 from ast_core.audio.waveform import load_waveform
-from ast_core.config import FrontEndConfig, to_dict
+from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
+from ast_core.serialization import to_dict
 from pipeline.ray_runtime.shard_part import Part, write
 
 CLIPS, ROUNDS = 24, 9

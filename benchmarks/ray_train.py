@@ -21,7 +21,8 @@ from peers.made_data import write_shards
 
 from ast_core.config import FrontEndConfig
 from ast_core.training.trainer import fit
-from pipeline.cli.stages import TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import connection
 from pipeline.train import job_of, train
 

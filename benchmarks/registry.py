@@ -21,9 +21,10 @@ import torch
 from mlflow import MlflowClient
 from peers.comparison import arguments, one_core, print_machine
 
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.model.transformer import AST
-from ast_core.storage.atomic_files import write_json
+from ast_core.serialization import to_dict
+from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.cli.stages import RegisterSettings
 from pipeline.register import register

@@ -15,7 +15,8 @@ from peers.made_data import write_shards
 from peers.published_loader import list_table
 
 from ast_core.config import FrontEndConfig
-from ast_core.shards.reader import Row, ShardReader, write_part
+from ast_core.shards.reader import ShardReader
+from ast_core.shards.writer import Row, write_part
 
 GOAL = 0.5
 CLIPS, ROUNDS = 512, 9

@@ -13,13 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.evaluation.stored_scores import identity_of
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import remove_stumps_beside_all, write_json
+from ast_core.storage.atomic_files import remove_stumps_beside_all
+from ast_core.storage.json_files import write_json
 from ast_core.weights.decisions import Decisions
-from pipeline.cli.stages import CalibrateSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import CalibrateSettings
 from pipeline.run_folder import folder_lock, sync
 from pipeline.scoring.bundle_scores import bundle_scores, describe_all
 from pipeline.scoring.results import plain

@@ -14,13 +14,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.config import OptimConfig, require
-from ast_core.shards.reader import ShardIndex
+from ast_core.config import OptimConfig
+from ast_core.errors import require
+from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import remove_folder, stored_in
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 from ast_core.weights.bundle import DESCRIPTION, write_bundle
-from pipeline.cli.stages import CombineSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import CombineSettings
 from pipeline.run_folder import folder_lock, sync
 from pipeline.tracking.run_note import NOTE, run_of
 

@@ -15,14 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.config import require
 from ast_core.dataset.manifest import load_manifest
-from ast_core.storage.atomic_files import write_json
-from pipeline.cli.stages import FoldsSettings, PrepareSettings, TrainSettings, parse, run_stage, section_values
+from ast_core.errors import require
+from ast_core.storage.json_files import write_json
+from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import FoldsSettings, PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 from pipeline.train import train
 
 WAYS = {
@@ -118,10 +120,10 @@ def _log(settings: FoldsSettings, result: dict[str, Any], output: Path) -> None:
     mlflow_store.open_store(settings.tracking)
     tags = {"stage": "folds", "run_dir": str(settings.run_dir), "seed": str(settings.seed)}
     params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
-    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
+    with runs.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
         flat = {f"{way}_{key}": result[way][key] for way in WAYS for key in ("mean", "std")}
-        mlflow_store.log_metrics(run_id, flat)
-        mlflow_store.log_artifacts(run_id, output)
+        runs.log_metrics(run_id, flat)
+        runs.log_artifacts(run_id, output)
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -14,19 +14,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ast_core.config import require
 from ast_core.dataset.clip_list import cover, read_ids
+from ast_core.errors import require
 from ast_core.evaluation.stored_scores import identity_of
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import digest, read_json, remove_stumps_beside_all, write_json
-from pipeline.cli.stages import EvaluateSettings, parse, run_stage
+from ast_core.storage.atomic_files import remove_stumps_beside_all
+from ast_core.storage.json_files import digest, read_json, write_json
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import EvaluateSettings
 from pipeline.reporting.history import read_histories
 from pipeline.reporting.plots import plot_curves, plot_per_class
 from pipeline.run_folder import folder_lock, sync
 from pipeline.scoring import results as results_of
 from pipeline.scoring.bundle_scores import bundle_scores, describe_all
 from pipeline.scoring.distillation import compare
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.run_note import note_run
 
 
@@ -171,10 +174,10 @@ def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.
         for key, ends in result["intervals"].items():
             ends_by_name = zip(("low", "high"), ends, strict=True)
             flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
-    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
+    with runs.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
         note_run(settings.run_dir / "evaluation", run_id)
-        mlflow_store.log_metrics(run_id, flat)
-        mlflow_store.log_artifacts(run_id, test.output)
+        runs.log_metrics(run_id, flat)
+        runs.log_artifacts(run_id, test.output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

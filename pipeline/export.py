@@ -11,11 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.onnx_export import export_onnx
-from pipeline.cli.stages import ExportSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import ExportSettings
 from pipeline.tracking.registry import bundle_folder
 
 

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.config import FrontEndConfig
-from ast_core.shards.reader import ShardIndex
-from pipeline.cli.stages import FeaturesSettings, parse, run_stage
+from ast_core.shards.index import ShardIndex
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import FeaturesSettings
 from pipeline.run_folder import sync
 
 PUBLISHED_MEAN, PUBLISHED_STD = -4.2677393, 4.5689974

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import track
 
 from ast_core.audio.decoder import Decoder, Recording
-from ast_core.config import require
-from ast_core.errors import ClipError
+from ast_core.errors import ClipError, require
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.stages import PredictSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.predictions import Tagging
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}

@@ -28,21 +28,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ast_core.config import require, to_dict
 from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import synthesise
-from ast_core.shards.reader import INDEX, REJECTS, ShardIndex
-from ast_core.storage.atomic_files import (
-    committed,
-    digest,
-    read_checked,
-    remove,
-    remove_stumps,
-    stored_in,
-    write_checked,
-)
+from ast_core.errors import require
+from ast_core.serialization import to_dict
+from ast_core.shards.index import INDEX, REJECTS, ShardIndex
+from ast_core.storage.atomic_files import committed, remove, remove_stumps, stored_in
+from ast_core.storage.json_files import digest, read_checked, write_checked
 from ast_core.storage.object_store import store_of
-from pipeline.cli.stages import PrepareSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import PrepareSettings
 from pipeline.ray_runtime import connection, heartbeat
 from pipeline.ray_runtime.shard_part import Part, is_done, is_stored, write_row
 from pipeline.reporting import prometheus

@@ -20,13 +20,15 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.redaction import without_secrets
-from ast_core.storage.atomic_files import read_checked, read_json
+from ast_core.storage.json_files import read_checked, read_json
 from ast_core.weights.bundle import DESCRIPTION, Bundle
-from pipeline.cli.stages import RegisterSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import RegisterSettings
 from pipeline.run_folder import folder_lock, sync
-from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.model_card import model_card
 from pipeline.tracking.pyfunc import AUDIO
 from pipeline.tracking.registry import CHALLENGER, CHAMPION
@@ -92,7 +94,7 @@ def _registered(settings: RegisterSettings) -> dict[str, int]:
     tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}
     versions: dict[str, int] = {}
     verdicts: dict[str, str] = {}
-    with mlflow_store.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
+    with runs.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
         require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
         for own in candidates:
             versions[own.name] = _version(own, run_id)
@@ -150,8 +152,8 @@ def _version(own: Candidate, run_id: str) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         readme = Path(scratch) / "README.md"
         readme.write_text(card, encoding="utf-8")
-        mlflow_store.log_artifacts(run_id, readme, under=f"models/{own.name}")
-    mlflow_store.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
+        runs.log_artifacts(run_id, readme, under=f"models/{own.name}")
+    runs.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
     registry.describe_version(own.name, version, card)
     return version
 

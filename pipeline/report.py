@@ -21,16 +21,19 @@ import pyarrow.parquet
 from rich.console import Console
 
 from ast_core.evaluation.stored_scores import identity_of, read_scores
-from ast_core.shards.reader import REJECTS, ShardIndex, ShardReader
-from ast_core.storage.atomic_files import read_checked, read_json, write_text
+from ast_core.shards.index import REJECTS, ShardIndex
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.json_files import read_checked, read_json, write_text
 from ast_core.weights.bundle import DESCRIPTION
-from pipeline.cli.stages import ReportSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import ReportSettings
 from pipeline.reporting.hard_clips import confused, confusion_matrix, hardest
 from pipeline.reporting.paper_results import PUBLISHED
 from pipeline.reporting.plots import plot_confusion
 from pipeline.run_folder import sync
 from pipeline.scoring.results import HEADLINES
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.run_note import run_of
 
 MOST_DRAWN = 60
@@ -74,7 +77,7 @@ def report(settings: ReportSettings) -> Path:
     path = settings.run_dir / "report.html"
     write_text(path, _template().render(page))
     mlflow_store.open_store(settings.tracking)
-    mlflow_store.log_artifacts(run_of(evaluation), path)
+    runs.log_artifacts(run_of(evaluation), path)
     Console(soft_wrap=True).print(f"Report: {path}", markup=False)
     return path
 

@@ -18,8 +18,10 @@ from rich.table import Table
 
 from ast_core.dataset.manifest import load_manifest
 from ast_core.redaction import without_secrets
-from ast_core.storage.atomic_files import write_json
+from ast_core.storage.json_files import write_json
 from pipeline.calibrate import calibrate
+from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.program import run_stage
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -30,9 +32,6 @@ from pipeline.cli.stages import (
     ReportSettings,
     RunSettings,
     TrainSettings,
-    parse,
-    run_stage,
-    section_values,
 )
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate

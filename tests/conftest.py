@@ -13,8 +13,9 @@ import torch
 from clusters import Cluster, running
 from prepared import FRONT_END, LABELS, write_shards
 
-from ast_core.config import ModelConfig, to_dict
+from ast_core.config import ModelConfig
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
 from pipeline.ray_runtime import connection
 

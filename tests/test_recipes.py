@@ -8,8 +8,8 @@ import pytest
 
 from ast_core.config import FrontEndConfig, ModelConfig, OptimConfig, Recipe
 from ast_core.training.schedule import learning_rate
+from pipeline.cli.command_line import load_recipe
 from pipeline.cli.recipe_file import RECIPES
-from pipeline.cli.stages import load_recipe
 
 EVERY = sorted(path.stem for path in RECIPES.glob("*.toml"))
 PAPER = ("audioset_full", "audioset_balanced", "esc50", "speech_commands")

@@ -20,20 +20,14 @@ from ast_core.errors import UserError
 from ast_core.evaluation.metrics import evaluate_scores
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import committed, read_checked
+from ast_core.storage.atomic_files import committed
+from ast_core.storage.json_files import read_checked
 from ast_core.weights.bundle import DESCRIPTION, read_members, write_bundle
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.calibrate import calibrate
-from pipeline.cli.stages import (
-    CalibrateSettings,
-    EvaluateSettings,
-    RegisterSettings,
-    ReportSettings,
-    SettingsT,
-    parse,
-    run_stage,
-    section_values,
-)
+from pipeline.cli.command_line import SettingsT, parse, section_values
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import CalibrateSettings, EvaluateSettings, RegisterSettings, ReportSettings
 from pipeline.evaluate import evaluate
 from pipeline.register import register
 from pipeline.report import report

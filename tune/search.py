@@ -22,25 +22,22 @@ from ray.tune import ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
-from ast_core.config import Recipe, require, to_dict
-from ast_core.shards.reader import INDEX, ShardIndex
-from ast_core.storage.atomic_files import committed, digest
-from pipeline.cli.stages import (
-    PrepareSettings,
-    ReportSettings,
-    RunSettings,
-    parse,
-    run_stage,
-    section_values,
-    with_changes,
-)
+from ast_core.config import Recipe
+from ast_core.errors import require
+from ast_core.serialization import to_dict
+from ast_core.shards.index import INDEX, ShardIndex
+from ast_core.storage.atomic_files import committed
+from ast_core.storage.json_files import digest
+from pipeline.cli.command_line import parse, section_values, with_changes
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import PrepareSettings, ReportSettings, RunSettings
 from pipeline.prepare import prepare
-from pipeline.ray_runtime import connection, preemption
+from pipeline.ray_runtime import cluster_size, connection, placement_groups, preemption
+from pipeline.ray_runtime.training_supervisor import held_by
 from pipeline.report import report
 from pipeline.reporting.history import read_history
 from pipeline.run_folder import folder_lock, sync
-from pipeline.tracking import mlflow_store
-from pipeline.train import held_by
+from pipeline.tracking import mlflow_store, runs
 from tune.studies import Study, Variant, load_study
 from tune.study_report import Table, tabulate, write_report
 from tune.trial import RESULT, SCORE, Trial, run_trial
@@ -91,13 +88,11 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
         "stage": "study",
         "study": study.name,
         "run_dir": str(settings.run_dir),
-        "folder_id": mlflow_store.folder_id(settings.study_dir),
+        "folder_id": runs.folder_id(settings.study_dir),
     }
     with (
         connection.connected(settings.address, settings.workers),
-        mlflow_store.start_run(
-            settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags
-        ) as run_id,
+        runs.start_run(settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags) as run_id,
     ):
         shards = {name: _shards(settings, recipe) for name, recipe in recipes.items()}
         trials = [
@@ -108,8 +103,8 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
         _run(settings, study, trials)
         table = tabulate(study, trials)
         write_report(settings.study_dir, table)
-        mlflow_store.log_artifacts(run_id, settings.study_dir / "report", under="study")
-        mlflow_store.log_metrics(
+        runs.log_artifacts(run_id, settings.study_dir / "report", under="study")
+        runs.log_metrics(
             run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
         )
     table.show(Console())
@@ -174,8 +169,8 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
     # The last epoch is no reason to stop: the test comes after it.
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
     resources = ray.cluster_resources()
-    slots = int(resources.get("GPU" if connection.uses_gpu() else "CPU", 1))
-    workers = max(connection.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
+    slots = int(resources.get("GPU" if cluster_size.uses_gpu() else "CPU", 1))
+    workers = max(cluster_size.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
     side_by_side = max(1, slots // workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
@@ -204,7 +199,7 @@ class _Release(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Called by Ray Tune."""
         own: Trial = trial.config["trial"]
-        connection.release(held_by(own.history.parent))
+        placement_groups.release(held_by(own.history.parent))
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.stats import qmc
 
-from ast_core.config import require
-from ast_core.errors import UserError
+from ast_core.errors import UserError, require
 
 Sampler = Literal["random", "sobol"]
 EarlyStopping = Literal["none", "asha"]

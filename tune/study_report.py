@@ -14,9 +14,9 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.model.cost import Cost, cost
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import committed
 from pipeline.reporting.history import headline_value, read_history
 from pipeline.scoring.results import numbers

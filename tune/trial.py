@@ -14,17 +14,19 @@ from typing import Any, Self
 from ray import tune
 from rich.console import Console
 
-from ast_core.config import Recipe, to_dict
+from ast_core.config import Recipe
 from ast_core.errors import UserError
-from ast_core.storage.atomic_files import digest, read_checked, write_checked
+from ast_core.serialization import to_dict
+from ast_core.storage.json_files import digest, read_checked, write_checked
 from ast_core.storage.object_store import Store
-from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, section_values
+from pipeline.cli.command_line import section_values
+from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.evaluate import measure
 from pipeline.reporting.history import headline_value, read_history
 from pipeline.run_folder import sync
 from pipeline.scoring.results import numbers
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import runs
 from pipeline.tracking.run_note import run_of
 from pipeline.train import train
 
@@ -115,8 +117,8 @@ def _test(trial: Trial) -> None:
     metrics = {name: result["metrics"] for name, result in results.items()}
     flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in numbers(values).items()}
     run_id = run_of(trial.history.parent)
-    mlflow_store.log_metrics(run_id, flat)
-    mlflow_store.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
+    runs.log_metrics(run_id, flat)
+    runs.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
     trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
 
 

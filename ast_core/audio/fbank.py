@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from torchaudio.compliance import kaldi
 
-from ast_core.config import FrontEndConfig, require
-from ast_core.errors import ClipError
+from ast_core.config import FrontEndConfig
+from ast_core.errors import ClipError, require
 
 PREEMPHASIS = 0.97
 """Kaldi's default."""

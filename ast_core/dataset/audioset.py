@@ -2,92 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ast_core.dataset.file_tree import (
-    AUDIO_SUFFIXES,
-    Clip,
-    Manifest,
-    Problems,
-    Tree,
-    is_audio,
-    lines_of,
-    require_printable,
-    shorten,
-)
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.csv_rows import csv_rows
+from ast_core.dataset.file_tree import AUDIO_SUFFIXES, Tree
+from ast_core.dataset.problems import Problems, lines_of, require_printable, shorten
 from ast_core.errors import UserError
 
 AUDIOSET_SPLITS = ("balanced_train", "unbalanced_train", "eval")
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-    "eval": "test",
-}
-"""Folder names taken for splits."""
 _SECONDS = r"(\d{1,9}(?:\.\d{1,6})?)"
 _SEGMENT = re.compile(rf'([A-Za-z0-9_-]{{1,64}})\s*,\s*{_SECONDS}\s*,\s*{_SECONDS}\s*,\s*(?:"([^"]*)"|([^",]+))')
-
-
-def hashed_split(key: str) -> str:
-    """`train`, `validation` or `test` (80, 10, 10 in a hundred) by the SHA-256 of a clip's name: it never moves."""
-    place = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
-    return "train" if place < 80 else "validation" if place < 90 else "test"
-
-
-def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number of the first line, and cells by column, of each row of a CSV file with a header.
-
-    A column that is missing or there twice is a problem, too, and there are no rows then.
-
-    Raises:
-        UserError: the file is missing.
-    """
-    rows = _csv_cells(path, problems)
-    number, header = next(rows, (None, []))
-    if not _has_columns(path, number, [name.strip() for name in header], columns, problems):
-        return
-    header = [name.strip() for name in header]
-    for number, row in rows:
-        if len(row) == len(header):
-            yield number, dict(zip(header, row, strict=True))
-        else:
-            problems.add(path, number, f"{len(row)} cells where the header has {len(header)}")
-
-
-def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, with the number of their first line: a quote that is never closed begins there."""
-    reader = csv.reader((text + "\n" for _, text in lines_of(path, problems)), skipinitialspace=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problems.add(path, number, f"not a CSV row ({error})")
-            continue
-        if row:
-            yield number, row
-
-
-def _has_columns(path: Path, number: int | None, header: list[str], columns: Iterable[str], problems: Problems) -> bool:
-    missing = [name for name in columns if name not in header]
-    if missing:
-        found = shorten(", ".join(header))
-        problems.add(path, number, f"no column {', '.join(missing)} in its first row; its columns are {found}")
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
-        problems.add(path, number, f"the column {shorten(min(twice))} is there twice")
-    return not (missing or twice)
 
 
 def load_audioset(source: Path, problems: Problems) -> Manifest:
@@ -180,100 +107,3 @@ def _with_used_labels(clips: list[Clip], names: list[str]) -> Manifest:
     new = {old: number for number, old in enumerate(used)}
     renumbered = (Clip(c.clip_id, c.path, tuple(new[label] for label in c.labels), c.split) for c in clips)
     return Manifest(tuple(renumbered), tuple(names[old] for old in used), False, "audioset")
-
-
-def load_esc50(source: Path, problems: Problems) -> Manifest:
-    """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
-    path = source / "meta" / "esc50.csv"
-    tree = Tree(source)
-    rows, categories, targets, seen = [], dict[int, str](), dict[str, int](), set[str]()
-    for number, row in csv_rows(path, ("filename", "fold", "target", "category"), problems):
-        name = row["filename"]
-        try:
-            if not (row["fold"].isdecimal() and row["target"].isdecimal()):
-                raise ValueError(f"fold {shorten(row['fold'])} or target {shorten(row['target'])} is not a number")
-            target = int(row["target"])
-            category = row["category"]
-            if categories.setdefault(target, category) != category:
-                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(category)}")
-            if targets.setdefault(category, target) != target:
-                raise ValueError(f"the category {shorten(category)} is target {targets[category]} and {target}")
-            require_printable("category", category)
-            require_printable("file name", name)
-            if name in seen or "/" in name:
-                raise ValueError(f"the file name {shorten(name)} is listed twice or has a '/'")
-            rows.append((name, tree.find(f"audio/{name}"), target, f"fold{int(row['fold'])}"))
-        except ValueError as error:
-            problems.add(path, number, str(error))
-        seen.add(name)
-    index = {target: number for number, target in enumerate(sorted(categories))}
-    clips = tuple(Clip(name, file, (index[target],), split) for name, file, target, split in rows)
-    return Manifest(clips, tuple(categories[target] for target in sorted(categories)), True, "esc50")
-
-
-def load_speech_commands(source: Path, problems: Problems) -> Manifest:
-    """Speech Commands: WORD/FILE; two lists name validation and test; `_background_noise_` is left out."""
-    tree = Tree(source)
-    listed: dict[str, str] = {}
-    for split, path in (("validation", source / "validation_list.txt"), ("test", source / "testing_list.txt")):
-        for number, text in lines_of(path, problems) if path.is_file() else ():
-            name = text.strip()
-            try:
-                if name and (name in listed or name.count("/") != 1):
-                    raise ValueError(f"expected WORD/FILE, listed once, and found {shorten(name)}")
-                if name:
-                    tree.find(name)
-                    listed[name] = split
-            except ValueError as error:
-                problems.add(path, number, str(error))
-    found = dict(_class_files(tree, tree.root, problems))
-    splits = {name: listed.get(name, "train") for name in sorted({*found, *listed})}
-    rows = [(name, name.split("/")[0], found.get(name, ""), split) for name, split in splits.items()]
-    return _by_class(rows, "speech_commands")
-
-
-def load_folders(source: Path, problems: Problems) -> Manifest:
-    """CLASS/FILE, split by `hashed_split`; or SPLIT/CLASS/FILE where folders named as splits hold folders, no audio."""
-    tree = Tree(source)
-    top = tree.folders(tree.root)
-    splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
-    if not splits:
-        files = _class_files(tree, tree.root, problems)
-        return _by_class([(key, key.split("/")[0], path, hashed_split(key)) for key, path in files], "folders")
-    for name in set(top) - set(splits):
-        if any(tree.audio(os.path.join(tree.root, name), problems)):
-            reason = f"not a split, beside {', '.join(splits)}; move it into one or away"
-            problems.add(os.path.join(tree.root, name), None, reason)
-    rows = [
-        (f"{name}/{key}", key.split("/")[0], path, SPLIT_FOLDERS[name.lower()])
-        for name in splits
-        for key, path in _class_files(tree, os.path.join(tree.root, name), problems)
-    ]
-    return _by_class(rows, "folders")
-
-
-def _holds_classes(tree: Tree, name: str) -> bool:
-    folder = os.path.join(tree.root, name)
-    return bool(tree.folders(folder)) and not any(is_audio(entry, kind) for entry, kind in tree.entries(folder).items())
-
-
-def _class_files(tree: Tree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
-    """CLASS/FILE below `root` and the absolute path, for every audio file of every class folder."""
-    for name in tree.folders(root):
-        for path in tree.audio(os.path.join(root, name), problems):
-            key = os.path.relpath(path, root)
-            try:
-                require_printable("class", name)
-                # Bytes that are no UTF-8 are told as escapes wherever a file is named: an old disk's names may be.
-                require_printable("name", os.fsencode(key).decode("utf-8", "backslashreplace"))
-                yield key, tree.find(path)
-            except ValueError as error:
-                problems.add(path, None, str(error))
-
-
-def _by_class(rows: list[tuple[str, str, str, str]], layout: str) -> Manifest:
-    """Manifest of (clip id, class, path, split) rows; labels sorted by name."""
-    names = sorted({row[1] for row in rows})
-    index = {name: (number,) for number, name in enumerate(names)}
-    clips = tuple(Clip(key, path, index[name], split) for key, name, path, split in rows)
-    return Manifest(clips, tuple(names), True, layout)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ast_core.config import require
-from ast_core.errors import UserError
+from ast_core.errors import UserError, require
 
 _HEADERS = {"clip_id", "ytid", "id", "filename", "youtube_id"}
 

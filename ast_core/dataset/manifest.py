@@ -6,8 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ast_core.config import Layout
-from ast_core.dataset.audioset import load_audioset, load_esc50, load_folders, load_speech_commands
-from ast_core.dataset.file_tree import Clip, Manifest, Problems, Tree, is_audio
+from ast_core.dataset.audioset import load_audioset
+from ast_core.dataset.class_folders import load_folders
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.esc50 import load_esc50
+from ast_core.dataset.file_tree import Tree, is_audio
+from ast_core.dataset.problems import Problems
+from ast_core.dataset.speech_commands import load_speech_commands
 from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_table
 from ast_core.errors import UserError
 

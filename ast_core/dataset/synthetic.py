@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ast_core.config import require
-from ast_core.storage.atomic_files import read_json, write_json
+from ast_core.errors import require
+from ast_core.storage.json_files import read_json, write_json
 
 RATE_HZ = 16_000
 SECONDS = 4

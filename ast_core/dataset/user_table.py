@@ -11,17 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.dataset.audioset import csv_rows, hashed_split
-from ast_core.dataset.file_tree import (
-    LONGEST_PATH,
-    Clip,
-    Manifest,
-    Problems,
-    Tree,
-    lines_of,
-    require_printable,
-    shorten,
-)
+from ast_core.dataset.class_folders import hashed_split
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.csv_rows import csv_rows
+from ast_core.dataset.file_tree import LONGEST_PATH, Tree
+from ast_core.dataset.problems import Problems, lines_of, require_printable, shorten
 from ast_core.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities, member_probabilities
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ast_core.config import ModelConfig, require
+from ast_core.config import ModelConfig
+from ast_core.errors import require
 
 NORM_EPS = 1e-6
 """Of the blocks' and the final LayerNorm, as in DeiT."""

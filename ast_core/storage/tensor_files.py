@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ast_core.config import require
-from ast_core.errors import DamagedError
+from ast_core.errors import DamagedError, require
 from ast_core.storage.atomic_files import committed
 
 Tensors = Mapping[str, torch.Tensor]

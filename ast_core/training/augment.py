@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ast_core.config import AugmentConfig, require
+from ast_core.config import AugmentConfig
+from ast_core.errors import require
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ast_core.config import WAYS_IN, Job, require, to_dict
+from ast_core.config import WAYS_IN, Job
+from ast_core.errors import require
+from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import read_checked
+from ast_core.storage.json_files import read_checked
 from ast_core.training.targets import teacher_identity
 from ast_core.weights import checkpoint
 

@@ -12,10 +12,12 @@ from torch import distributed, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core.config import Job, require
+from ast_core.config import Job
+from ast_core.errors import require
 from ast_core.model.transformer import AST
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import digest, remove_stumps, write_text
+from ast_core.storage.atomic_files import remove_stumps
+from ast_core.storage.json_files import digest, write_text
 from ast_core.weights import checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
 

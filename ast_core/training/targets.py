@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ast_core.config import Job, require
-from ast_core.errors import UserError
+from ast_core.config import Job
+from ast_core.errors import UserError, require
 from ast_core.evaluation.stored_scores import identity_in, identity_of, read_scores
 from ast_core.shards.reader import ShardReader
 

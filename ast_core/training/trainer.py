@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from ast_core.config import Job, require
-from ast_core.errors import Preempted
+from ast_core.config import Job
+from ast_core.errors import Preempted, require
 from ast_core.evaluation import metrics
 from ast_core.model.loss import probabilities
 from ast_core.shards.reader import ShardReader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.weights.checkpoint import read_state, read_tensors
 
 

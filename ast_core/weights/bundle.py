@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from ast_core.config import FrontEndConfig, Loss, require, to_dict
+from ast_core.config import FrontEndConfig, Loss
+from ast_core.errors import require
 from ast_core.model.transformer import AST
-from ast_core.storage.atomic_files import digest, read_checked, remove, sha256_of, whole_or_gone, write_checked
+from ast_core.serialization import to_dict
+from ast_core.storage.atomic_files import remove, sha256_of, whole_or_gone
 from ast_core.storage.disk_space import require_room
+from ast_core.storage.json_files import digest, read_checked, write_checked
 from ast_core.storage.tensor_files import BESIDE, bytes_of, write_tensors
 from ast_core.weights import bundle_description, huggingface
 from ast_core.weights.bundle_description import Entry, member_weights, read_description

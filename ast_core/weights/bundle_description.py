@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from ast_core.config import FrontEndConfig, Loss, ModelConfig, from_dict, require
-from ast_core.errors import DamagedError, UserError
-from ast_core.storage.atomic_files import digest, read_checked, sha256_of
+from ast_core.config import FrontEndConfig, Loss, ModelConfig
+from ast_core.errors import DamagedError, UserError, require
+from ast_core.serialization import from_dict
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.json_files import digest, read_checked
 from ast_core.storage.tensor_files import load_tensors, require_plain
 
 FILE = "bundle.json"

@@ -9,19 +9,10 @@ from typing import Any
 
 import torch
 
-from ast_core.config import require
-from ast_core.errors import DamagedError
-from ast_core.storage.atomic_files import (
-    read_checked,
-    remove,
-    remove_folder,
-    remove_stumps,
-    sha256_of,
-    stored_in,
-    whole_or_gone,
-    write_checked,
-)
+from ast_core.errors import DamagedError, require
+from ast_core.storage.atomic_files import remove, remove_folder, remove_stumps, sha256_of, stored_in, whole_or_gone
 from ast_core.storage.disk_space import require_room
+from ast_core.storage.json_files import read_checked, write_checked
 from ast_core.storage.tensor_files import BESIDE, Tensors, bytes_of, load_tensors, write_tensors
 
 MARKER = "COMMITTED.json"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ast_core.config import from_dict
 from ast_core.errors import DamagedError, UserError
-from ast_core.storage.atomic_files import digest, read_checked, write_checked
+from ast_core.serialization import from_dict
+from ast_core.storage.json_files import digest, read_checked, write_checked
 
 FILE = "decisions.json"
 NEAREST = 1e-6

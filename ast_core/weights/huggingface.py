@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ast_core.config import FrontEndConfig, ModelConfig, from_dict, require
-from ast_core.errors import UserError
+from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.errors import UserError, require
 from ast_core.model.transformer import BACKBONES, NORM_EPS
-from ast_core.storage.atomic_files import read_json, write_json
+from ast_core.serialization import from_dict
 from ast_core.storage.disk_space import require_room
+from ast_core.storage.json_files import read_json, write_json
 from ast_core.storage.tensor_files import BESIDE, bytes_of, load_tensors, require_plain, write_tensors
 from ast_core.weights.bundle_description import require_labels
 

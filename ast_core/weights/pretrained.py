@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from ast_core.config import FrontEndConfig, ModelConfig, Positions, from_dict, require
-from ast_core.errors import UserError
+from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.errors import UserError, require
 from ast_core.model.transformer import AST, patch_grid
+from ast_core.serialization import from_dict
 from ast_core.storage.tensor_files import load_tensors, require_plain
 from ast_core.weights import bundle_description, checkpoint, huggingface
+from ast_core.weights.positions import adapt_positions
 
 Weights = dict[str, torch.Tensor]
 _UNUSED = ("v.head.", "v.head_dist.", "head.", "head_dist.", "fc_norm.")
@@ -177,42 +178,6 @@ def _lone_file(model: AST, path: Path, weights: Weights) -> Source:
         "give its folder (a bundle or an epoch) instead.",
     )
     return Source(str(path), weights, model.grid)
-
-
-def adapt_positions(
-    pos_embed: torch.Tensor,
-    source: tuple[int, int],
-    target: tuple[int, int],
-    prefix_tokens: int,
-    mode: Positions = "bilinear",
-) -> torch.Tensor:
-    """Positional embedding of another grid: time first, then frequency; centre cut if smaller, else stretched.
-
-    Args:
-        pos_embed: [1, prefix + source patches, E].
-        source: grid it was made for, frequency and time.
-        target: grid that is wanted.
-        prefix_tokens: tokens before the patches; copied.
-        mode: `bilinear` (without aligned corners) or `nearest`.
-
-    Returns:
-        [1, prefix + target patches, E].
-    """
-    prefix, patches = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:]
-    grid_1EFT = patches.reshape(1, *source, -1).permute(0, 3, 1, 2)
-    grid_1EFT = _fit(grid_1EFT, 3, target[1], mode)
-    grid_1EFT = _fit(grid_1EFT, 2, target[0], mode)
-    return torch.cat([prefix, grid_1EFT.flatten(2).transpose(1, 2)], dim=1)
-
-
-def _fit(grid_1EFT: torch.Tensor, axis: int, size: int, mode: Positions) -> torch.Tensor:
-    have = grid_1EFT.shape[axis]
-    if size <= have:
-        return grid_1EFT.narrow(axis, have // 2 - size // 2, size)
-    shape = (grid_1EFT.shape[2], size) if axis == 3 else (size, grid_1EFT.shape[3])
-    if mode == "nearest":
-        return functional.interpolate(grid_1EFT, shape, mode="nearest")
-    return functional.interpolate(grid_1EFT, shape, mode="bilinear", align_corners=False)
 
 
 def load_exactly(model: AST, weights: Weights, name: str) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ast_core.config import FrontEndConfig, to_dict
-from ast_core.shards.reader import INDEX, Row, write_part
-from ast_core.storage.atomic_files import write_checked
+from ast_core.config import FrontEndConfig
+from ast_core.serialization import to_dict
+from ast_core.shards.index import INDEX
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.json_files import write_checked
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 SPLITS = ("train", "test")

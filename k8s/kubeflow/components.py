@@ -33,7 +33,8 @@ def plan(
 @component
 def prepare(plan: str):
     """Recordings to shards."""
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     run_step(Plan.load(plan), "prepare")
 
@@ -42,7 +43,8 @@ def prepare(plan: str):
 def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
     """Train one member; shows its last epoch's numbers."""
     from pipeline.kubeflow_steps.logged_results import logged_metrics
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     own = Plan.load(plan)
     run_step(own, "train", ["--seed", str(seed)])
@@ -53,7 +55,8 @@ def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
 @component
 def combine(plan: str, seeds: list[int]):
     """Mean of each member's epochs, ensemble of the members."""
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     run_step(Plan.load(plan), "combine", ["--ensemble.seeds", *(str(int(seed)) for seed in seeds)])
 
@@ -64,7 +67,8 @@ def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import logged_metrics, results_table
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     own = Plan.load(plan)
     run_step(own, "evaluate")
@@ -77,7 +81,8 @@ def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.
 @component
 def calibrate(plan: str, wanted: bool):
     """Fit thresholds on the validation split, for recipes that have one."""
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     if wanted:
         run_step(Plan.load(plan), "calibrate")
@@ -86,7 +91,8 @@ def calibrate(plan: str, wanted: bool):
 @component
 def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
     """Put the bundles into the registry; gives the version, and the model's address as an artifact."""
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
     from pipeline.tracking import mlflow_store, registry
 
     own = Plan.load(plan)
@@ -105,7 +111,8 @@ def report(plan: str, page: dsl.Output[dsl.HTML]):
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import fetch_logged
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     own = Plan.load(plan)
     run_step(own, "report")
@@ -118,7 +125,8 @@ def search(plan: str, study: str, repeats: int, metrics: dsl.Output[dsl.Metrics]
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import fetch_logged, logged_metrics
-    from pipeline.kubeflow_steps.plan import Plan, run_step
+    from pipeline.kubeflow_steps.plan import Plan
+    from pipeline.kubeflow_steps.run_step import run_step
 
     own = Plan.load(plan)
     run_step(own, "search", ["--study", study, "--repeats", str(repeats)])

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGTERM
 """As a shell reports a program that SIGTERM ended."""
@@ -51,3 +52,17 @@ def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
     last.daemon = True
     last.start()
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM raises SystemExit meanwhile, so that what was started is stopped."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ast_core.config import require
+from ast_core.errors import require
 from pipeline.kubeflow_steps.plan import Plan
 from pipeline.scoring.results import HEADLINES
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 
 
 def logged_metrics(plan: Plan, stage: str, **tags: str) -> dict[str, float]:
@@ -30,12 +30,12 @@ def fetch_logged(plan: Plan, stage: str, artifact: str, to: Path) -> None:
     """
     run_id, _ = _run_of(plan, stage, {})
     require(bool(run_id), f"MLflow at {plan.tracking} knows no {stage} of {plan.run_dir}: was it away?")
-    mlflow_store.fetch_artifact(run_id, artifact, to)
+    runs.fetch_artifact(run_id, artifact, to)
 
 
 def _run_of(plan: Plan, stage: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
     mlflow_store.open_store(plan.tracking)
-    return mlflow_store.newest_run(plan.experiment, {"stage": stage, "run_dir": plan.run_dir, **tags})
+    return runs.newest_run(plan.experiment, {"stage": stage, "run_dir": plan.run_dir, **tags})
 
 
 def results_table(metrics: Mapping[str, float]) -> str:

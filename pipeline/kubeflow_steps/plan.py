@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ast_core.config import require
+from ast_core.errors import require
 from ast_core.redaction import holds_secret
 from pipeline.cli.recipe_file import as_flags, nested
 from pipeline.cli.stages import (
@@ -29,7 +27,6 @@ from pipeline.cli.stages import (
     RunSettings,
     TrainSettings,
 )
-from pipeline.kubeflow_steps.stoppable import stoppable
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES: dict[str, tuple[str, type[Common]]] = {
@@ -43,8 +40,6 @@ STAGES: dict[str, tuple[str, type[Common]]] = {
     "search": ("tune/search.py", RunSettings),  # and what a study adds, which the steps give
 }
 READS_RECORDINGS = {"prepare", "report", "search"}
-STOP_S = 30.0
-"""Time that a stage of this machine has to end after it was told to."""
 
 
 @dataclass(frozen=True)
@@ -110,25 +105,6 @@ class Plan:
         )
 
 
-def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
-    """Run a stage to its end, on the plan's cluster or here.
-
-    Args:
-        plan: of the pipeline's run.
-        stage: a key of `STAGES`.
-        own: flags of this step alone, such as a member's seed.
-
-    Raises:
-        UserError: the stage failed; with what it said.
-    """
-    if plan.ray_cluster:
-        from pipeline.kubeflow_steps.ray_job import run_ray_job  # noqa: PLC0415 - Kubernetes' client takes seconds, and here nobody asks it
-
-        run_ray_job(ray_job(plan, stage, own))
-    else:
-        _run_here([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
-
-
 def stage_flags(plan: Plan, stage: str, own: Sequence[str] = ()) -> list[str]:
     """A stage's command line without the program; changes to what this stage takes last, so that they win."""
     flags = ["--recipe", plan.recipe, "--run-dir", plan.run_dir, "--tracking", plan.tracking]
@@ -163,21 +139,3 @@ def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> dict[str, Any]:
             variable["valueFrom"]["secretKeyRef"]["name"] = plan.ray_cluster
     manifest["spec"]["entrypoint"] = shlex.join(["python", STAGES[stage][0], *stage_flags(plan, stage, own)])
     return manifest
-
-
-def _run_here(command: Sequence[str], stage: str) -> None:
-    """Run a process and pass its output on; UserError with its last line if it fails."""
-    last = ""
-    with stoppable(), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            for line in process.stdout or ():
-                print(line, end="", flush=True)
-                last = line.strip() or last
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    require(process.returncode == 0, f"{stage} failed (exit code {process.returncode}): {last}")

@@ -13,9 +13,8 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ast_core.config import require
-from ast_core.errors import UserError
-from pipeline.kubeflow_steps.stoppable import stoppable
+from ast_core.errors import UserError, require
+from pipeline.cli.sigterm import stoppable
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 POLL_S = 5.0

@@ -12,26 +12,13 @@ from pathlib import Path
 import psutil
 import ray
 import ray.util
-import torch
 from ray._private import ray_constants
-from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfDiskError
-from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.util.placement_group import PlacementGroup
 
 from ast_core.errors import NoRoomError, UserError
-from ast_core.storage.atomic_files import remove
 from pipeline.cli import sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours knows the driver's SIGTERM too
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # with Ray's 2 s, every end and every loss is noticed so much later
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's 600 s is long for a worker that is stopped
-    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S: "5",  # Ray's 30 s are waited for a stopped one, too, which is then killed
-}
-"""How Ray Train watches workers, unless the environment of the training's driver says otherwise."""
 LOOPBACK = "lo"
 """Linux's own network interface."""
 STARTS = 4
@@ -118,13 +105,6 @@ def _start_here(cores: int) -> None:
     )
 
 
-def settle_train() -> None:
-    """Give Ray Train the settings of `TRAIN`, which its controller and workers take from this process."""
-    for name, value in TRAIN.items():
-        os.environ.setdefault(name, value)
-    ENV_VARS_TO_PROPAGATE.add(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # the controller reads it, and gets no other way
-
-
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
     """Inside, Ray takes 127.0.0.1 for this machine's address: whoever reached its ports could run code here.
@@ -137,50 +117,3 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = known
-
-
-def release(held: Path) -> None:
-    """Give back what workers held whose controller was killed: no cleaner of Ray's, which needs a dashboard, does it.
-
-    Args:
-        held: where rank 0 noted its placement group; of a group that is gone, or of another cluster, nothing is done.
-    """
-    if not held.is_file():
-        return
-    name = held.read_text(encoding="utf-8")
-    state = ray.util.placement_group_table().get(name, {}).get("state", "REMOVED")
-    if state != "REMOVED":
-        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-    remove(held)
-
-
-def release_own() -> None:
-    """Give back what worker groups of this driver hold that could not be formed: Ray forgets them, nobody else knows.
-
-    Such a group would keep the CPUs from its successor for ever. Inside a trial nothing is done: others run beside it.
-    """
-    if ray.util.get_current_placement_group() is not None:
-        return
-    job = ray.get_runtime_context().get_job_id()  # the end of its groups' names
-    for name, group in ray.util.placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-
-
-def worker_count(asked: int, batch_size: int = 0) -> int:
-    """Workers of a stage: what was asked for, else one a GPU of the cluster, else one a CPU.
-
-    Args:
-        asked: 0 for as many as there is room for.
-        batch_size: of a training, whose workers share it evenly: the published 12 keeps 6 of 8 GPUs busy.
-    """
-    if asked > 0:
-        return asked
-    resources = ray.cluster_resources()
-    most = max(1, int(resources.get("GPU", 0) or resources.get("CPU", 1)))
-    return next(workers for workers in range(most, 0, -1) if batch_size % workers == 0)
-
-
-def uses_gpu() -> bool:
-    """Whether the cluster has a GPU that this build of torch could use."""
-    return ray.cluster_resources().get("GPU", 0) > 0 and torch.version.cuda is not None

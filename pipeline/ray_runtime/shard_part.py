@@ -17,11 +17,13 @@ import torch
 
 from ast_core.audio.decoder import LIMIT_S, Decoder
 from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.config import FrontEndConfig, from_dict
+from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import ClipError, DamagedError, UserError
-from ast_core.shards.reader import Row, write_part
-from ast_core.storage.atomic_files import checked, digest, read_checked, remove, sha256_of, write_checked
+from ast_core.serialization import from_dict
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.atomic_files import remove, sha256_of
+from ast_core.storage.json_files import checked, digest, read_checked, write_checked
 from ast_core.storage.object_store import Store, Stored
 
 FORMAT = 1

@@ -27,7 +27,7 @@ def train_rank(config: dict[str, Any]) -> None:
     from ast_core.storage.atomic_files import committed  # noqa: PLC0415
     from ast_core.training.trainer import fit  # noqa: PLC0415
     from pipeline.ray_runtime import preemption  # noqa: PLC0415
-    from pipeline.reporting import prometheus  # noqa: PLC0415
+    from pipeline.reporting import log_lines, prometheus  # noqa: PLC0415
     from pipeline.run_folder import sync  # noqa: PLC0415
 
     sync.attach(config["stores"])
@@ -37,7 +37,7 @@ def train_rank(config: dict[str, Any]) -> None:
     writer_fence.enter(job.folder, config["generation"])
     preemption.sign_in(job.folder, rank)
     labels = prometheus.member_labels(job) | {"rank": str(rank)}
-    prometheus.label_log_lines(labels)
+    log_lines.label_log_lines(labels)
     if rank == 0 and group is not None:
         with committed(config["held"]) as beside:
             beside.write_text(group.id.hex(), encoding="utf-8")

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from typing import Any
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -28,45 +22,6 @@ def read_histories(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: read_history(path) for name, path in own.items()}
 
 
-class EpochBar:
-    """A progress bar over epochs, fed by the training's `metrics.jsonl` and so by any worker on any node."""
-
-    def __init__(self, title: str, history: Path, epochs: int) -> None:
-        self._history = history
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=Console(stderr=True),
-        )  # fmt: skip
-        self._task = self._progress.add_task(title, total=epochs, news="")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> Self:
-        """Start to show."""
-        self._progress.start()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Show the last state and stop."""
-        self._stop.set()
-        self._thread.join()
-        self._show()
-        self._progress.stop()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._show()
-
-    def _show(self) -> None:
-        rows = read_history(self._history)
-        if rows:
-            news = f"loss {rows[-1]['train_loss']:.4f}  {headline(rows[-1])}"
-            self._progress.update(self._task, completed=len(rows), news=news)
-
-
 def headline(row: dict[str, Any]) -> str:
     """The row's score as a person names it: accuracy where there is one, else mAP."""
     key = headline_key(row)
@@ -81,17 +36,3 @@ def headline_key(row: dict[str, Any]) -> str:
 def headline_value(row: dict[str, Any]) -> float:
     """The score itself."""
     return float(row[headline_key(row)])
-
-
-def metrics_table(title: str, history: Path) -> Table:
-    """The curve as a table: first, every fifth and last epoch."""
-    rows = read_history(history)
-    table = Table(title=title)
-    for column in ("epoch", "train loss", "rate", "score", "seconds", "clips/s"):
-        table.add_column(column, justify="right")
-    for row in [row for n, row in enumerate(rows) if n == 0 or row["epoch"] % 5 == 0 or n == len(rows) - 1]:
-        table.add_row(
-            f"{row['epoch']:.0f}", f"{row['train_loss']:.4f}", f"{row['learning_rate']:.2g}", headline(row),
-            f"{row['seconds']:.1f}", f"{row['clips_per_s']:.1f}",
-        )  # fmt: skip
-    return table

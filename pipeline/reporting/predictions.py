@@ -12,7 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from rich.table import Table
 
-from ast_core.storage.atomic_files import committed, write_json
+from ast_core.storage.atomic_files import committed
+from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import Bundle
 
 DECIDED = "decided"

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 
-from ast_core.config import Job, require
-from ast_core.errors import DamagedError, UserError
-from ast_core.shards.reader import INDEX, REJECTS, ShardIndex
-from ast_core.storage.atomic_files import checked, committed, fetch, is_current, sha256_of
+from ast_core.config import Job
+from ast_core.errors import DamagedError, UserError, require
+from ast_core.shards.index import INDEX, REJECTS, ShardIndex
+from ast_core.storage.atomic_files import committed, fetch, is_current, sha256_of
+from ast_core.storage.json_files import checked
 from ast_core.storage.object_store import Store, Stored, store_of
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION

@@ -12,15 +12,14 @@ import ray
 from rich.console import Console
 from rich.progress import Progress
 
-from ast_core.config import require
-from ast_core.errors import UserError
+from ast_core.errors import UserError, require
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import DESCRIPTION
 from ast_core.weights.bundle_description import read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import Common
-from pipeline.ray_runtime import connection
+from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.scorer import Place, Scorer
 from pipeline.ray_runtime.watched_pool import HEALTH, answers
 from pipeline.run_folder import sync
@@ -156,9 +155,9 @@ def _scored(settings: Common, places: Sequence[Place], reader: ShardReader) -> d
 
 def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
     """As many workers as were asked for and as the cluster can hold at once, but no more than `most`."""
-    resources, gpu = ray.cluster_resources(), connection.uses_gpu()
+    resources, gpu = ray.cluster_resources(), cluster_size.uses_gpu()
     room = int(resources.get("GPU" if gpu else "CPU", 1))
-    workers = max(1, min(connection.worker_count(settings.workers), room, most))
+    workers = max(1, min(cluster_size.worker_count(settings.workers), room, most))
     kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # not in Ray's types
     actor = kind.options(
         num_cpus=1,

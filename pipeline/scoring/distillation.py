@@ -9,12 +9,13 @@ from typing import Any
 import filelock
 import rich.table
 
-from ast_core.config import FrontEndConfig, ModelConfig, from_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.evaluation.metrics import evaluate_scores
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import cost
+from ast_core.serialization import from_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import write_json
+from ast_core.storage.json_files import write_json
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync

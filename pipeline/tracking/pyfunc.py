@@ -15,7 +15,7 @@ import torch
 
 from ast_core.audio.decoder import Decoder, Recording
 from ast_core.audio.waveform import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, resample
-from ast_core.dataset.file_tree import shorten
+from ast_core.dataset.problems import shorten
 from ast_core.errors import ClipError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.tracking import mlflow_store  # before mlflow, whose environment it sets
+from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow, which reads it
 
 # isort: split
 import mlflow
@@ -23,9 +23,9 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
-from ast_core.config import require
-from ast_core.errors import UserError
+from ast_core.errors import UserError, require
 from ast_core.weights.bundle import DESCRIPTION
+from pipeline.tracking import mlflow_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases: the best version so far, which everyone uses, and the newest."""

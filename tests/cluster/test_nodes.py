@@ -22,10 +22,12 @@ from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.predictor import Predictor
-from ast_core.storage.atomic_files import read_json, stored_in
+from ast_core.storage.atomic_files import stored_in
+from ast_core.storage.json_files import read_json
 from ast_core.storage.object_store import Store
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.stages import PredictSettings, PrepareSettings, ReportSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import PredictSettings, PrepareSettings, ReportSettings
 from pipeline.predict import predict
 from pipeline.prepare import plan, prepare
 from pipeline.ray_runtime.shard_part import write

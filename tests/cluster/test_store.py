@@ -15,10 +15,12 @@ from prepared import write_shards
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import committed, is_current, remove_folder, stored_in, write_json
+from ast_core.storage.atomic_files import committed, is_current, remove_folder, stored_in
+from ast_core.storage.json_files import write_json
 from ast_core.storage.object_store import Store, store_of
 from ast_core.weights import checkpoint
-from pipeline.cli.stages import EvaluateSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import EvaluateSettings
 from pipeline.run_folder import sync
 
 pytestmark = pytest.mark.timeout(120)

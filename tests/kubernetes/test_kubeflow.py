@@ -21,7 +21,8 @@ from manifests import K8S, ROOT, Manifest
 from pipelines import PIPELINES, TRACKING, compile_to, run_here
 
 from ast_core.errors import UserError
-from pipeline.kubeflow_steps.plan import STAGES, Plan, ray_job, run_step
+from pipeline.kubeflow_steps.plan import STAGES, Plan, ray_job
+from pipeline.kubeflow_steps.run_step import run_step
 from pipeline.tracking import mlflow_store
 
 OWN = {

@@ -14,7 +14,8 @@ from ast_core.errors import UserError
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
 from pipeline.calibrate import calibrate
-from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.predict import predict
 from pipeline.train import train

@@ -10,10 +10,11 @@ import pytest
 import torch
 from prepared import FRONT_END, LABELS, write_shards
 
-from ast_core.config import EnsembleConfig, ModelConfig, OptimConfig, to_dict
+from ast_core.config import EnsembleConfig, ModelConfig, OptimConfig
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.stages import CombineSettings

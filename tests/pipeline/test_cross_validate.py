@@ -11,7 +11,8 @@ from conftest import SaveTone
 
 from ast_core.config import DataConfig
 from ast_core.errors import UserError
-from pipeline.cli.stages import FoldsSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import FoldsSettings
 from pipeline.cross_validate import choose, folds
 
 FOLDS = ("fold1", "fold2", "fold3")

@@ -12,13 +12,15 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from ast_core.config import DataConfig, FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import DataConfig, FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
 from ast_core.evaluation.metrics import evaluate_scores
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
-from ast_core.shards.reader import Row, ShardReader, write_part
-from ast_core.storage.atomic_files import write_checked
+from ast_core.serialization import to_dict
+from ast_core.shards.reader import ShardReader
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.json_files import write_checked
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.cli.stages import ExportSettings
 from pipeline.export import export

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from prepared import write_shards
 
-from ast_core.config import DataConfig, FrontEndConfig, to_dict
+from ast_core.config import DataConfig, FrontEndConfig
 from ast_core.errors import UserError
-from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.serialization import to_dict
+from ast_core.storage.json_files import read_checked, write_checked
 from pipeline.cli.stages import FeaturesSettings
 from pipeline.features import PUBLISHED_MEAN, PUBLISHED_STD, features
 

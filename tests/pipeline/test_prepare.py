@@ -21,7 +21,8 @@ from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.dataset.synthetic import synthesise
 from ast_core.errors import DamagedError, UserError
-from ast_core.shards.reader import ShardIndex, ShardReader
+from ast_core.shards.index import ShardIndex
+from ast_core.shards.reader import ShardReader
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import main, plan, prepare
 from pipeline.ray_runtime.shard_part import Part, write

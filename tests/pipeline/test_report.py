@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prepared import write_shards
 
-from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.storage.json_files import read_checked, write_checked
 from ast_core.weights.bundle import read_members, write_bundle
 from pipeline.cli.stages import DataConfig, EvaluateSettings, ReportSettings
 from pipeline.evaluate import evaluate

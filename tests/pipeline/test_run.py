@@ -15,9 +15,10 @@ import soundfile
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
-from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.storage.json_files import read_checked, write_checked
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.stages import EvaluateSettings, PredictSettings, RunSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import EvaluateSettings, PredictSettings, RunSettings
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
 from pipeline.run import run

@@ -9,7 +9,8 @@ from launches import training_flags
 from prepared import write_shards
 
 from ast_core.errors import UserError
-from pipeline.cli.stages import TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.train import train
 
 

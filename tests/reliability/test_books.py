@@ -11,8 +11,9 @@ import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
 from ast_core.errors import DamagedError
-from ast_core.shards.reader import ShardIndex, ShardReader
-from ast_core.storage.atomic_files import read_checked, write_checked
+from ast_core.shards.index import ShardIndex
+from ast_core.shards.reader import ShardReader
+from ast_core.storage.json_files import read_checked, write_checked
 from pipeline import calibrate, evaluate, predict, prepare
 from pipeline.cli.stages import PrepareSettings
 

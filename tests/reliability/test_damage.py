@@ -15,11 +15,11 @@ from forked_trainings import job_in
 from prepared import FRONT_END, write_shards
 from safetensors.torch import load_file
 
-from ast_core.config import to_dict
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import DamagedError
-from ast_core.shards.reader import ShardIndex
-from ast_core.storage.atomic_files import SELF_HASH, read_checked, read_json
+from ast_core.serialization import to_dict
+from ast_core.shards.index import ShardIndex
+from ast_core.storage.json_files import SELF_HASH, read_checked, read_json
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle

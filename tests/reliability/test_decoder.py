@@ -20,7 +20,7 @@ from prepared import LABELS
 from ast_core.audio.decoder import Decoder
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import ClipError
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 from pipeline.tracking.pyfunc import AUDIO, ERROR, Tagger
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -121,7 +121,7 @@ def refusal(source: Path) -> str:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_bad_row_is_named(kind: str, root: Path, measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ast_core.dataset.file_tree.SHOWN", 1000)
+    monkeypatch.setattr("ast_core.dataset.problems.SHOWN", 1000)
     faults = FAULTS | (NOT_CSV if kind.startswith("json") else {})
     good = row_of(0, {"clip_id": "good"})
     rows = [good, *(row_of(number, fault) for number, fault in enumerate(faults.values(), 1)), row_of(99, {})]

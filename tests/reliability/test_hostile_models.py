@@ -19,16 +19,18 @@ import torch
 from prepared import BINS, FRAMES, FRONT_END, LABELS
 from safetensors.torch import load_file, save_file
 
-from ast_core.config import ModelConfig, to_dict
+from ast_core.config import ModelConfig
 from ast_core.errors import UserError
 from ast_core.model.transformer import AST
-from ast_core.storage.atomic_files import digest, read_checked, sha256_of, write_checked
+from ast_core.serialization import to_dict
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.json_files import digest, read_checked, write_checked
 from ast_core.training import state
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.pretrained import initialise
-from pipeline.tracking import mlflow_store, registry
+from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.pyfunc import Tagger
 
 pytestmark = pytest.mark.timeout(120)
@@ -428,9 +430,9 @@ def test_entries_of_a_registry(tmp_path, canary, bundle, measured):
     )
     shutil.copytree(bundle, entries["tampered"])
     SHAPE(entries["tampered"] / "member-0.safetensors", canary)
-    with mlflow_store.start_run("test", "hostile", {}, {}) as run_id:
+    with runs.start_run("test", "hostile", {}, {}) as run_id:
         for name, folder in entries.items():
-            mlflow_store.log_artifacts(run_id, folder, under=name)
+            runs.log_artifacts(run_id, folder, under=name)
     Bundle.load(registry.bundle_folder(f"runs:/{run_id}/good", uri))
     refusal(lambda: registry.bundle_folder(f"runs:/{run_id}/code", uri), "not a model of this pipeline")
     refusal(lambda: Bundle.load(registry.bundle_folder(f"runs:/{run_id}/tampered", uri)), "is damaged: sha256")

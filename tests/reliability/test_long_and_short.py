@@ -18,10 +18,11 @@ from prepared import FRONT_END, LABELS
 
 from ast_core.audio.decoder import Decoder, Recording
 from ast_core.audio.waveform import load_waveform, read_blocks
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.prepare import plan
 from pipeline.ray_runtime.shard_part import write

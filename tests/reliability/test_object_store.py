@@ -13,7 +13,7 @@ import small_disk
 from clusters import Cluster
 from listed_audio import files, flags, prepare_settings, require_balance, write_clips, write_list
 
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = 120

@@ -17,7 +17,7 @@ import ray
 from killed_prepares import started
 from listed_audio import files, prepare_settings, require_balance, rows, write_clips, write_list, written
 
-from ast_core.shards.reader import INDEX, ShardIndex
+from ast_core.shards.index import INDEX, ShardIndex
 from pipeline.cli.stages import PrepareSettings
 
 CLIPS, PER_PART = 240, 12

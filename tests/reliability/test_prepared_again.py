@@ -15,7 +15,7 @@ from listed_audio import FRONT_END, RATE_HZ, files, prepare_settings, write_clip
 
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
 from ast_core.errors import UserError
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 from ast_core.training.trainer import fit, is_finished
 from ast_core.weights import checkpoint
 from pipeline.cli.stages import PrepareSettings

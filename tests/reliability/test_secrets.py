@@ -15,9 +15,10 @@ from servers import postgres
 
 from ast_core.errors import UserError
 from pipeline import combine, evaluate, predict, register, report, train
-from pipeline.cli.stages import TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.kubeflow_steps.plan import Plan
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 
 CANARY = "Canary%2Fpass-4711"
 """A slash in it, as URIs write it: what is decoded again must not be seen either."""
@@ -116,7 +117,7 @@ def test_no_fault_of_the_tracker_tells_the_password(
         except SystemExit as left:
             failed += left.code == 1
     assert failed
-    with mlflow_store.start_run("test", "train", {}, {}) as run_id:
+    with runs.start_run("test", "train", {}, {}) as run_id:
         assert not run_id
     shown = capfd.readouterr()
     assert "MLflow" in shown.err

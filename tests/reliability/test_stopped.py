@@ -15,9 +15,10 @@ import pytest
 from prepared import write_shards
 from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
-from pipeline.cli.stages import EvaluateSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate
-from pipeline.ray_runtime import connection, watched_pool, watched_start
+from pipeline.ray_runtime import training_supervisor, watched_pool, watched_start
 from pipeline.scoring import bundle_scores
 
 CLIPS = 4000
@@ -65,7 +66,7 @@ def said_to(path: Path) -> Iterator[None]:
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
-    patience_s = many(8, int(connection.TRAIN[HEALTH_CHECK]))
+    patience_s = many(8, int(training_supervisor.TRAIN[HEALTH_CHECK]))
     monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
     monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(3, watched_start.LOOK_AFTER_S))
     monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(1, watched_start.LOOK_EVERY_S))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 from pipeline.ray_runtime import heartbeat
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from launches import ROOT
 from studies import new_study, searched_in, study_flags, trials_of
 from trainings import TIMES, rows_of, wait
 
-from ast_core.storage.atomic_files import read_json
+from ast_core.storage.json_files import read_json
 
 
 def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:

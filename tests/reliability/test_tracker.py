@@ -21,7 +21,7 @@ from servers import LocalTracker
 
 from pipeline import train
 from pipeline.reporting.history import read_history
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import metrics_follower, mlflow_store, runs
 
 PROCESSES, ROWS, EPOCHS = 8, 5, 8
 WAIT_S = 300
@@ -80,10 +80,10 @@ def test_eight_processes_on_a_fresh_store(tmp_path: Path, many, measured) -> Non
         experiment = MlflowClient().get_experiment_by_name("race")
         assert experiment is not None
         assert experiment.artifact_location.startswith(folder.as_uri())
-        runs = MlflowClient().search_runs([experiment.experiment_id])
-        assert sorted(run.data.tags["who"] for run in runs) == [str(number) for number in range(PROCESSES)]
-        assert {run.info.status for run in runs} == {"FINISHED"}
-        for run in runs:
+        found = MlflowClient().search_runs([experiment.experiment_id])
+        assert sorted(run.data.tags["who"] for run in found) == [str(number) for number in range(PROCESSES)]
+        assert {run.info.status for run in found} == {"FINISHED"}
+        for run in found:
             for name in ("loss", "accuracy", "epoch"):
                 assert steps_of(run.info.run_id, name) == list(range(1, ROWS + 1))
             finals = [len(steps_of(run.info.run_id, f"final-{epoch}")) for epoch in range(1, ROWS + 1)]
@@ -117,8 +117,8 @@ def test_a_killed_tracker_costs_a_training_nothing(
     history, own = tmp_path / "with/members/seed-0/metrics.jsonl", tmp_path / "own.jsonl"
 
     # Rows of another training, which outlives the server's absence.
-    with mlflow_store.start_run("test", "own", {}, {"folder": "own"}) as own_run:
-        follower = mlflow_store.MetricsFollower(own_run, own, 0.1)
+    with runs.start_run("test", "own", {}, {"folder": "own"}) as own_run:
+        follower = metrics_follower.MetricsFollower(own_run, own, 0.1)
         with follower:
             write_rows(own, 2)
             training = threading.Thread(target=train.main, args=[flags])
@@ -142,12 +142,12 @@ def test_a_killed_tracker_costs_a_training_nothing(
     train.main(flags)  # trained already; what the tracker lacks follows
     experiment = MlflowClient().get_experiment_by_name("test")
     assert experiment is not None
-    runs = MlflowClient().search_runs([experiment.experiment_id], "tags.stage = 'train'")
-    assert [run.info.status for run in runs] == ["FINISHED"]
+    found = MlflowClient().search_runs([experiment.experiment_id], "tags.stage = 'train'")
+    assert [run.info.status for run in found] == ["FINISHED"]
     rows = read_history(history)
     counted: Counter[str] = Counter()
     for name in (key for key, value in rows[0].items() if isinstance(value, int | float)):
-        logged = MlflowClient().get_metric_history(runs[0].info.run_id, name)
+        logged = MlflowClient().get_metric_history(found[0].info.run_id, name)
         # MLflow keeps the largest number there is for infinity, which d' of perfect scores is.
         expected = [(row["epoch"], min(row[name], sys.float_info.max)) for row in rows]
         assert [(metric.step, metric.value) for metric in logged] == expected, name

@@ -32,6 +32,7 @@ from ast_core.storage.atomic_files import sha256_of
 from ast_core.storage.object_store import Store
 from ast_core.weights import checkpoint
 from pipeline.calibrate import calibrate
+from pipeline.cli.command_line import parse
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -40,7 +41,6 @@ from pipeline.cli.stages import (
     RegisterSettings,
     RunSettings,
     TrainSettings,
-    parse,
 )
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.model.transformer import AST
-from ast_core.storage.atomic_files import write_json
+from ast_core.serialization import to_dict
+from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import write_bundle
 
 FRONT_END = FrontEndConfig(target_frames=32, num_mel_bins=16)

@@ -21,8 +21,9 @@ from prepared import write_shards
 from small_disk import SmallDisk
 
 from ast_core.errors import NoRoomError
-from ast_core.shards.reader import ShardIndex
-from pipeline.cli.stages import TrainSettings, parse
+from ast_core.shards.index import ShardIndex
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.prepare import prepare
 from pipeline.train import train
 

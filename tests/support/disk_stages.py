@@ -28,11 +28,13 @@ from small_disk import PAGE, SmallDisk, files_in
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.weights import checkpoint
-from pipeline.cli.stages import PrepareSettings, TrainSettings, parse, run_stage
+from pipeline.cli.command_line import parse
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.run_folder import folder_lock
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, runs
 from pipeline.train import train
 
 MEGABYTES, EPOCHS, CLIPS = 64, 2, 24
@@ -106,7 +108,7 @@ def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
     """A whole training whose tracker cannot write; what it lacks follows once there is room."""
     uri = f"sqlite:///{disk.folder / 'mlflow.db'}"
     mlflow_store.open_store(uri)
-    with mlflow_store.start_run("test", "before", {}, {}):
+    with runs.start_run("test", "before", {}, {}):
         pass
     disk.leave(0)
     flags = [*training_flags(root, "whole", EPOCHS), "--tracking", uri]

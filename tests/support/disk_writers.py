@@ -24,12 +24,14 @@ import torch
 from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
 from small_disk import PAGE, SmallDisk, files_in
 
-from ast_core.config import ModelConfig, to_dict
+from ast_core.config import ModelConfig
 from ast_core.errors import NoRoomError, UserError
 from ast_core.evaluation.stored_scores import write_scores
 from ast_core.model.transformer import AST
-from ast_core.shards.reader import Row, write_part
-from ast_core.storage.atomic_files import committed, fetch, write_json
+from ast_core.serialization import to_dict
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.atomic_files import committed, fetch
+from ast_core.storage.json_files import write_json
 from ast_core.storage.object_store import Store, store_of
 from ast_core.storage.tensor_files import write_tensors
 from ast_core.training.state import Progress, _write_history

@@ -22,19 +22,21 @@ from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
 from safetensors.torch import save
 
 from ast_core.audio.waveform import load_waveform
-from ast_core.config import ModelConfig, to_dict
+from ast_core.config import ModelConfig
 from ast_core.dataset.clip_list import read_ids
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.stored_scores import identity_in, read_scores, write_scores
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import SELF_HASH, digest, write_checked
+from ast_core.storage.json_files import SELF_HASH, digest, write_checked
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.decisions import Decisions
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.pretrained import initialise, load_exactly
-from pipeline.cli.stages import TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.tracking.pyfunc import Tagger
 
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
-from ast_core.shards.reader import ShardIndex
+from ast_core.shards.index import ShardIndex
 from pipeline.cli.stages import PrepareSettings
 
 RATE_HZ = 16_000

@@ -12,6 +12,7 @@ import kubernetes_validate
 from custom_resources import check_custom
 from manifests import ROOT, Manifest, pod_templates
 
+from pipeline.cli.command_line import parse
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -21,7 +22,6 @@ from pipeline.cli.stages import (
     ReportSettings,
     RunSettings,
     TrainSettings,
-    parse,
 )
 from tune.ensemble import EnsembleSettings
 from tune.search import SearchSettings

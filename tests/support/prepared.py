@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ast_core.config import FrontEndConfig, to_dict
-from ast_core.shards.reader import Row, write_part
-from ast_core.storage.atomic_files import write_checked
+from ast_core.config import FrontEndConfig
+from ast_core.serialization import to_dict
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.json_files import write_checked
 
 FRAMES, BINS = 32, 16
 LABELS = ("low", "middle", "high")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prepared import BINS, FRAMES, write_shards
 
-from pipeline.cli.stages import parse
+from pipeline.cli.command_line import parse
 from tune.search import SearchSettings, search
 from tune.study_report import Table
 

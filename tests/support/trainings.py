@@ -15,7 +15,8 @@ from launches import training_flags
 
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.weights import checkpoint
-from pipeline.cli.stages import TrainSettings, parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import preemption
 from pipeline.train import train
 

@@ -15,10 +15,10 @@ from studies import new_study, study_flags, trials_of
 
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import read_scores
-from ast_core.storage.atomic_files import read_checked, read_json
+from ast_core.storage.json_files import read_checked, read_json
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities
-from pipeline.cli.stages import parse
+from pipeline.cli.command_line import parse
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 

@@ -8,7 +8,7 @@ import pytest
 
 from ast_core.errors import UserError
 from ast_core.model.cost import cost
-from pipeline.cli.stages import load_recipe, with_changes
+from pipeline.cli.command_line import load_recipe, with_changes
 from tune.studies import PAPER, load_study
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from ast_core.errors import DamagedError
 from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.evaluation.thresholds import best_f1
-from ast_core.storage.atomic_files import write_checked
+from ast_core.storage.json_files import write_checked
 from ast_core.weights.decisions import Decisions, evidence, from_evidence, load_decisions
 
 CLIPS = 4000

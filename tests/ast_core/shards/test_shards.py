@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DamagedError, UserError
-from ast_core.shards.reader import Row, ShardIndex, ShardReader, write_part
-from ast_core.storage.atomic_files import write_checked
+from ast_core.shards.index import ShardIndex
+from ast_core.shards.reader import ShardReader
+from ast_core.shards.writer import Row, write_part
+from ast_core.storage.json_files import write_checked
 
 FRAMES, BINS, LABELS = 24, 8, ["a", "b", "c"]
 METADATA = {"front_end": {"target_frames": FRAMES, "num_mel_bins": BINS}, "labels": LABELS, "single_label": False}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ast_core.errors import DamagedError, UserError
-from ast_core.storage.atomic_files import sha256_of, write_checked
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.json_files import write_checked
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 

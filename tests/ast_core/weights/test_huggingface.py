@@ -11,10 +11,11 @@ import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.config import FrontEndConfig, ModelConfig, to_dict
+from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.huggingface import HuggingFaceModel, from_names, to_names, write_folder
 from ast_core.weights.pretrained import initialise

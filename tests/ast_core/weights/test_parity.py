@@ -14,7 +14,8 @@ from torch import nn
 from ast_core.config import ModelConfig
 from ast_core.errors import UserError
 from ast_core.model.transformer import AST
-from ast_core.weights.pretrained import adapt_positions, initialise
+from ast_core.weights.positions import adapt_positions
+from ast_core.weights.pretrained import initialise
 
 TINY = ModelConfig(backbone="deit_tiny_distilled_patch16_224", init="scratch")
 CLASSES = 527

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from ast_core.errors import UserError
-from pipeline.cli.stages import (
-    PrepareSettings,
-    RunSettings,
-    TrainSettings,
-    load_recipe,
-    parse,
-    run_stage,
-    section_values,
-)
+from pipeline.cli.command_line import load_recipe, parse, section_values
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import PrepareSettings, RunSettings, TrainSettings
 
 GOOD = """
 [data]

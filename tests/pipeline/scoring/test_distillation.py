@@ -11,13 +11,15 @@ import pytest
 import torch
 from prepared import BINS, FRAMES, LABELS, write_shards
 
-from ast_core.config import DistilConfig, to_dict
+from ast_core.config import DistilConfig
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
-from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings, parse, section_values
+from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate
 from pipeline.train import train

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ast_core.errors import UserError
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import metrics_follower, mlflow_store, runs
 
 
 def row(epoch: int) -> dict[str, float]:
@@ -30,11 +30,11 @@ def store(tmp_path: Path) -> str:
 
 def test_the_same_tags_continue_the_same_run(store: str) -> None:
     params = {"optim": {"epochs": 3}, "long": "x" * 900}
-    with mlflow_store.start_run("e", "train", params, {"folder": "a"}) as first:
+    with runs.start_run("e", "train", params, {"folder": "a"}) as first:
         pass
-    with mlflow_store.start_run("e", "train", {"optim": {"epochs": 5}}, {"folder": "a"}) as again:
+    with runs.start_run("e", "train", {"optim": {"epochs": 5}}, {"folder": "a"}) as again:
         pass
-    with mlflow_store.start_run("e", "train", params, {"folder": "b"}) as other:
+    with runs.start_run("e", "train", params, {"folder": "b"}) as other:
         pass
     assert first == again != other
     data = mlflow.get_run(first).data
@@ -43,16 +43,14 @@ def test_the_same_tags_continue_the_same_run(store: str) -> None:
 
 
 def test_numbers_of_variants_with_any_name_are_logged(store: str) -> None:
-    with mlflow_store.start_run("test", "study", {}, {}) as run_id:
-        mlflow_store.log_metrics(
-            run_id, {"learning_rate=0.001,epochs=5.mean": 0.5, "a+b.std": 0.25, "not.there": float("nan")}
-        )
+    with runs.start_run("test", "study", {}, {}) as run_id:
+        runs.log_metrics(run_id, {"learning_rate=0.001,epochs=5.mean": 0.5, "a+b.std": 0.25, "not.there": float("nan")})
     logged = MlflowClient().get_run(run_id).data.metrics
     assert logged == {"learning_rate:0.001 epochs:5.mean": 0.5, "a b.std": 0.25}
 
 
 def test_a_failure_is_the_runs_status(store: str) -> None:
-    with pytest.raises(KeyError), mlflow_store.start_run("e", "fails", {}, {}) as run_id:
+    with pytest.raises(KeyError), runs.start_run("e", "fails", {}, {}) as run_id:
         raise KeyError
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
@@ -61,8 +59,8 @@ def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> N
     history = tmp_path / "metrics.jsonl"
     for epochs in (2, 2, 5):
         with (
-            mlflow_store.start_run("e", "train", {}, {"folder": "a"}) as run_id,
-            mlflow_store.MetricsFollower(run_id, history, 0.05),
+            runs.start_run("e", "train", {}, {"folder": "a"}) as run_id,
+            metrics_follower.MetricsFollower(run_id, history, 0.05),
         ):
             write_rows(history, epochs)
     values = MlflowClient().get_metric_history(run_id, "train_loss")
@@ -75,8 +73,8 @@ def test_epochs_written_while_the_tracker_is_away_are_replayed(
 ) -> None:
     history = tmp_path / "metrics.jsonl"
     database = Path(store.removeprefix("sqlite:///"))
-    with mlflow_store.start_run("e", "train", {}, {"folder": "a"}) as run_id:
-        follower = mlflow_store.MetricsFollower(run_id, history, 0.05)
+    with runs.start_run("e", "train", {}, {"folder": "a"}) as run_id:
+        follower = metrics_follower.MetricsFollower(run_id, history, 0.05)
         write_rows(history, 1)
         follower._catch_up()
         mlflow.set_tracking_uri("http://127.0.0.1:9")
@@ -94,9 +92,9 @@ def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     mlflow_store.open_store("http://127.0.0.1:9")
     write_rows(tmp_path / "metrics.jsonl", 2)
     history = tmp_path / "metrics.jsonl"
-    with mlflow_store.start_run("e", "train", {}, {}) as run_id, mlflow_store.MetricsFollower(run_id, history):
-        mlflow_store.log_metrics(run_id, {"a": 1.0})
-        mlflow_store.log_artifacts(run_id, tmp_path / "metrics.jsonl")
+    with runs.start_run("e", "train", {}, {}) as run_id, metrics_follower.MetricsFollower(run_id, history):
+        runs.log_metrics(run_id, {"a": 1.0})
+        runs.log_artifacts(run_id, tmp_path / "metrics.jsonl")
     assert run_id == ""
     assert "could not be started" in capsys.readouterr().err
 
@@ -108,5 +106,5 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
-    first = mlflow_store.folder_id(tmp_path / "a")
-    assert mlflow_store.folder_id(tmp_path / "a") == first != mlflow_store.folder_id(tmp_path / "b")
+    first = runs.folder_id(tmp_path / "a")
+    assert runs.folder_id(tmp_path / "a") == first != runs.folder_id(tmp_path / "b")

@@ -1,0 +1,39 @@
+"""Read ESC-50's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.csv_rows import csv_rows
+from ast_core.dataset.file_tree import Tree
+from ast_core.dataset.problems import Problems, require_printable, shorten
+
+
+def load_esc50(source: Path, problems: Problems) -> Manifest:
+    """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
+    path = source / "meta" / "esc50.csv"
+    tree = Tree(source)
+    rows, categories, targets, seen = [], dict[int, str](), dict[str, int](), set[str]()
+    for number, row in csv_rows(path, ("filename", "fold", "target", "category"), problems):
+        name = row["filename"]
+        try:
+            if not (row["fold"].isdecimal() and row["target"].isdecimal()):
+                raise ValueError(f"fold {shorten(row['fold'])} or target {shorten(row['target'])} is not a number")
+            target = int(row["target"])
+            category = row["category"]
+            if categories.setdefault(target, category) != category:
+                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(category)}")
+            if targets.setdefault(category, target) != target:
+                raise ValueError(f"the category {shorten(category)} is target {targets[category]} and {target}")
+            require_printable("category", category)
+            require_printable("file name", name)
+            if name in seen or "/" in name:
+                raise ValueError(f"the file name {shorten(name)} is listed twice or has a '/'")
+            rows.append((name, tree.find(f"audio/{name}"), target, f"fold{int(row['fold'])}"))
+        except ValueError as error:
+            problems.add(path, number, str(error))
+        seen.add(name)
+    index = {target: number for number, target in enumerate(sorted(categories))}
+    clips = tuple(Clip(name, file, (index[target],), split) for name, file, target, split in rows)
+    return Manifest(clips, tuple(categories[target] for target in sorted(categories)), True, "esc50")

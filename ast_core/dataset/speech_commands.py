@@ -1,0 +1,31 @@
+"""Read Speech Commands' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ast_core.dataset.class_folders import class_files, manifest_by_class
+from ast_core.dataset.clips import Manifest
+from ast_core.dataset.file_tree import Tree
+from ast_core.dataset.problems import Problems, lines_of, shorten
+
+
+def load_speech_commands(source: Path, problems: Problems) -> Manifest:
+    """Speech Commands: WORD/FILE; two lists name validation and test; `_background_noise_` is left out."""
+    tree = Tree(source)
+    listed: dict[str, str] = {}
+    for split, path in (("validation", source / "validation_list.txt"), ("test", source / "testing_list.txt")):
+        for number, text in lines_of(path, problems) if path.is_file() else ():
+            name = text.strip()
+            try:
+                if name and (name in listed or name.count("/") != 1):
+                    raise ValueError(f"expected WORD/FILE, listed once, and found {shorten(name)}")
+                if name:
+                    tree.find(name)
+                    listed[name] = split
+            except ValueError as error:
+                problems.add(path, number, str(error))
+    found = dict(class_files(tree, tree.root, problems))
+    splits = {name: listed.get(name, "train") for name in sorted({*found, *listed})}
+    rows = [(name, name.split("/")[0], found.get(name, ""), split) for name, split in splits.items()]
+    return manifest_by_class(rows, "speech_commands")

@@ -1,0 +1,98 @@
+"""Write and read JSON files; those that a run resumes from begin with the SHA-256 of their own lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ast_core.errors import DamagedError, UserError
+from ast_core.storage.atomic_files import committed
+
+SELF_HASH = "sha256_of_lines_below"
+"""Key of a checked file's own hash."""
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Commit a JSON value, indented and with sorted keys."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Commit a text, as UTF-8."""
+    content = text.encode()
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """A JSON file's value; `what` names it in the error.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} is missing: {path}.") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise DamagedError(f"{what} is damaged: {path} is not JSON ({error}).") from error
+
+
+def write_checked(path: Path, value: dict[str, Any]) -> None:
+    """Commit a JSON object, not an empty one, that knows its bytes: the first line is the SHA-256 of the lines below.
+
+    To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
+    """
+    lines = f"{json.dumps(value, indent=1)[2:]}\n".encode()  # in the order given, which a resumed curve's rows keep
+    content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
+    with committed(path, len(content)) as beside:
+        beside.write_bytes(content)
+
+
+def read_checked(path: Path, what: str) -> dict[str, Any]:
+    """What `write_checked` wrote; `what` names it in the error.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: a byte of it is another one than was written.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{what} is missing: {path}.") from None
+    return checked(content, f"{what} {path}")
+
+
+def checked(content: bytes, name: str) -> dict[str, Any]:
+    """The object in the bytes of a file that `write_checked` wrote.
+
+    Args:
+        content: of the file.
+        name: what it is and where it lies, for the error.
+
+    Raises:
+        DamagedError: a byte is another one than was written; names both hashes.
+    """
+    first, end, lines = content.partition(b"\n")
+    found = hashlib.sha256(lines).hexdigest()
+    if first + end != _first_line(found):
+        noted = first[:120].decode(errors="backslashreplace")
+        says = f"its first line says {noted!r}"
+        raise DamagedError(f"{name} is damaged: its lines have sha256 {found}, {says}. Fetch or make it again.")
+    try:
+        value: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name} is damaged: it is not JSON ({error}). Fetch or make it again.") from error
+    return {key: own for key, own in value.items() if key != SELF_HASH}
+
+
+def _first_line(sha256: str) -> bytes:
+    return f'{{"{SELF_HASH}": "{sha256}",\n'.encode()

@@ -1,0 +1,51 @@
+"""Run one step of a Kubeflow pipeline, on a cluster or on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from ast_core.errors import require
+from pipeline.cli.sigterm import stoppable
+from pipeline.kubeflow_steps.plan import ROOT, STAGES, Plan, ray_job, stage_flags
+
+STOP_S = 30.0
+"""Time that a stage of this machine has to end after it was told to."""
+
+
+def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
+    """Run a stage to its end, on the plan's cluster or here.
+
+    Args:
+        plan: of the pipeline's run.
+        stage: a key of `STAGES`.
+        own: flags of this step alone, such as a member's seed.
+
+    Raises:
+        UserError: the stage failed; with what it said.
+    """
+    if plan.ray_cluster:
+        from pipeline.kubeflow_steps.ray_job import run_ray_job  # noqa: PLC0415 - Kubernetes' client takes seconds, and here nobody asks it
+
+        run_ray_job(ray_job(plan, stage, own))
+    else:
+        _run_here([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
+
+
+def _run_here(command: Sequence[str], stage: str) -> None:
+    """Run a process and pass its output on; UserError with its last line if it fails."""
+    last = ""
+    with stoppable(), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                last = line.strip() or last
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    require(process.returncode == 0, f"{stage} failed (exit code {process.returncode}): {last}")

@@ -1,0 +1,195 @@
+"""MLflow runs: start or resume one, log to it, read from it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow, which reads it
+
+# isort: split
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from ast_core.errors import UserError
+from ast_core.redaction import without_secrets
+from ast_core.storage.atomic_files import committed
+from pipeline.tracking.mlflow_store import first_line, sqlite_file, try_or_warn
+
+PARENT = "mlflow.parentRunId"
+"""The tag that puts a run under another one."""
+
+
+PARAM_CHARACTERS = 500
+"""Longer values are cut; the whole settings are in the run folder."""
+
+
+BATCH = 100
+"""Parameters or tags that one request may hold."""
+
+
+@contextlib.contextmanager
+def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
+    """The newest MLflow run with this name and these tags, gone on with, or a new one; samples system metrics.
+
+    Args:
+        experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.
+        name: of the run.
+        params: settings, nested; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`, without passwords.
+        tags: what the run is; the same again is the same run.
+
+    Yields:
+        The run's id, or "" if the tracker cannot be reached: whatever takes a run's id then does nothing.
+    """
+    run_id = try_or_warn("the run could not be started", lambda: _begin(experiment, name, params, tags), "")
+    status = RunStatus.FAILED
+    try:
+        yield run_id
+        status = RunStatus.FINISHED
+    except KeyboardInterrupt:
+        status = RunStatus.KILLED
+        raise
+    finally:
+        if run_id:
+            try_or_warn("the run could not be ended", lambda: mlflow.end_run(RunStatus.to_string(status)), None)
+
+
+def folder_id(folder: Path) -> str:
+    """A random name that a folder keeps (`.folder-id`): as a tag, it tells a resumed run from one started anew."""
+    path = folder / ".folder-id"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.is_file() or not path.read_text(encoding="utf-8"):
+            with committed(path) as beside:
+                beside.write_text(uuid.uuid4().hex, encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
+    """Log final numbers, those that the run does not have already. Never raises.
+
+    A study's variants may have names that MLflow takes for none of a metric: `learning_rate=0.001` becomes
+    `learning_rate:0.001`, other characters a blank.
+    """
+
+    def log() -> None:
+        known = MlflowClient().get_run(run_id).data.metrics
+        now = int(time.time() * 1000)
+        named = {re.sub(r"[^\w.\- :/]", " ", key.replace("=", ":")): value for key, value in metrics.items()}
+        new = {key: value for key, value in named.items() if math.isfinite(value) and known.get(key) != value}
+        if new:
+            MlflowClient().log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in new.items()])
+
+    if run_id:
+        try_or_warn("metrics were not logged", log, None)
+
+
+def log_artifacts(run_id: str, path: Path, under: str | None = None) -> None:
+    """Copy a file, or a folder's content, to the run's artifacts. Never raises.
+
+    Args:
+        run_id: of the run.
+        path: file or folder.
+        under: folder among the artifacts; their root by default.
+    """
+
+    def log() -> None:
+        if path.is_dir():
+            MlflowClient().log_artifacts(run_id, str(path), under)
+        else:
+            MlflowClient().log_artifact(run_id, str(path), under)
+
+    if run_id:
+        try_or_warn(f"{path} was not logged", log, None)
+
+
+def newest_run(experiment: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """Id and last metrics of the newest run with these tags; "" and none if there is none or the tracker is away."""
+
+    def look() -> tuple[str, dict[str, float]]:
+        found = MlflowClient().get_experiment_by_name(experiment)
+        filters = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        newest = ["attributes.start_time DESC"]
+        runs = (
+            MlflowClient().search_runs([found.experiment_id], filters, max_results=1, order_by=newest) if found else []
+        )
+        return (str(runs[0].info.run_id), dict(runs[0].data.metrics)) if runs else ("", {})
+
+    nothing: tuple[str, dict[str, float]] = ("", {})
+    return try_or_warn(f"{experiment} could not be searched", look, nothing)
+
+
+def fetch_artifact(run_id: str, artifact: str, to: Path) -> None:
+    """Copy one artifact of a run to a file. UserError if it is not there or cannot be fetched."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.copyfile(MlflowClient().download_artifacts(run_id, artifact, scratch), to)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{artifact} of MLflow's run {run_id} cannot be fetched: {first_line(error)}.") from error
+
+
+def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    experiment_id = _experiment(experiment)
+    known = _run_with(experiment_id, name, tags)
+    if importlib.util.find_spec("psutil"):
+        mlflow.enable_system_metrics_logging()
+    run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=name, tags=dict(tags))
+    _log_params(run.info.run_id, _flat(params), run.data.params)
+    return str(run.info.run_id)
+
+
+def _experiment(name: str) -> str:
+    """Id of the experiment. Two processes may make it at once: the second finds the first's."""
+    database = sqlite_file(mlflow.get_tracking_uri())
+    where = None if database is None else (database.parent / f"{database.stem}-artifacts" / name).absolute().as_uri()
+    found = MlflowClient().get_experiment_by_name(name)
+    if found is None:
+        with contextlib.suppress(MlflowException):
+            return str(MlflowClient().create_experiment(name, artifact_location=where))
+        found = MlflowClient().get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise UserError(f"the MLflow experiment {name} was deleted; restore it or give another --experiment")
+    return str(found.experiment_id)
+
+
+def _run_with(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+    wanted = {"mlflow.runName": name, **tags}
+    if any("'" in value and '"' in value for value in wanted.values()):
+        return None  # MLflow's filters cannot quote it: a new run then
+    quoted = [f"tags.`{key}` = " + (f'"{value}"' if "'" in value else f"'{value}'") for key, value in wanted.items()]
+    runs = MlflowClient().search_runs([experiment_id], " and ".join(quoted), max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _log_params(run_id: str, params: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Parameters cannot change in MLflow: what a resume was given otherwise becomes a tag."""
+    client = MlflowClient()
+    new = [Param(key, value) for key, value in params.items() if key not in known]
+    changed = [RunTag(f"changed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
+    for first in range(0, len(new), BATCH):
+        client.log_batch(run_id, params=new[first : first + BATCH])
+    for first in range(0, len(changed), BATCH):
+        client.log_batch(run_id, tags=changed[first : first + BATCH])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = without_secrets(str(value))[:PARAM_CHARACTERS]
+    return flat
