@@ -24,7 +24,7 @@ from peers.comparison import arguments, print_machine, verdict
 from peers.memory import Peak, Watch, objects_mb
 
 from ast_core.shards.index import INDEX
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
@@ -102,7 +102,7 @@ def prepare_clips(source: Path, folder: Path, clips: int, broken: int) -> Load:
         SystemExit: the books do not say what there was.
     """
     flags = [*FLAGS.split(), "--data.source", str(source), "--run-dir", str(folder)]
-    done = _watched("prepare", clips, lambda: prepare(parse(PrepareSettings, "", flags)))
+    done = _watched("prepare", clips, lambda: prepare(parse_settings(PrepareSettings, "", flags)))
     kept, rejected = (sum(books[key] for books in _splits(folder).values()) for key in ("kept", "rejected"))
     if (kept, rejected) != (clips - broken, broken):
         raise SystemExit(f"{clips} clips, {broken} of them broken, became {kept} kept and {rejected} rejected")
@@ -113,7 +113,7 @@ def train_on_clips(folder: Path) -> Load:
     """Train an epoch on what `prepare_clips` left, in this process, on the Ray that is there."""
     store = f"sqlite:///{folder / 'mlflow.db'}"
     flags = [*FLAGS.split(), *TRAIN_FLAGS.split(), "--run-dir", str(folder), "--tracking", store]
-    settings = parse(TrainSettings, "", flags)
+    settings = parse_settings(TrainSettings, "", flags)
     done = _watched("train", _splits(folder)["train"]["kept"], lambda: train(settings))
     rows = (job_of(settings).folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return dataclasses.replace(done, seconds=json.loads(rows[-1])["seconds"])
@@ -148,7 +148,7 @@ def _of(load: Load, name: str) -> float:
 
 def alone(source: Path, folder: Path, clips: int, broken: int) -> list[Load]:
     """Both stages on a Ray of their own, so that nothing that ran before counts; what they say goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr), connection.connected("", WORKERS):
+    with contextlib.redirect_stdout(sys.stderr), connection.connect("", WORKERS):
         return [prepare_clips(source, folder, clips, broken), train_on_clips(folder)]
 
 

@@ -25,7 +25,7 @@ from ast_core.audio.waveform import load_waveform
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
 from ast_core.serialization import to_dict
-from pipeline.ray_runtime.shard_part import Part, write
+from pipeline.ray_runtime.shard_part import ShardPart, write_shard_part
 
 CLIPS, ROUNDS = 24, 9
 FORMATS = {
@@ -39,12 +39,12 @@ FORMATS = {
 GOAL_OVER_DECODING = 1.25
 
 
-def part_of(paths: list[Path], folder: Path) -> Part:
+def part_of(paths: list[Path], folder: Path) -> ShardPart:
     """The part that `prepare` would make of these files."""
     clips = tuple(Clip(path.stem, str(path), (0,), "train") for path in paths)
     front_end = to_dict(FrontEndConfig())
     metadata = {"front_end": front_end, "labels": ["sound"], "single_label": False}
-    return Part(str(folder), "part-00000", "train", clips, str(paths[0].parent), front_end, metadata)
+    return ShardPart(str(folder), "part-00000", "train", clips, str(paths[0].parent), front_end, metadata)
 
 
 def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float | None) -> None:
@@ -53,7 +53,7 @@ def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float
     rate_hz = FrontEndConfig().sample_rate_hz
     ways = {
         "published": lambda: write_table(paths, folder / "published.parquet"),
-        "ours": lambda: write(part),
+        "ours": lambda: write_shard_part(part),
         "decoding alone": lambda: [load_waveform(path, rate_hz) for path in paths],
     }
     seconds = interleave(ways, rounds, cpu_seconds)

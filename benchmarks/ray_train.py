@@ -21,7 +21,7 @@ from peers.made_data import write_shards
 
 from ast_core.config import FrontEndConfig
 from ast_core.training.trainer import fit
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import connection
 from pipeline.train import job_of, train
@@ -55,7 +55,7 @@ def settings_in(folder: Path, name: str, size: Size, epochs: int) -> TrainSettin
     flags = [*FLAGS.split(), "--shards", str(folder / "shards"), "--run-dir", str(folder / name)]
     flags += ["--tracking", f"sqlite:///{folder / 'mlflow.db'}"]
     flags += ["--optim.epochs", str(epochs), "--optim.batch-size", str(size.batch)]
-    return parse(TrainSettings, "", flags)
+    return parse_settings(TrainSettings, "", flags)
 
 
 def epoch_seconds(settings: TrainSettings, size: Size) -> list[float]:
@@ -97,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder / "shards", {"train": size.steps * size.batch, "test": 8}, FRONT_END, classes=4)
-        with connection.connected("", 2):
+        with connection.connect("", 2):
             report(*take_turns(folder, size), size.steps)
     print_machine()
 

@@ -97,14 +97,14 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 versions = register(settings)
             once_s = time.perf_counter() - started
-            champion = registry.aliased(NAME, registry.CHAMPION)
+            champion = registry.version_of_alias(NAME, registry.CHAMPION)
             assert versions[NAME] == mark  # noqa: S101
             assert champion is not None  # noqa: S101
             assert champion.number == mark  # noqa: S101 - the better one was promoted
             stored = Bundle.load(registry.fetch_bundle(f"models:/{NAME}@champion"))
             assert stored.digest == digest  # noqa: S101
             find_s = seconds_of(lambda digest=digest: registry.find_version(NAME, digest, ""))  # type: ignore[misc]
-            alias_s = seconds_of(lambda: registry.aliased(NAME, registry.CHAMPION))
+            alias_s = seconds_of(lambda: registry.version_of_alias(NAME, registry.CHAMPION))
             print(
                 f"version {mark}: registered, checked and promoted in {once_s:.2f} s with its member's model; "
                 f"found by its bundle in {1000 * find_s:.1f} ms, by its alias in {1000 * alias_s:.1f} ms"

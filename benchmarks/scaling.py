@@ -20,8 +20,8 @@ from peers.made_data import save_sounds
 from prepare import part_of
 
 from ast_core.config import FrontEndConfig, ModelConfig
-from ast_core.model.cost import Cost, cost
-from pipeline.ray_runtime.shard_part import write
+from ast_core.model.cost import ModelCost, model_cost
+from pipeline.ray_runtime.shard_part import write_shard_part
 
 CLIPS, CLASSES = 1_953_082, 527
 """Balanced and unbalanced training clips of the published run."""
@@ -103,11 +103,11 @@ def _trained(gpus: int, at_once: int, each: int, args: argparse.Namespace, clip_
 
 
 @functools.cache
-def _member_cost(stride: int) -> Cost:
-    return cost(ModelConfig(freq_stride=stride, time_stride=stride), FrontEndConfig(), CLASSES)
+def _member_cost(stride: int) -> ModelCost:
+    return model_cost(ModelConfig(freq_stride=stride, time_stride=stride), FrontEndConfig(), CLASSES)
 
 
-def _step_s(one: Cost, each: int, args: argparse.Namespace) -> dict[str, float]:
+def _step_s(one: ModelCost, each: int, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each part of one step; they overlap: kernels are queued, gradients are exchanged during backward."""
     compute = OPERATIONS * one.macs * args.batch / each / (args.gpu_tflops * 1e12 * args.gpu_share)
     link = args.link_gib_s if each <= MACHINE_GPUS else args.network_gib_s
@@ -129,7 +129,7 @@ def measured_clip_s(quick: bool) -> float:
         part, times = part_of(paths, folder / "shards"), []
         for _ in range(2 if quick else 5):
             started = cpu_seconds()
-            write(part)
+            write_shard_part(part)
             times.append((cpu_seconds() - started) / len(paths))
     return statistics.median(times)
 
@@ -160,7 +160,7 @@ def show(plans: list[Plan], args: argparse.Namespace, clip_s: float) -> None:
 
 def show_bytes() -> None:
     """What lies on disk, as a Markdown table."""
-    weights = cost(ModelConfig(), FrontEndConfig(), CLASSES).parameters * PARAMETER_BYTES
+    weights = model_cost(ModelConfig(), FrontEndConfig(), CLASSES).parameters * PARAMETER_BYTES
     rows = {
         "shards": CLIPS * _shard_bytes(),
         "a member's checkpoints: weights, Adam's two moments": KEPT * 3 * weights,

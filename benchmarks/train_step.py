@@ -41,7 +41,7 @@ from peers.training import (
 )
 
 from ast_core.config import Job
-from ast_core.model.cost import cost
+from ast_core.model.cost import model_cost
 
 GOALS = {"cpu": {"published": 1.7}, "cuda": {"published": 3.0, "transformers sdpa": 1.5}}
 ACTIVATIONS_GOAL = 0.5
@@ -124,7 +124,7 @@ def compare_adam(ours: OurStep, published: PeerStep, device: torch.device) -> No
 
 def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) -> None:
     """Clips and floating-point operations a second, and what share of the device's peak that is."""
-    gmacs = cost(ours.job.model, ours.job.front_end, CLASSES, ours.job.augment).macs / 1e9
+    gmacs = model_cost(ours.job.model, ours.job.front_end, CLASSES, ours.job.augment).macs / 1e9
     clips_per_s = 1 / statistics.median(seconds)
     tflops = clips_per_s * 6 * gmacs / 1000  # forward, and twice that backward; two operations a multiply-accumulate
     share = tflops / peak_tflops

@@ -17,15 +17,15 @@ from ast_core.errors import require
 from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
 from ast_core.evaluation.stored_scores import identity_of
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import remove_stumps_beside_all
+from ast_core.storage.atomic_files import remove_all_temporary_files
 from ast_core.storage.json_files import write_json
 from ast_core.weights.decisions import Decisions
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CalibrateSettings
 from pipeline.run_folder import folder_lock, sync
-from pipeline.scoring.bundle_scores import bundle_scores, describe_all
-from pipeline.scoring.results import plain
+from pipeline.scoring.bundle_scores import bundle_scores, describe_bundles
+from pipeline.scoring.results import to_json_numbers
 
 Effect = dict[str, float]
 
@@ -46,16 +46,16 @@ def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
         "are. Name one.",
     )
     splits = [split, settings.data.test_split]
-    sync.bring(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
+    sync.download_inputs(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
     validation, test = (ShardReader(settings.shards, [name]) for name in splits)
     require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
-    with folder_lock.alone(settings.run_dir / "bundles", "calibrated"):
+    with folder_lock.lock_folder(settings.run_dir / "bundles", "calibrated"):
         return _calibrated(settings, validation, test)
 
 
 def _calibrated(settings: CalibrateSettings, validation: ShardReader, test: ShardReader) -> dict[str, Decisions]:
     split = settings.data.validation_split
-    bundles = describe_all(settings.run_dir / "bundles", validation)
+    bundles = describe_bundles(settings.run_dir / "bundles", validation)
     scores = bundle_scores(settings, bundles, validation, settings.run_dir / "calibration")
     tested = bundle_scores(settings, bundles, test, settings.run_dir / "evaluation")
     decisions, effects = {}, {}
@@ -67,7 +67,7 @@ def _calibrated(settings: CalibrateSettings, validation: ShardReader, test: Shar
         decisions[name] = fitted
         effects[name] = _effect(fitted, tested[name], test.labels_NC)
     _keep(settings.run_dir / "calibration" / "summary.json", effects)
-    remove_stumps_beside_all(settings.run_dir / "calibration")
+    remove_all_temporary_files(settings.run_dir / "calibration")
     Console().print(_table(effects, f"fitted on {len(validation)} clips of {split}, seen on {len(test)} of the test"))
     return decisions
 
@@ -85,7 +85,7 @@ def _effect(fitted: Decisions, scores_NC: np.ndarray, labels_NC: np.ndarray) -> 
 
 
 def _keep(path: Path, effects: dict[str, Effect]) -> None:
-    write_json(path, {name: plain(effect) for name, effect in effects.items()})
+    write_json(path, {name: to_json_numbers(effect) for name, effect in effects.items()})
 
 
 def _table(effects: dict[str, Effect], title: str) -> Table:
@@ -105,7 +105,7 @@ def _table(effects: dict[str, Effect], title: str) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: calibrate(parse(CalibrateSettings, __doc__, argv)))
+    run_stage(lambda: calibrate(parse_settings(CalibrateSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from rich.table import Table
 from ast_core.config import OptimConfig
 from ast_core.errors import require
 from ast_core.shards.index import ShardIndex
-from ast_core.storage.atomic_files import remove_folder, stored_in
+from ast_core.storage.atomic_files import list_stored, remove_folder
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 from ast_core.weights.bundle import DESCRIPTION, write_bundle
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CombineSettings
 from pipeline.run_folder import folder_lock, sync
-from pipeline.tracking.run_note import NOTE, run_of
+from pipeline.tracking.run_note import NOTE, read_run_note
 
 Role = Literal["member", "last", "epochs", "ensemble"]
 """What a bundle is to its run: members and ensembles are registered, the others are there to compare with."""
@@ -42,9 +42,9 @@ def combine(settings: CombineSettings) -> list[Path]:
         UserError: a member is missing, unfinished, or of another model than it should be.
     """
     members = [f"members/seed-{seed}" for seed in settings.ensemble.seeds]
-    sync.bring(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
+    sync.download_inputs(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
     index = ShardIndex.load(settings.shards)
-    with folder_lock.alone(settings.run_dir / "bundles", "combined"):
+    with folder_lock.lock_folder(settings.run_dir / "bundles", "combined"):
         return _combined(settings, index)
 
 
@@ -83,20 +83,20 @@ def _combined(settings: CombineSettings, index: ShardIndex) -> list[Path]:
 
 def _train_runs(settings: CombineSettings, seeds: Sequence[int]) -> list[str]:
     """MLflow's ids of the trainings that were tracked."""
-    runs = (run_of(settings.run_dir / "members" / f"seed-{seed}") for seed in seeds)
+    runs = (read_run_note(settings.run_dir / "members" / f"seed-{seed}") for seed in seeds)
     return [run for run in runs if run]
 
 
 def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
     """Remove bundles of seeds that the recipe no longer names; they can be made again from their epochs."""
-    stored = (path for path in stored_in(bundles) if path.name == DESCRIPTION)
+    stored = (path for path in list_stored(bundles) if path.name == DESCRIPTION)
     for description in {*bundles.glob(f"*/{DESCRIPTION}"), *stored}:
         if description.parent not in written:
             remove_folder(description.parent, DESCRIPTION)
 
 
 def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:
-    found = checkpoint.epochs_of(member / "epochs")
+    found = checkpoint.epoch_folders(member / "epochs")
     missing = [epoch for epoch in range(1, epochs + 1) if epoch not in found]
     require(
         not missing, f"{member} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first."
@@ -133,7 +133,7 @@ def _part(name: str, folder: Path) -> Part:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: combine(parse(CombineSettings, __doc__, argv)))
+    run_stage(lambda: combine(parse_settings(CombineSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from rich.table import Table
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
 from ast_core.storage.json_files import write_json
-from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.command_line import parse_settings, select_settings
 from pipeline.cli.program import run_stage
-from pipeline.cli.stages import FoldsSettings, PrepareSettings, TrainSettings
+from pipeline.cli.stages import CrossValidateSettings, PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
@@ -35,7 +35,7 @@ WAYS = {
 """Ways to quote a cross-validation."""
 
 
-def folds(settings: FoldsSettings) -> dict[str, Any]:
+def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
     """Prepare once, train once a fold, write and log `folds-result/seed-N/folds.json`; seeds stay beside each other.
 
     Returns:
@@ -46,8 +46,8 @@ def folds(settings: FoldsSettings) -> dict[str, Any]:
     """
     names = _folds(settings)
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
-    with connection.connected(settings.address, settings.workers):
-        index = prepare(section_values(dataclasses.replace(settings, data=whole), PrepareSettings))
+    with connection.connect(settings.address, settings.workers):
+        index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))
         key = "test_accuracy" if index.single_label else "test_mAP"
         curves = {}
         for held_out in names:
@@ -55,7 +55,7 @@ def folds(settings: FoldsSettings) -> dict[str, Any]:
             others = tuple(name for name in names if name != held_out)
             data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
             folder = settings.run_dir / "folds" / held_out
-            member = dataclasses.replace(section_values(settings, TrainSettings), data=data, run_dir=folder)
+            member = dataclasses.replace(select_settings(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
     result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
     output = settings.run_dir / "folds-result" / f"seed-{settings.seed}"
@@ -66,7 +66,7 @@ def folds(settings: FoldsSettings) -> dict[str, Any]:
     return result
 
 
-def _folds(settings: FoldsSettings) -> tuple[str, ...]:
+def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     """The data set's splits, all of which are folds."""
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
     manifest = load_manifest(Path(settings.data.source), settings.data.layout)
@@ -116,7 +116,7 @@ def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str,
     }
 
 
-def _log(settings: FoldsSettings, result: dict[str, Any], output: Path) -> None:
+def _log(settings: CrossValidateSettings, result: dict[str, Any], output: Path) -> None:
     mlflow_store.open_store(settings.tracking)
     tags = {"stage": "folds", "run_dir": str(settings.run_dir), "seed": str(settings.seed)}
     params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
@@ -139,7 +139,7 @@ def _table(result: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: folds(parse(FoldsSettings, __doc__, argv)))
+    run_stage(lambda: cross_validate(parse_settings(CrossValidateSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

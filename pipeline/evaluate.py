@@ -18,19 +18,19 @@ from ast_core.dataset.clip_list import cover, read_ids
 from ast_core.errors import require
 from ast_core.evaluation.stored_scores import identity_of
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import remove_stumps_beside_all
-from ast_core.storage.json_files import digest, read_json, write_json
-from pipeline.cli.command_line import parse
+from ast_core.storage.atomic_files import remove_all_temporary_files
+from ast_core.storage.json_files import read_json, sha256_of_json, write_json
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.reporting.history import read_histories
 from pipeline.reporting.plots import plot_curves, plot_per_class
 from pipeline.run_folder import folder_lock, sync
 from pipeline.scoring import results as results_of
-from pipeline.scoring.bundle_scores import bundle_scores, describe_all
-from pipeline.scoring.distillation import compare
+from pipeline.scoring.bundle_scores import bundle_scores, describe_bundles
+from pipeline.scoring.distillation import compare_with_teacher
 from pipeline.tracking import mlflow_store, runs
-from pipeline.tracking.run_note import note_run
+from pipeline.tracking.run_note import write_run_note
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
@@ -43,7 +43,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
         UserError: as `measure`.
     """
     reader = _reader(settings)
-    with folder_lock.alone(settings.run_dir / "bundles", "evaluated"):
+    with folder_lock.lock_folder(settings.run_dir / "bundles", "evaluated"):
         return _evaluated(settings, reader)
 
 
@@ -51,16 +51,16 @@ def _evaluated(settings: EvaluateSettings, reader: ShardReader) -> dict[str, dic
     test = _test(settings, reader)
     results = measure(settings)
     _draw(settings, test.output, results)
-    remove_stumps_beside_all(test.output)  # which is logged as it is
+    remove_all_temporary_files(test.output)  # which is logged as it is
     _log(settings, test, results, reader.index.data_hash)
     Console().print(results_of.bundles_table(results))
     shown = _headline(results)
     Console().print(results_of.classes_table(shown, results[shown]))
     if settings.distil.teacher and settings.clip_list is None:
-        Console().print(compare(settings, reader, results))
+        Console().print(compare_with_teacher(settings, reader, results))
     if test.absent:
         Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
-    return {name: results_of.numbers(result["metrics"]) for name, result in results.items()}
+    return {name: results_of.from_json_numbers(result["metrics"]) for name, result in results.items()}
 
 
 def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
@@ -76,7 +76,7 @@ def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
             that names no clip of the split.
     """
     reader = _reader(settings)
-    bundles = describe_all(settings.run_dir / "bundles", reader)
+    bundles = describe_bundles(settings.run_dir / "bundles", reader)
     identities = {name: identity_of(described.digest, reader) for name, described in bundles.items()}
     scores = bundle_scores(settings, bundles, reader, settings.run_dir / "evaluation")
     test = _test(settings, reader)
@@ -87,7 +87,7 @@ def measure(settings: EvaluateSettings) -> dict[str, results_of.Result]:
 
 def _reader(settings: EvaluateSettings) -> ShardReader:
     split = settings.data.test_split
-    sync.bring(settings, [split], ["bundles/*", "evaluation/*", "members/*/metrics.jsonl"])
+    sync.download_inputs(settings, [split], ["bundles/*", "evaluation/*", "members/*/metrics.jsonl"])
     reader = ShardReader(settings.shards, [split])
     require(len(reader) > 0, f"The split {split} in {settings.shards} holds no clip to test on.")
     return reader
@@ -143,7 +143,7 @@ def _result(
 def _which(test: _Test, reader: ShardReader) -> str:
     """A hash of the clips that count and their labels: results on the same ones can be compared, however prepared."""
     labels = [np.flatnonzero(reader.labels_NC[index]).tolist() for index in test.indices_N]
-    return digest([[reader.clip_ids[index] for index in test.indices_N], labels, list(reader.index.labels)])
+    return sha256_of_json([[reader.clip_ids[index] for index in test.indices_N], labels, list(reader.index.labels)])
 
 
 def _headline(results: dict[str, results_of.Result]) -> str:
@@ -155,8 +155,8 @@ def _headline(results: dict[str, results_of.Result]) -> str:
 def _draw(settings: EvaluateSettings, output: Path, results: dict[str, results_of.Result]) -> None:
     name = _headline(results)
     result = results[name]
-    precision = results_of.numbers({label: row["ap"] for label, row in result["per_class"].items()})
-    chance = results_of.numbers(result["metrics"])["chance_mAP"]
+    precision = results_of.from_json_numbers({label: row["ap"] for label, row in result["per_class"].items()})
+    chance = results_of.from_json_numbers(result["metrics"])["chance_mAP"]
     plot_per_class(output / "per_class_ap.png", f"{settings.experiment}, {name}: average precision", precision, chance)
     histories = read_histories(settings.run_dir)
     if histories:
@@ -165,24 +165,24 @@ def _draw(settings: EvaluateSettings, output: Path, results: dict[str, results_o
 
 def _log(settings: EvaluateSettings, test: _Test, results: dict[str, results_of.Result], data_hash: str) -> None:
     mlflow_store.open_store(settings.tracking)
-    bundles = digest({name: result["bundle_digest"] for name, result in results.items()})
+    bundles = sha256_of_json({name: result["bundle_digest"] for name, result in results.items()})
     tags = {"stage": "evaluate", "run_dir": str(settings.run_dir), "data_hash": data_hash, "bundles": bundles}
     params = {"shards": settings.shards, "split": settings.data.test_split, "clip_list": settings.clip_list or ""}
     flat: dict[str, float] = {}
     for name, result in results.items():
-        flat |= {f"{name}.{key}": value for key, value in results_of.numbers(result["metrics"]).items()}
+        flat |= {f"{name}.{key}": value for key, value in results_of.from_json_numbers(result["metrics"]).items()}
         for key, ends in result["intervals"].items():
             ends_by_name = zip(("low", "high"), ends, strict=True)
             flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
     with runs.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:
-        note_run(settings.run_dir / "evaluation", run_id)
+        write_run_note(settings.run_dir / "evaluation", run_id)
         runs.log_metrics(run_id, flat)
         runs.log_artifacts(run_id, test.output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: evaluate(parse(EvaluateSettings, __doc__, argv)))
+    run_stage(lambda: evaluate(parse_settings(EvaluateSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ast_core.errors import require
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.onnx_export import export_onnx
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ExportSettings
 from pipeline.tracking.registry import bundle_folder
@@ -59,7 +59,7 @@ def _only_member(bundle: Bundle) -> HuggingFaceModel:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: export(parse(ExportSettings, __doc__, argv)))
+    run_stage(lambda: export(parse_settings(ExportSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ast_core.config import FrontEndConfig
 from ast_core.shards.index import ShardIndex
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import FeaturesSettings
 from pipeline.run_folder import sync
@@ -40,7 +40,7 @@ def features(settings: FeaturesSettings) -> list[tuple[str, str, str, str]]:
     Raises:
         UserError: there are no shards, or no such split.
     """
-    sync.bring(settings)
+    sync.download_inputs(settings)
     index = ShardIndex.load(settings.shards)
     rows = []
     for key, effect in EFFECTS.items():
@@ -71,7 +71,7 @@ def _spread(ratio: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: features(parse(FeaturesSettings, __doc__, argv)))
+    run_stage(lambda: features(parse_settings(FeaturesSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from ast_core.audio.decoder import Decoder, Recording
 from ast_core.errors import ClipError, require
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
-from pipeline.reporting.predictions import Tagging
+from pipeline.reporting.predictions import Predictions
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
 
@@ -60,7 +60,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
             scores[str(path)] = scores_C  # a file that went away meanwhile is refused, not both
         except ClipError as error:
             faults[str(path)] = str(error)
-    tagging = Tagging(bundle.labels, scores, faults)
+    tagging = Predictions(bundle.labels, scores, faults)
     if settings.decide:
         tagging = tagging.decide(bundle)
     Console().print(tagging.table(settings.top_k))
@@ -84,7 +84,7 @@ def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording)
     if settings.timeline or settings.attention:
         from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
 
-        recording_pictures.write(settings, predictor, recording)
+        recording_pictures.write_pictures(settings, predictor, recording)
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:
@@ -99,7 +99,7 @@ def _files(inputs: Sequence[Path]) -> Iterator[Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: predict(parse(PredictSettings, __doc__, argv)))
+    run_stage(lambda: predict(parse_settings(PredictSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -29,18 +29,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.dataset.manifest import Clip, Manifest, load_manifest
-from ast_core.dataset.synthetic import synthesise
+from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
 from ast_core.serialization import to_dict
 from ast_core.shards.index import INDEX, REJECTS, ShardIndex
-from ast_core.storage.atomic_files import committed, remove, remove_stumps, stored_in
-from ast_core.storage.json_files import digest, read_checked, write_checked
+from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings
 from pipeline.ray_runtime import connection, heartbeat
-from pipeline.ray_runtime.shard_part import Part, is_done, is_stored, write_row
+from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_in_store, write_part_row
 from pipeline.reporting import prometheus
 from pipeline.run_folder import folder_lock, sync
 
@@ -58,8 +58,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     Raises:
         UserError: the data set is not as its layout says, too many clips are broken, or the disk is full.
     """
-    sync.bring(settings)
-    with folder_lock.alone(settings.shards, "prepared"):
+    sync.download_inputs(settings)
+    with folder_lock.lock_folder(settings.shards, "prepared"):
         return _prepared(settings)
 
 
@@ -69,15 +69,15 @@ def _prepared(settings: PrepareSettings) -> ShardIndex:
     parts = plan(settings, manifest, source)
     pending = _pending(settings, parts)
     if pending:
-        remove(settings.shards / INDEX)  # it speaks of shards that are about to change
-        with connection.connected(settings.address, settings.workers):
+        remove_file(settings.shards / INDEX)  # it speaks of shards that are about to change
+        with connection.connect(settings.address, settings.workers):
             _check_source(settings)
             _work(pending, settings)
     else:
         Console().print("Every shard is there already: nothing to do.")
-    sync.bring_markers(settings.shards, [part.marker for part in parts])
+    sync.download_markers(settings.shards, [part.marker for part in parts])
     splits, rejects = _books(parts)
-    with committed(settings.shards / REJECTS) as beside, beside.open("wb") as file:
+    with atomic_write(settings.shards / REJECTS) as temporary, temporary.open("wb") as file:
         pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
     _report(settings.shards, splits)
     _check_rejects(settings, splits, rejects)
@@ -89,13 +89,13 @@ def _prepared(settings: PrepareSettings) -> ShardIndex:
 
 def _manifest(settings: PrepareSettings) -> tuple[Manifest, Path]:
     if settings.data.source == "synthetic":
-        source = synthesise(settings.run_dir / "audio")
+        source = make_demo_audio(settings.run_dir / "audio")
         return load_manifest(source, "audioset"), source
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
     return load_manifest(Path(settings.data.source), settings.data.layout), Path(settings.data.source)
 
 
-def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Part]:
+def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[ShardPart]:
     """The parts that a manifest's clips are cut into, split by split, in the manifest's order.
 
     Raises:
@@ -120,14 +120,18 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Pa
             chunk = tuple(clips[number * size : (number + 1) * size])
             folder = str(settings.shards / split)
             name, limit_s = f"part-{number:05d}", settings.prepare.decode_limit_s
-            parts.append(Part(folder, name, split, chunk, root, front_end, metadata, limit_s))
+            parts.append(ShardPart(folder, name, split, chunk, root, front_end, metadata, limit_s))
     return parts
 
 
-def _pending(settings: PrepareSettings, parts: Sequence[Part]) -> list[Part]:
+def _pending(settings: PrepareSettings, parts: Sequence[ShardPart]) -> list[ShardPart]:
     """The parts that are not there: in the store, if the shards are a working copy, and here otherwise."""
     store = store_of(settings.shards)
-    check = is_done if store is None else functools.partial(is_stored, store=store, listed=stored_in(settings.shards))
+    check = (
+        is_complete
+        if store is None
+        else functools.partial(is_complete_in_store, store=store, listed=list_stored(settings.shards))
+    )
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(check, parts))
     return [part for part, finished in zip(parts, done, strict=True) if not finished]
@@ -143,19 +147,19 @@ def _check_source(settings: PrepareSettings) -> None:
     )
 
 
-def _work(pending: Sequence[Part], settings: PrepareSettings) -> None:
+def _work(pending: Sequence[ShardPart], settings: PrepareSettings) -> None:
     """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts clips, Ray Data's blocks
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    stores = json.dumps([[str(store.root), store.uri] for store in sync.stores_of(settings)])
+    stores = json.dumps([[str(store.root), store.uri] for store in sync.object_stores(settings)])
     watch = heartbeat.Watch()
     shared = {"stores": stores, "watch": watch.name}
     items = [{"part": part.packed(), "clips": len(part.clips), **shared} for part in pending]
     parts = ray.data.from_items(items, override_num_blocks=len(items))
-    done = parts.map(write_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
+    done = parts.map(write_part_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
@@ -201,12 +205,12 @@ def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, 
 Splits = dict[str, dict[str, Any]]
 
 
-def _books(parts: Sequence[Part]) -> tuple[Splits, list[dict[str, str]]]:
+def _books(parts: Sequence[ShardPart]) -> tuple[Splits, list[dict[str, str]]]:
     """What the markers say, added up by split and checked, and all rejects."""
     splits: Splits = {}
     rejects: list[dict[str, str]] = []
     for part in parts:
-        marker = read_checked(part.marker, "Marker of a shard")
+        marker = read_hashed_json(part.marker, "Marker of a shard")
         counts = dict.fromkeys(("listed", "kept", "rejected", "missing", "count"), 0)
         books = splits.setdefault(part.split, {**counts, "sum": 0.0, "sum_sq": 0.0, "parts": []})
         missing = sum(reject["stage"] == "missing" for reject in marker["rejects"])
@@ -229,21 +233,21 @@ def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) 
     hashes = [[split, *(entry["sha256"] for entry in books["parts"])] for split, books in splits.items()]
     meaning: dict[str, Any] = {"front_end": to_dict(settings.front_end), "labels": list(manifest.labels)}
     meaning["single_label"] = manifest.single_label
-    values = {**meaning, "layout": manifest.layout, "splits": splits, "data_hash": digest([hashes, meaning])}
-    write_checked(settings.shards / INDEX, values)
+    values = {**meaning, "layout": manifest.layout, "splits": splits, "data_hash": sha256_of_json([hashes, meaning])}
+    write_hashed_json(settings.shards / INDEX, values)
     return ShardIndex.load(settings.shards)
 
 
-def _remove_stale(shards: Path, parts: Sequence[Part]) -> None:
+def _remove_stale(shards: Path, parts: Sequence[ShardPart]) -> None:
     """Remove parts that the index does not name, and what a killed writer left."""
     keep = {part.marker.with_suffix("") for part in parts}
-    stored = [path for path in stored_in(shards) if path.match("*/part-*") and path.parents[1] == shards]
+    stored = [path for path in list_stored(shards) if path.match("*/part-*") and path.parents[1] == shards]
     there = {*shards.glob("*/part-*"), *shards.glob("*/.part-*"), *stored}
     for path in sorted(there, key=lambda path: path.suffix != ".json"):  # markers first
         if path.with_suffix("") not in keep:
-            remove(path)
+            remove_file(path)
     for name in (INDEX, REJECTS):
-        remove_stumps(shards, name)
+        remove_temporary_files(shards, name)
 
 
 def _report(shards: Path, splits: Splits) -> None:
@@ -284,7 +288,7 @@ def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: prepare(parse(PrepareSettings, __doc__, argv)))
+    run_stage(lambda: prepare(parse_settings(PrepareSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

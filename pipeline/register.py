@@ -22,9 +22,9 @@ from rich.table import Table
 
 from ast_core.errors import require
 from ast_core.redaction import without_secrets
-from ast_core.storage.json_files import read_checked, read_json
+from ast_core.storage.json_files import read_hashed_json, read_json
 from ast_core.weights.bundle import DESCRIPTION, Bundle
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import RegisterSettings
 from pipeline.run_folder import folder_lock, sync
@@ -82,9 +82,9 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     Raises:
         UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
     """
-    sync.bring(settings, files=["bundles/*", "evaluation/*"])
+    sync.download_inputs(settings, files=["bundles/*", "evaluation/*"])
     # Two registrations of one run at a time would each miss the other's version.
-    with folder_lock.alone(settings.run_dir / "bundles", "registered"):
+    with folder_lock.lock_folder(settings.run_dir / "bundles", "registered"):
         return _registered(settings)
 
 
@@ -116,7 +116,7 @@ def _registered(settings: RegisterSettings) -> dict[str, int]:
 def _candidates(settings: RegisterSettings) -> list[Candidate]:
     """Members and ensembles, the main one last: its alias is what everyone uses."""
     bundles = settings.run_dir / "bundles"
-    described = {path.parent: read_checked(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
+    described = {path.parent: read_hashed_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
     roles = {folder: content["facts"].get("role") for folder, content in described.items()}
     members = [folder for folder, role in roles.items() if role == "member"]
     ensembles = [folder for folder, role in roles.items() if role == "ensemble"]
@@ -136,7 +136,7 @@ def _candidates(settings: RegisterSettings) -> list[Candidate]:
 def _evaluation(settings: RegisterSettings, folder: Path) -> dict[str, Any]:
     path = settings.run_dir / "evaluation" / f"{folder.name}.json"
     result: dict[str, Any] = read_json(path, "Evaluation (run evaluate)")
-    own = read_checked(folder / DESCRIPTION, "Bundle")["digest"]
+    own = read_hashed_json(folder / DESCRIPTION, "Bundle")["digest"]
     require(result["bundle_digest"] == own, f"{folder} changed after it was evaluated: run evaluate again.")
     return result
 
@@ -165,7 +165,7 @@ def _per_class(own: Candidate) -> Path:
 def _set_aliases(own: Candidate, version: int, force: bool) -> str:
     """Point the aliases; gives why another version stays the champion, "" if this one is it."""
     registry.set_alias(own.name, CHALLENGER, version)
-    champion = registry.aliased(own.name, CHAMPION)
+    champion = registry.version_of_alias(own.name, CHAMPION)
     if champion is not None and champion.number != version and not force:
         score, theirs = float(own.tags["score"]), champion.tags.get("score", "")
         if champion.tags.get("evaluated_on") != own.tags["evaluated_on"] or not theirs:
@@ -198,7 +198,7 @@ def _table(versions: dict[str, int], candidates: Sequence[Candidate], verdicts: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: register(parse(RegisterSettings, __doc__, argv)))
+    run_stage(lambda: register(parse_settings(RegisterSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

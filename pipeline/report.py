@@ -23,18 +23,18 @@ from rich.console import Console
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.shards.index import REJECTS, ShardIndex
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.json_files import read_checked, read_json, write_text
+from ast_core.storage.json_files import read_hashed_json, read_json, write_text
 from ast_core.weights.bundle import DESCRIPTION
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
-from pipeline.reporting.hard_clips import confused, confusion_matrix, hardest
-from pipeline.reporting.paper_results import PUBLISHED
+from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
+from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
 from pipeline.run_folder import sync
 from pipeline.scoring.results import HEADLINES
 from pipeline.tracking import mlflow_store, runs
-from pipeline.tracking.run_note import run_of
+from pipeline.tracking.run_note import read_run_note
 
 MOST_DRAWN = 60
 """Classes of a confusion matrix that one can still read."""
@@ -55,7 +55,7 @@ def report(settings: ReportSettings) -> Path:
     Raises:
         UserError: there are no shards.
     """
-    sync.bring(settings, [settings.data.test_split], READ)
+    sync.download_inputs(settings, [settings.data.test_split], READ)
     index = ShardIndex.load(settings.shards)
     evaluation = settings.run_dir / "evaluation"
     summary = _json(evaluation / "summary.json")
@@ -66,7 +66,7 @@ def report(settings: ReportSettings) -> Path:
         "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
         "results": summary,
         "gains": _gains(settings.run_dir),
-        "published": PUBLISHED.get(index.layout, ()),
+        "published": PAPER_RESULTS.get(index.layout, ()),
         "distillation": _json(evaluation / "distillation.json"),
         "calibration": _json(settings.run_dir / "calibration" / "summary.json"),
         "pictures": [_inline(path) for path in sorted(evaluation.glob("[lp]*.png"))],
@@ -77,7 +77,7 @@ def report(settings: ReportSettings) -> Path:
     path = settings.run_dir / "report.html"
     write_text(path, _template().render(page))
     mlflow_store.open_store(settings.tracking)
-    runs.log_artifacts(run_of(evaluation), path)
+    runs.log_artifacts(read_run_note(evaluation), path)
     Console(soft_wrap=True).print(f"Report: {path}", markup=False)
     return path
 
@@ -133,14 +133,15 @@ def _of_main_bundle(settings: ReportSettings, index: ShardIndex, summary: Mappin
         return found
     pictures = settings.run_dir / "report"
     found["hard"] = [
-        {**dataclasses.asdict(card), "picture": _inline(card.picture)} for card in hardest(reader, scores_NC, pictures)
+        {**dataclasses.asdict(card), "picture": _inline(card.picture)}
+        for card in hardest_clips(reader, scores_NC, pictures)
     ]
     return found | (_confusion(reader, scores_NC, pictures) if index.single_label else {})
 
 
 def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> dict[str, Any]:
     matrix_CC, labels = confusion_matrix(scores_NC, reader.labels_NC), reader.index.labels
-    found: dict[str, Any] = {"confused": confused(matrix_CC, labels)}
+    found: dict[str, Any] = {"confused": most_confused_pairs(matrix_CC, labels)}
     if len(labels) <= MOST_DRAWN:
         plot_confusion(pictures / "confusion.png", matrix_CC, labels)
         found["confusion"] = _inline(pictures / "confusion.png")
@@ -198,12 +199,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    return read_checked(path, "Bundle's description") if path.is_file() else {}
+    return read_hashed_json(path, "Bundle's description") if path.is_file() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: report(parse(ReportSettings, __doc__, argv)))
+    run_stage(lambda: report(parse_settings(ReportSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from ast_core.dataset.manifest import load_manifest
 from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import write_json
 from pipeline.calibrate import calibrate
-from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.command_line import parse_settings, select_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import (
     CalibrateSettings,
@@ -65,21 +65,21 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
-    with folder_lock.alone(settings.run_dir, "run"), connection.connected(settings.address, settings.workers):
-        timed("prepare", lambda: prepare(section_values(settings, PrepareSettings)))
+    with folder_lock.lock_folder(settings.run_dir, "run"), connection.connect(settings.address, settings.workers):
+        timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
         for seed in settings.ensemble.seeds:
-            member = dataclasses.replace(section_values(settings, TrainSettings), seed=seed)
+            member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
             timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
-        bundles = timed("combine", lambda: combine(section_values(settings, CombineSettings)))
-        summary = timed("evaluate", lambda: evaluate(section_values(settings, EvaluateSettings)))
+        bundles = timed("combine", lambda: combine(select_settings(settings, CombineSettings)))
+        summary = timed("evaluate", lambda: evaluate(select_settings(settings, EvaluateSettings)))
         if settings.data.validation_split:  # thresholds are not for the test split to choose
-            timed("calibrate", lambda: calibrate(section_values(settings, CalibrateSettings)))
-        versions = timed("register", lambda: register(section_values(settings, RegisterSettings)))
+            timed("calibrate", lambda: calibrate(select_settings(settings, CalibrateSettings)))
+        versions = timed("register", lambda: register(select_settings(settings, RegisterSettings)))
     recordings = _test_recordings(settings)
     model = _uri(settings.model_name, versions[settings.model_name])
     again = PredictSettings(inputs=recordings, model=model, top_k=3, tracking=settings.tracking)
     timed("predict", lambda: predict(again))
-    timed("report", lambda: report(section_values(settings, ReportSettings)))
+    timed("report", lambda: report(select_settings(settings, ReportSettings)))
     write_json(settings.run_dir / "seconds.json", seconds)
     _show(settings, seconds, summary, bundles[-1], model)
 
@@ -95,7 +95,7 @@ def _test_recordings(settings: RunSettings) -> tuple[Path, ...]:
 
 def _uri(name: str, version: int) -> str:
     """By its alias if this version is the champion."""
-    champion = registry.aliased(name, CHAMPION)
+    champion = registry.version_of_alias(name, CHAMPION)
     return f"models:/{name}@{CHAMPION}" if champion and champion.number == version else f"models:/{name}/{version}"
 
 
@@ -133,7 +133,7 @@ def _program(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the main job as a program."""
-    run_stage(lambda: run(parse(RunSettings, __doc__, argv)))
+    run_stage(lambda: run(parse_settings(RunSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

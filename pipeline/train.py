@@ -18,20 +18,17 @@ from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import write_json
 from ast_core.training.trainer import is_finished
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import TrainSettings
-from pipeline.ray_runtime import (
-    cluster_size,
-    connection,
-)
-from pipeline.ray_runtime.training_supervisor import held_by, supervise
+from pipeline.ray_runtime import cluster_size, connection
+from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
 from pipeline.reporting.history import read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
 from pipeline.run_folder import folder_lock, sync
-from pipeline.scoring.distillation import teach
+from pipeline.scoring.distillation import score_teacher
 from pipeline.tracking import metrics_follower, mlflow_store, runs
-from pipeline.tracking.run_note import note_run
+from pipeline.tracking.run_note import write_run_note
 
 
 def train(settings: TrainSettings) -> Path:
@@ -45,7 +42,7 @@ def train(settings: TrainSettings) -> Path:
     """
     _bring(settings)
     index = ShardIndex.load(settings.shards)
-    job = dataclasses.replace(job_of(settings), teacher_scores=teach(settings))
+    job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings))
     run = {
         "settings": without_secrets(to_dict(settings))
         | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}
@@ -57,8 +54,8 @@ def train(settings: TrainSettings) -> Path:
         "data_hash": index.data_hash,
         "run_dir": str(settings.run_dir),
         "folder_id": runs.folder_id(job.folder),
-    } | ({runs.PARENT: settings.parent_run} if settings.parent_run else {})
-    with folder_lock.alone(job.folder, "trained"):
+    } | ({runs.PARENT_RUN_TAG: settings.parent_run} if settings.parent_run else {})
+    with folder_lock.lock_folder(job.folder, "trained"):
         mlflow_store.open_store(settings.tracking)
         write_json(job.folder / "run.json", run)
         history = job.folder / "metrics.jsonl"
@@ -66,15 +63,15 @@ def train(settings: TrainSettings) -> Path:
             runs.start_run(settings.experiment, name, run["settings"], tags) as run_id,
             metrics_follower.MetricsFollower(run_id, history),
             EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
-            sync.Follower([history]),
+            sync.StoreFollower([history]),
         ):
-            note_run(job.folder, run_id)
+            write_run_note(job.folder, run_id)
             if is_finished(job):  # what the tracker lacks of it follows all the same
                 Console().print(f"{job.folder.name} is trained already.")
             else:
-                with connection.connected(settings.address, settings.workers):
+                with connection.connect(settings.address, settings.workers):
                     workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
-                    supervise(job, workers, sync.stores_of(settings))
+                    supervise(job, workers, sync.object_stores(settings))
         runs.log_artifacts(run_id, job.folder / "run.json")
     Console().print(metrics_table(f"{job.folder.name}: training", history))
     return job.folder
@@ -83,11 +80,11 @@ def train(settings: TrainSettings) -> Path:
 def _bring(settings: TrainSettings) -> None:
     """From the run's store, what this process reads; workers bring what they read themselves."""
     own = f"members/seed-{settings.seed}"
-    names = ("metrics.jsonl", "run.json", ".folder-id", ".mlflow-run", held_by(Path()).name)
-    sync.bring(settings, files=[f"{own}/{name}" for name in names])
+    names = ("metrics.jsonl", "run.json", ".folder-id", ".mlflow-run", placement_group_file(Path()).name)
+    sync.download_inputs(settings, files=[f"{own}/{name}" for name in names])
     if len(read_history(settings.run_dir / own / "metrics.jsonl")) >= settings.optim.epochs:  # it may be finished
-        sync.bring(settings, settings.data.train_splits, [f"{own}/epochs/*"])
-        sync.bring_checkpoint(settings.run_dir / own / "checkpoints")
+        sync.download_inputs(settings, settings.data.train_splits, [f"{own}/epochs/*"])
+        sync.download_checkpoint(settings.run_dir / own / "checkpoints")
 
 
 def job_of(settings: TrainSettings) -> Job:
@@ -108,7 +105,7 @@ def job_of(settings: TrainSettings) -> Job:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
-    run_stage(lambda: train(parse(TrainSettings, __doc__, argv)))
+    run_stage(lambda: train(parse_settings(TrainSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

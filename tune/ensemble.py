@@ -20,12 +20,12 @@ from ast_core.errors import UserError
 from ast_core.evaluation.metrics import evaluate_scores
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import committed
-from ast_core.storage.json_files import read_checked
+from ast_core.storage.atomic_files import atomic_write
+from ast_core.storage.json_files import read_hashed_json
 from ast_core.weights.bundle import DESCRIPTION, read_members, write_bundle
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.calibrate import calibrate
-from pipeline.cli.command_line import SettingsT, parse, section_values
+from pipeline.cli.command_line import SettingsT, parse_settings, select_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CalibrateSettings, EvaluateSettings, RegisterSettings, ReportSettings
 from pipeline.evaluate import evaluate
@@ -63,7 +63,7 @@ def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
     """
     _, trials = search(settings)
     own = f"studies/{settings.study_dir.name}/trials/*"
-    sync.bring(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
+    sync.download_inputs(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
     reader = ShardReader(settings.shards, [settings.data.test_split])
     scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
     first = trials[0].variant
@@ -88,7 +88,7 @@ def _name(trial: Trial) -> str:
 
 def _of_study(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
     """A stage's settings, for the study's folder."""
-    return dataclasses.replace(section_values(settings, kind), run_dir=settings.study_dir)  # type: ignore[type-var]
+    return dataclasses.replace(select_settings(settings, kind), run_dir=settings.study_dir)  # type: ignore[type-var]
 
 
 def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
@@ -101,7 +101,7 @@ def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> n
 
 def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
     source = trial.folder / "bundles" / bundle
-    description = read_checked(source / DESCRIPTION, "Bundle")
+    description = read_hashed_json(source / DESCRIPTION, "Bundle")
     parts = [
         (name if len(description["members"]) == 1 else part, weights, identity)
         for part, weights, identity in read_members(source)
@@ -119,7 +119,7 @@ def _join(
     settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
 ) -> None:
     bundles = [settings.study_dir / "bundles" / _name(trial) for trial in trials]
-    described = [read_checked(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
+    described = [read_hashed_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
     facts = {
         "recipe": settings.experiment,
         "data_hash": reader.index.data_hash,
@@ -165,13 +165,13 @@ def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReade
             mean_NC = mean_probabilities([scores[name] for name in names])
             value = evaluate_scores(mean_NC, reader.labels_NC, single)[key]
             lines.append(f"{size},{key},{value:.6f},{' '.join(names)}")
-    with committed(path) as beside:
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it as a program."""
-    run_stage(lambda: ensemble(parse(EnsembleSettings, __doc__, argv)))
+    run_stage(lambda: ensemble(parse_settings(EnsembleSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

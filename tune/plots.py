@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.reporting.plots import save
+from pipeline.reporting.plots import save_figure
 
 Point = tuple[str, int, float, Sequence[float]]
 """Variant, patches, GMAC a clip, scores."""
@@ -37,4 +37,4 @@ def plot_study(path: Path, title: str, metric: str, points: Sequence[Point]) -> 
         axes.grid(alpha=0.3)
         axes.margins(x=0.2)
     figure.suptitle(title.replace("$", r"\$"), fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)

@@ -26,14 +26,14 @@ from ast_core.config import Recipe
 from ast_core.errors import require
 from ast_core.serialization import to_dict
 from ast_core.shards.index import INDEX, ShardIndex
-from ast_core.storage.atomic_files import committed
-from ast_core.storage.json_files import digest
-from pipeline.cli.command_line import parse, section_values, with_changes
+from ast_core.storage.atomic_files import atomic_write
+from ast_core.storage.json_files import sha256_of_json
+from pipeline.cli.command_line import parse_settings, select_settings, with_changes
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings, ReportSettings, RunSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import cluster_size, connection, placement_groups, preemption
-from pipeline.ray_runtime.training_supervisor import held_by
+from pipeline.ray_runtime.training_supervisor import placement_group_file
 from pipeline.report import report
 from pipeline.reporting.history import read_history
 from pipeline.run_folder import folder_lock, sync
@@ -41,7 +41,7 @@ from pipeline.tracking import mlflow_store, runs
 from tune.studies import Study, Variant, load_study
 from tune.study_report import Table, tabulate, write_report
 from tune.trial import RESULT, SCORE, Trial, run_trial
-from tune.trial_bars import Board
+from tune.trial_bars import TrialBars
 
 LOST = 2
 """Times that a trial whose process was lost is started again; it goes on from its checkpoint."""
@@ -77,8 +77,8 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
     study = load_study(settings.study)
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
     trials_of = f"studies/{settings.study_dir.name}/trials/*"
-    sync.bring(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
-    with folder_lock.alone(settings.study_dir, "searched"):
+    sync.download_inputs(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
+    with folder_lock.lock_folder(settings.study_dir, "searched"):
         return _searched(settings, study, recipes)
 
 
@@ -91,7 +91,7 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
         "folder_id": runs.folder_id(settings.study_dir),
     }
     with (
-        connection.connected(settings.address, settings.workers),
+        connection.connect(settings.address, settings.workers),
         runs.start_run(settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags) as run_id,
     ):
         shards = {name: _shards(settings, recipe) for name, recipe in recipes.items()}
@@ -108,7 +108,7 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
             run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
         )
     table.show(Console())
-    report(section_values(settings, ReportSettings))
+    report(select_settings(settings, ReportSettings))
     _check(trials)
     if settings.winner:
         _write_winner(settings.winner.absolute(), table, recipes)
@@ -119,12 +119,12 @@ def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
     """Where a variant's shards are, and their hash: those of the run, unless its front end is another one."""
     shards = settings.shards
     if recipe.front_end != settings.front_end:
-        shards = shards.with_name(f"{shards.name}-{digest(to_dict(recipe.front_end))[:8]}")
-    sync.bring_shards(shards)
+        shards = shards.with_name(f"{shards.name}-{sha256_of_json(to_dict(recipe.front_end))[:8]}")
+    sync.download_shards(shards)
     if (shards / INDEX).is_file():
         return shards, ShardIndex.load(shards).data_hash
     own = dataclasses.replace(
-        section_values(settings, PrepareSettings),
+        select_settings(settings, PrepareSettings),
         shards=shards, data=recipe.data, front_end=recipe.front_end, prepare=recipe.prepare,
     )  # fmt: skip
     return shards, prepare(own).data_hash
@@ -136,11 +136,11 @@ def _trial(
     sections = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)}
     folder = settings.study_dir / "trials" / variant.name / f"seed-{seed}"
     own = dataclasses.replace(
-        section_values(settings, RunSettings),
+        select_settings(settings, RunSettings),
         **{**sections, "ensemble": dataclasses.replace(recipe.ensemble, seeds=(seed,))},
         run_dir=folder, shards=shards[0],
     )  # fmt: skip
-    return Trial(variant.name, own, shards[1], run_id, sync.stores_of(settings))
+    return Trial(variant.name, own, shards[1], run_id, sync.object_stores(settings))
 
 
 def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
@@ -152,11 +152,11 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
         return
     asha = study.early_stopping == "asha"
     written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
-    with Board(trials), sync.Follower(written), _scratch(settings.study_dir / ".ray") as scratch:
+    with TrialBars(trials), sync.StoreFollower(written), _scratch(settings.study_dir / ".ray") as scratch:
         try:
             grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:
-            preemption.end(trial.history.parent for trial in pending)
+            preemption.ask_trainings_to_stop(trial.history.parent for trial in pending)
             raise
     if asha:
         _note_stopped(trials)
@@ -185,7 +185,7 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            **sync.ray_storage(scratch),
+            **sync.ray_storage_arguments(scratch),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=LOST),
             callbacks=[_Release()],
@@ -199,17 +199,17 @@ class _Release(ray.tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Called by Ray Tune."""
         own: Trial = trial.config["trial"]
-        placement_groups.release(held_by(own.history.parent))
+        placement_groups.release_placement_group(placement_group_file(own.history.parent))
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Ray's own notes; the trials' folders are what counts, and a killed search goes on from them."""
-    sync.drop(folder)
+    sync.remove_scratch(folder)
     try:
         yield folder
     finally:
-        sync.drop(folder)
+        sync.remove_scratch(folder)
 
 
 def _note_stopped(trials: Sequence[Trial]) -> None:
@@ -239,8 +239,8 @@ def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
     recipe = recipes[best.variant]
     sections = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
     values = {name: {k: v for k, v in section.items() if v is not None} for name, section in sections.items()}
-    with committed(path) as beside:
-        beside.write_text(
+    with atomic_write(path) as temporary:
+        temporary.write_text(
             f"# {best.variant} of the study {table.study.name}: {best.shown} {table.metric} on {table.data}.\n"
             + tomli_w.dumps(values),
             encoding="utf-8",
@@ -250,7 +250,7 @@ def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study as a program."""
-    run_stage(lambda: search(parse(SearchSettings, __doc__, argv)))
+    run_stage(lambda: search(parse_settings(SearchSettings, __doc__, argv)))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def _squares(stride: int) -> dict[str, Any]:
     return _patches(16, 16, stride, stride)
 
 
-PAPER = {
+PAPER_STUDIES = {
     "overlap": Study(
         "overlap",
         "Patch overlap",
@@ -148,10 +148,10 @@ def load_study(name_or_path: str) -> Study:
     Raises:
         UserError: no such study, or a file that is none, naming the key.
     """
-    if name_or_path in PAPER:
-        return PAPER[name_or_path]
+    if name_or_path in PAPER_STUDIES:
+        return PAPER_STUDIES[name_or_path]
     path = Path(name_or_path)
-    require(path.is_file(), f"No study {name_or_path!r}. Give a TOML file, or one of: {', '.join(PAPER)}.")
+    require(path.is_file(), f"No study {name_or_path!r}. Give a TOML file, or one of: {', '.join(PAPER_STUDIES)}.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, and a number of 5,000 digits, are ValueErrors, too

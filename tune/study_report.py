@@ -15,11 +15,11 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import require
-from ast_core.model.cost import Cost, cost
+from ast_core.model.cost import ModelCost, model_cost
 from ast_core.shards.index import ShardIndex
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 from pipeline.reporting.history import headline_value, read_history
-from pipeline.scoring.results import numbers
+from pipeline.scoring.results import from_json_numbers
 from tune.plots import plot_study
 from tune.studies import BALANCED, FULL, Study
 from tune.trial import Trial
@@ -34,7 +34,7 @@ class Line:
     """A variant's row."""
 
     variant: str
-    cost: Cost
+    cost: ModelCost
     scores: tuple[float, ...]
     """Of the weights that stand for a run, a seed each."""
     last: tuple[float, ...]
@@ -136,7 +136,7 @@ def tabulate(study: Study, trials: Sequence[Trial]) -> Table:
         rows.append(
             Line(
                 variant.name,
-                cost(settings.model, settings.front_end, len(index.labels)),
+                model_cost(settings.model, settings.front_end, len(index.labels)),
                 tuple(_standing(trial, result, metric) for trial, result in done),
                 tuple(headline_value(read_history(trial.history)[-1]) for trial, _ in done),
                 statistics.fmean(result["seconds"] for _, result in done) if done else math.nan,
@@ -177,8 +177,8 @@ def write_report(folder: Path, table: Table) -> None:
         writer.writerow([row.variant, *size, *ours, row.published.get(BALANCED, ""), row.published.get(FULL, "")])
     output = folder / "report"
     for ending, content in ((".md", markdown), (".csv", text.getvalue())):
-        with committed(output / f"{table.study.name}{ending}") as beside:
-            beside.write_text(content, encoding="utf-8")
+        with atomic_write(output / f"{table.study.name}{ending}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
     plot_study(
         output / f"{table.study.name}.png", f"{table.study.title}: {table.data}", table.metric,
         [(row.variant, row.cost.patches, row.cost.macs / 1e9, row.scores) for row in table.rows if row.scores],
@@ -188,7 +188,7 @@ def write_report(folder: Path, table: Table) -> None:
 def _standing(trial: Trial, result: dict[str, Any], metric: str) -> float:
     if result["status"] == "stopped":
         return headline_value(read_history(trial.history)[-1])
-    return numbers(result["metrics"][f"seed-{trial.seed}"])[metric]
+    return from_json_numbers(result["metrics"][f"seed-{trial.seed}"])[metric]
 
 
 def _data(trial: Trial, index: ShardIndex) -> str:

@@ -17,17 +17,17 @@ from rich.console import Console
 from ast_core.config import Recipe
 from ast_core.errors import UserError
 from ast_core.serialization import to_dict
-from ast_core.storage.json_files import digest, read_checked, write_checked
-from ast_core.storage.object_store import Store
-from pipeline.cli.command_line import section_values
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
+from ast_core.storage.object_store import ObjectStore
+from pipeline.cli.command_line import select_settings
 from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.evaluate import measure
 from pipeline.reporting.history import headline_value, read_history
 from pipeline.run_folder import sync
-from pipeline.scoring.results import numbers
+from pipeline.scoring.results import from_json_numbers
 from pipeline.tracking import runs
-from pipeline.tracking.run_note import run_of
+from pipeline.tracking.run_note import read_run_note
 from pipeline.train import train
 
 RESULT = "trial.json"
@@ -45,7 +45,7 @@ class Trial:
     data_hash: str
     parent_run: str
     """MLflow run of the study; "" if the tracker is away."""
-    stores: tuple[Store, ...] = ()
+    stores: tuple[ObjectStore, ...] = ()
     """What the study's folders are working copies of."""
 
     @property
@@ -72,17 +72,17 @@ class Trial:
     def identity(self) -> str:
         """What a stored result must be of to count as this trial's."""
         recipe = {f.name: to_dict(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
-        return digest({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
+        return sha256_of_json({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
 
     def result(self) -> dict[str, Any] | None:
         """What it gave, if it was done with these very settings and data; a failure is nothing."""
         path = self.folder / RESULT
-        found = read_checked(path, "Trial's result") if path.is_file() else None
+        found = read_hashed_json(path, "Trial's result") if path.is_file() else None
         return found if found and found["identity"] == self.identity and found["status"] != "failed" else None
 
     def note(self, status: str, **more: Any) -> None:
         """Commit its result."""
-        write_checked(
+        write_hashed_json(
             self.folder / RESULT,
             {"identity": self.identity, "status": status, "variant": self.variant, "seed": self.seed, **more},
         )
@@ -94,7 +94,7 @@ def run_trial(config: dict[str, Any]) -> None:
     What the user must mend is the trial's result, told in the study's table; anything else is Ray Tune's to retry.
     """
     trial: Trial = config["trial"]
-    sync.attach(trial.stores)
+    sync.attach_stores(trial.stores)
     with _log_to(trial.folder / "log.txt"):
         try:
             with _Reporter(trial.history):
@@ -107,16 +107,16 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def _train_settings(trial: Trial) -> TrainSettings:
-    member = section_values(trial.settings, TrainSettings)
+    member = select_settings(trial.settings, TrainSettings)
     return dataclasses.replace(member, seed=trial.seed, parent_run=trial.parent_run)
 
 
 def _test(trial: Trial) -> None:
-    combine(section_values(trial.settings, CombineSettings))
-    results = measure(section_values(trial.settings, EvaluateSettings))
+    combine(select_settings(trial.settings, CombineSettings))
+    results = measure(select_settings(trial.settings, EvaluateSettings))
     metrics = {name: result["metrics"] for name, result in results.items()}
-    flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in numbers(values).items()}
-    run_id = run_of(trial.history.parent)
+    flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in from_json_numbers(values).items()}
+    run_id = read_run_note(trial.history.parent)
     runs.log_metrics(run_id, flat)
     runs.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
     trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))

@@ -14,7 +14,7 @@ from pipeline.reporting.history import headline, read_history
 from tune.trial import Trial
 
 
-class Board:
+class TrialBars:
     """A bar for the study and one for each trial that has begun; a line for each that has ended."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:

@@ -23,7 +23,7 @@ from typing import IO, cast
 import numpy as np
 
 from ast_core.audio.decoder_process import BLOCK, CLIP_ERROR, END, HEADER
-from ast_core.audio.waveform import Waveform, joined
+from ast_core.audio.waveform import Waveform, join_blocks
 from ast_core.errors import ClipError
 
 LIMIT_S = 120.0
@@ -63,7 +63,7 @@ class Decoder:
 
     def load(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
         """As `load_waveform`, and ClipError("decode", ...) too where the file crashes, stops or bloats the decoder."""
-        return joined(self.blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
+        return join_blocks(self.blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
 
     def blocks(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
         """As `read_blocks`, with `load`'s errors. One file at a time.

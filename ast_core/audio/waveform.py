@@ -51,10 +51,10 @@ def load_waveform(path: Path | str, sample_rate_hz: int, max_seconds: float | No
         ClipError: stage `read` (not a regular file, no access, empty), `decode` or `resample`.
         OSError: the disk's fault, not the file's.
     """
-    return joined(read_blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
+    return join_blocks(read_blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
 
 
-def joined(blocks: Iterable[Waveform], sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
+def join_blocks(blocks: Iterable[Waveform], sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
     """Blocks as one waveform [N], cut where the reading of it was told to end."""
     parts = list(blocks)
     waveform = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -79,7 +79,7 @@ def read_blocks(path: Path | str, sample_rate_hz: int, max_seconds: float | None
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
     """Resample [N] with soxr HQ; the waveform itself where the rates agree. ClipError where no sample remains."""
-    return joined(_resampled([waveform], from_hz, to_hz), to_hz)
+    return join_blocks(_resampled([waveform], from_hz, to_hz), to_hz)
 
 
 def _resampled(blocks: Iterable[Waveform], from_hz: int, to_hz: int) -> Iterator[Waveform]:

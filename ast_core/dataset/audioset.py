@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import AUDIO_SUFFIXES, Tree
-from ast_core.dataset.problems import Problems, lines_of, require_printable, shorten
+from ast_core.dataset.file_tree import AUDIO_SUFFIXES, FileTree
+from ast_core.dataset.problems import Problems, read_lines, require_printable, shorten
 from ast_core.errors import UserError
 
 AUDIOSET_SPLITS = ("balanced_train", "unbalanced_train", "eval")
@@ -28,12 +28,12 @@ def load_audioset(source: Path, problems: Problems) -> Manifest:
     lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
     if not any(path.is_file() for path in lists.values()):
         raise UserError(f"{source} has none of {', '.join(path.name for path in lists.values())}.")
-    tree = Tree(source)
+    tree = FileTree(source)
     index = _audio_by_stem(tree, problems)
     mid_index = {mid: number for number, mid in enumerate(names)}
     clips, ids = [], set[str]()
     for split, path in lists.items():
-        for number, text in lines_of(path, problems) if path.is_file() else ():
+        for number, text in read_lines(path, problems) if path.is_file() else ():
             if not text.strip() or text.lstrip().startswith("#"):
                 continue
             try:
@@ -65,7 +65,7 @@ def _audioset_labels(path: Path, problems: Problems) -> dict[str, str]:
     return names
 
 
-def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: Tree) -> Clip:
+def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: FileTree) -> Clip:
     match = _SEGMENT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f'expected YTID, start, end, "mid,mid" and found {shorten(text)}')
@@ -84,7 +84,7 @@ def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, 
     return Clip(f"{ytid}_{short}", path, tuple(sorted({mid_index[mid] for mid in mids})), split)
 
 
-def _audio_by_stem(tree: Tree, problems: Problems) -> dict[str, str]:
+def _audio_by_stem(tree: FileTree, problems: Problems) -> dict[str, str]:
     """Path of each audio file by its name without suffix; of two, the one whose suffix is more wanted."""
     wanted = ["audio", *AUDIOSET_SPLITS, *(f"{split}_segments" for split in AUDIOSET_SPLITS)]
     index: dict[str, str] = {}

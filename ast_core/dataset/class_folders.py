@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest
-from ast_core.dataset.file_tree import Tree, is_audio
+from ast_core.dataset.file_tree import FileTree, is_audio
 from ast_core.dataset.problems import Problems, require_printable
 
 SPLIT_FOLDERS = {
@@ -29,9 +29,9 @@ def hashed_split(key: str) -> str:
     return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
-def load_folders(source: Path, problems: Problems) -> Manifest:
+def load_class_folders(source: Path, problems: Problems) -> Manifest:
     """CLASS/FILE, split by `hashed_split`; or SPLIT/CLASS/FILE where folders named as splits hold folders, no audio."""
-    tree = Tree(source)
+    tree = FileTree(source)
     top = tree.folders(tree.root)
     splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
     if not splits:
@@ -49,12 +49,12 @@ def load_folders(source: Path, problems: Problems) -> Manifest:
     return manifest_by_class(rows, "folders")
 
 
-def _holds_classes(tree: Tree, name: str) -> bool:
+def _holds_classes(tree: FileTree, name: str) -> bool:
     folder = os.path.join(tree.root, name)
     return bool(tree.folders(folder)) and not any(is_audio(entry, kind) for entry, kind in tree.entries(folder).items())
 
 
-def class_files(tree: Tree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
+def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
     """CLASS/FILE below `root` and the absolute path, for every audio file of every class folder."""
     for name in tree.folders(root):
         for path in tree.audio(os.path.join(root, name), problems):

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ast_core.dataset.problems import Problems, lines_of, shorten
+from ast_core.dataset.problems import Problems, read_lines, shorten
 
 
 def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
@@ -31,7 +31,7 @@ def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator
 
 def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not empty, with the number of their first line: a quote that is never closed begins there."""
-    reader = csv.reader((text + "\n" for _, text in lines_of(path, problems)), skipinitialspace=True)
+    reader = csv.reader((text + "\n" for _, text in read_lines(path, problems)), skipinitialspace=True)
     while True:
         number = reader.line_num + 1
         try:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import Tree
+from ast_core.dataset.file_tree import FileTree
 from ast_core.dataset.problems import Problems, require_printable, shorten
 
 
 def load_esc50(source: Path, problems: Problems) -> Manifest:
     """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
     path = source / "meta" / "esc50.csv"
-    tree = Tree(source)
+    tree = FileTree(source)
     rows, categories, targets, seen = [], dict[int, str](), dict[str, int](), set[str]()
     for number, row in csv_rows(path, ("filename", "fold", "target", "category"), problems):
         name = row["filename"]

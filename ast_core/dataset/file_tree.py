@@ -17,7 +17,7 @@ _FILE, _LINK, _FOLDER = 0, 1, 2
 _NO_NAMES = {"", ".", ".."}
 
 
-class Tree:
+class FileTree:
     """Files below a root. Each folder is listed once, so that a million clips do not cost a million `stat` calls."""
 
     def __init__(self, root: Path) -> None:
@@ -67,12 +67,12 @@ class Tree:
         known = self._folders.get(folder)
         if known is None:
             parent, _, name = folder.rpartition("/")
-            beside = self._folders.get(
+            temporary = self._folders.get(
                 parent
             )  # a folder a clip: what its parent shows saves most of the system's calls
-            if beside is not None and name not in beside:
+            if temporary is not None and name not in temporary:
                 return {}
-            if folder != self.root and (beside is None or beside[name] == _LINK):
+            if folder != self.root and (temporary is None or temporary[name] == _LINK):
                 self._require_inside(folder)
             try:
                 with os.scandir(folder) as found:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ast_core.config import Layout
 from ast_core.dataset.audioset import load_audioset
-from ast_core.dataset.class_folders import load_folders
+from ast_core.dataset.class_folders import load_class_folders
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.esc50 import load_esc50
-from ast_core.dataset.file_tree import Tree, is_audio
+from ast_core.dataset.file_tree import FileTree, is_audio
 from ast_core.dataset.problems import Problems
 from ast_core.dataset.speech_commands import load_speech_commands
-from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_table
+from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_user_table
 from ast_core.errors import UserError
 
 __all__ = ["Clip", "Manifest", "detect_layout", "load_manifest"]
@@ -30,8 +30,8 @@ _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
     "audioset": load_audioset,
     "esc50": load_esc50,
     "speech_commands": load_speech_commands,
-    "folders": load_folders,
-    "manifest": load_table,
+    "folders": load_class_folders,
+    "manifest": load_user_table,
 }
 
 
@@ -72,12 +72,12 @@ def detect_layout(source: Path) -> Layout:
         return "esc50"
     if (source / "testing_list.txt").is_file() or (source / "validation_list.txt").is_file():
         return "speech_commands"
-    if source.is_dir() and _has_class_folders(Tree(source)):
+    if source.is_dir() and _has_class_folders(FileTree(source)):
         return "folders"
     raise UserError(f"The layout of {source} is not recognised. {ACCEPTED}")
 
 
-def _has_class_folders(tree: Tree) -> bool:
+def _has_class_folders(tree: FileTree) -> bool:
     """Whether audio lies one or two folders deep."""
     try:
         classes = [f"{tree.root}/{name}" for name in tree.folders(tree.root)]

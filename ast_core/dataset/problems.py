@@ -49,7 +49,7 @@ def require_printable(what: str, text: str) -> None:
         raise ValueError(f"the {what} {shorten(text)} has characters that cannot be printed")
 
 
-def lines_of(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Number and text (no line end, no byte-order mark) of a UTF-8 file's lines; a bad one is noted and comes as "".
 
     Raises:

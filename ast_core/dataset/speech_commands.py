@@ -6,16 +6,16 @@ from pathlib import Path
 
 from ast_core.dataset.class_folders import class_files, manifest_by_class
 from ast_core.dataset.clips import Manifest
-from ast_core.dataset.file_tree import Tree
-from ast_core.dataset.problems import Problems, lines_of, shorten
+from ast_core.dataset.file_tree import FileTree
+from ast_core.dataset.problems import Problems, read_lines, shorten
 
 
 def load_speech_commands(source: Path, problems: Problems) -> Manifest:
     """Speech Commands: WORD/FILE; two lists name validation and test; `_background_noise_` is left out."""
-    tree = Tree(source)
+    tree = FileTree(source)
     listed: dict[str, str] = {}
     for split, path in (("validation", source / "validation_list.txt"), ("test", source / "testing_list.txt")):
-        for number, text in lines_of(path, problems) if path.is_file() else ():
+        for number, text in read_lines(path, problems) if path.is_file() else ():
             name = text.strip()
             try:
                 if name and (name in listed or name.count("/") != 1):

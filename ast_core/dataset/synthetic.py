@@ -123,7 +123,7 @@ SOUNDS: dict[str, Callable[[Rng], np.ndarray]] = {
 }
 
 
-def synthesise(folder: Path, seed: int = 0, train_clips: int = TRAIN_CLIPS, eval_clips: int = EVAL_CLIPS) -> Path:
+def make_demo_audio(folder: Path, seed: int = 0, train_clips: int = TRAIN_CLIPS, eval_clips: int = EVAL_CLIPS) -> Path:
     """Make the data set, once: 4 s FLAC clips of one to three sounds each.
 
     One listed clip in a hundred has no file and one file is broken, as in every real download.

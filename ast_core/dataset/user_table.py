@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from ast_core.dataset.class_folders import hashed_split
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import LONGEST_PATH, Tree
-from ast_core.dataset.problems import Problems, lines_of, require_printable, shorten
+from ast_core.dataset.file_tree import LONGEST_PATH, FileTree
+from ast_core.dataset.problems import Problems, read_lines, require_printable, shorten
 from ast_core.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
@@ -25,13 +25,13 @@ LONGEST_LABEL = 500
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-def load_table(source: Path, problems: Problems) -> Manifest:
+def load_user_table(source: Path, problems: Problems) -> Manifest:
     """Clips of a table; paths are relative to its folder. Labels are sorted by name; a missing split is hashed.
 
     Raises:
         UserError: the file is not of its type.
     """
-    tree = Tree(source.parent)
+    tree = FileTree(source.parent)
     read = _Reader()
     rows: list[tuple[str, str, tuple[str, ...], str]] = []
     ids: set[str] = set()
@@ -140,7 +140,7 @@ def _json_list(source: Path) -> list[Any]:
 
 
 def _json_lines(source: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
-    for number, text in lines_of(source, problems):
+    for number, text in read_lines(source, problems):
         if text.strip():
             try:
                 yield number, json.loads(text)

@@ -15,7 +15,7 @@ from ast_core.weights.ensemble_mean import Member
 
 
 @torch.no_grad()
-def rollout(member: Member, fbank_TM: torch.Tensor) -> torch.Tensor:
+def attention_rollout(member: Member, fbank_TM: torch.Tensor) -> torch.Tensor:
     """Share of the prefix tokens' attention, through all blocks, that each point of a clip gets.
 
     Each block counts as half attention (the mean of its heads), half what passes it by; a point's share is the mean

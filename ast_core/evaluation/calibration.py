@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import minimize
 
-from ast_core.evaluation.thresholds import best_f1
+from ast_core.evaluation.thresholds import best_f1_threshold
 from ast_core.weights.decisions import Decisions, evidence, from_evidence
 
 FLATTEST, STEEPEST = 0.05, 20.0
@@ -50,7 +50,7 @@ def fit_decisions(
 
 def _threshold(calibrated_N: np.ndarray, positive_N: np.ndarray) -> float:
     """Midway from the lowest score that the best F1 takes to the next one below: other clips fall to either side."""
-    lowest = best_f1(calibrated_N, positive_N).threshold
+    lowest = best_f1_threshold(calibrated_N, positive_N).threshold
     if math.isnan(lowest):
         return 0.5
     return (lowest + float(calibrated_N[calibrated_N < lowest].max(initial=0.0))) / 2

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ast_core.errors import DamagedError
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 
 IDENTITY = b"identity"
 FAULTS = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError)
@@ -68,7 +68,10 @@ def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray,
         }
     ).replace_schema_metadata({IDENTITY: _bytes(identity)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as beside, beside.open("wb") as file:  # given a path, it would remove a file that is too long
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("wb") as file,
+    ):  # given a path, it would remove a file that is too long
         pq.write_table(table, file)
 
 

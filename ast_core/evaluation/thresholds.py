@@ -22,7 +22,7 @@ class OperatingPoint:
     f1: float
 
 
-def best_f1(scores_N: np.ndarray, positive_N: np.ndarray) -> OperatingPoint:
+def best_f1_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> OperatingPoint:
     """The threshold of the highest F1, and the highest such threshold if there are several.
 
     Args:

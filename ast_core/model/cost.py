@@ -11,7 +11,7 @@ from ast_core.model.transformer import AST, BACKBONES, patch_grid
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """Of one clip's forward pass."""
 
     patches: int
@@ -21,7 +21,9 @@ class Cost:
     parameters: int
 
 
-def cost(model: ModelConfig, front_end: FrontEndConfig, classes: int, augment: AugmentConfig | None = None) -> Cost:
+def model_cost(
+    model: ModelConfig, front_end: FrontEndConfig, classes: int, augment: AugmentConfig | None = None
+) -> ModelCost:
     """Cost of a clip of the front end's length; with `augment`, that of a training step's, whose patches drop out.
 
     Raises:
@@ -37,4 +39,4 @@ def cost(model: ModelConfig, front_end: FrontEndConfig, classes: int, augment: A
     tokens, width = kept + network.prefix_tokens, size.embed_dim
     blocks = size.depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
     macs = blocks + embedded * model.patch_freq * model.patch_time * width + width * classes
-    return Cost(kept, macs, sum(parameter.numel() for parameter in network.parameters()))
+    return ModelCost(kept, macs, sum(parameter.numel() for parameter in network.parameters()))

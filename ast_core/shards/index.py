@@ -13,7 +13,7 @@ from typing import Any
 from ast_core.config import MOST_FRAMES
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.serialization import from_dict
-from ast_core.storage.json_files import read_checked
+from ast_core.storage.json_files import read_hashed_json
 
 INDEX = "index.json"
 
@@ -44,7 +44,7 @@ class ShardIndex:
         """
         path = folder / INDEX
         require(path.is_file(), f"There are no shards in {folder}: run prepare first, or give --shards.")
-        values = read_checked(path, "Index of the shards")
+        values = read_hashed_json(path, "Index of the shards")
         try:
             found = from_dict(ShardIndex, values)
             _require_index(found)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ast_core.storage.atomic_files import committed, sha256_of
+from ast_core.storage.atomic_files import atomic_write, sha256_of
 
 ROW_GROUP = 8
 
@@ -58,8 +58,8 @@ def write_part(
     count, total, squares = 0, 0.0, 0.0
     left = iter(rows)
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with committed(path, at_most * frames * bins * 2) as beside:
-        with pq.ParquetWriter(beside, schema, **options) as writer:
+    with atomic_write(path, at_most * frames * bins * 2) as temporary:
+        with pq.ParquetWriter(temporary, schema, **options) as writer:
             while group := list(islice(left, ROW_GROUP)):
                 writer.write_table(_table(group, schema), row_group_size=ROW_GROUP)
                 count += len(group)
@@ -67,7 +67,7 @@ def write_part(
                     values = torch.from_numpy(row.fbank_TM).double().flatten()  # numpy's conversion is far slower
                     total += float(values.sum())
                     squares += float(values @ values)
-        written = {"sha256": sha256_of(beside), "bytes": beside.stat().st_size}
+        written = {"sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
     return {"rows": count, **written, "sum": total, "sum_sq": squares, "count": count * frames * bins}
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ast_core.errors import DamagedError, NoRoomError, UserError
 from ast_core.storage import writer_fence
-from ast_core.storage.disk_space import not_written, require_room
-from ast_core.storage.object_store import Store, Stored, store_of
+from ast_core.storage.disk_space import require_free_space, write_error
+from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
 
 
 def sha256_of(path: Path) -> str:
@@ -27,7 +27,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def committed(path: Path, size: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path, size: int = 0) -> Iterator[Path]:
     """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
 
     Args:
@@ -39,15 +39,15 @@ def committed(path: Path, size: int = 0) -> Iterator[Path]:
         UserError: the folder cannot be written, or the store that it is a copy of does not take it; or this process
             writes as a generation (`ast_core.storage.writer_fence`), and another launch took over.
     """
-    with _in_place(path, size) as beside:
-        yield beside
+    with _in_place(path, size) as temporary:
+        yield temporary
         store = store_of(path)
         if store is not None:
-            writer_fence.check_store(path)
-            _set_time(beside, store.push(path, beside))
+            writer_fence.require_current_writer(path)
+            _set_time(temporary, store.push(path, temporary))
 
 
-def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = "") -> None:
+def download_file(store: ObjectStore, path: Path, stored: StoredFile | None = None, sha256: str = "") -> None:
     """Commit the store's bytes of a file of its working copy, here only.
 
     Args:
@@ -60,16 +60,16 @@ def fetch(store: Store, path: Path, stored: Stored | None = None, sha256: str = 
         UserError: as `committed`.
         DamagedError: the bytes are not those of `sha256`.
     """
-    with _in_place(path, 0 if stored is None else stored.size) as beside:
-        store.fetch(path, beside)
+    with _in_place(path, 0 if stored is None else stored.size) as temporary:
+        store.fetch(path, temporary)
         if stored is not None:
-            _set_time(beside, stored)
-        found = sha256_of(beside) if sha256 else ""
+            _set_time(temporary, stored)
+        found = sha256_of(temporary) if sha256 else ""
         if found != sha256:
             raise DamagedError(f"{store.uri_of(path)} is damaged: sha256 {found}, not {sha256}.")
 
 
-def is_current(path: Path, stored: Stored) -> bool:
+def matches_store(path: Path, stored: StoredFile) -> bool:
     """Whether a file of a working copy is the store's: as `fetch` and `committed` left it."""
     if not path.is_file():
         return False
@@ -77,67 +77,69 @@ def is_current(path: Path, stored: Stored) -> bool:
     return (status.st_size, int(status.st_mtime)) == (stored.size, stored.time_s)
 
 
-def stored_in(folder: Path) -> dict[Path, Stored]:
+def list_stored(folder: Path) -> dict[Path, StoredFile]:
     """What the store of a working copy holds under a folder, by local path; nothing for an ordinary folder."""
     store = store_of(folder)
     return {} if store is None else store.listed(folder)
 
 
-def remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Remove a file, if it is there: first from the store that its folder is a copy of."""
     store = store_of(path)
     if store is not None:
-        writer_fence.check_store(path)
+        writer_fence.require_current_writer(path)
         store.remove(path)
-    writer_fence.remove(path)
+    writer_fence.remove_path(path)
 
 
 def remove_folder(folder: Path, marker: str) -> None:
     """Remove a folder, as `remove`: its marker first, for what is half removed must not look whole."""
-    remove(folder / marker)
+    remove_file(folder / marker)
     store = store_of(folder)
     if store is not None:
-        writer_fence.check_store(folder)
+        writer_fence.require_current_writer(folder)
         store.remove_folder(folder)
-    writer_fence.remove(folder, ignore_errors=store is not None)  # a copy need not have what the store has
+    writer_fence.remove_path(folder, ignore_errors=store is not None)  # a copy need not have what the store has
 
 
-def _set_time(path: Path, stored: Stored) -> None:
+def _set_time(path: Path, stored: StoredFile) -> None:
     os.utime(path, (stored.time_s, stored.time_s))
 
 
 @contextlib.contextmanager
 def _in_place(path: Path, size: int) -> Iterator[Path]:
     """`committed`, on this disk alone."""
-    require_room(path, size)
+    require_free_space(path, size)
     with contextlib.ExitStack() as stack:
         try:
-            handle, name = tempfile.mkstemp(dir=stack.enter_context(writer_fence.place(path)), prefix=f".{path.name}.")
+            handle, name = tempfile.mkstemp(
+                dir=stack.enter_context(writer_fence.writer_folder(path)), prefix=f".{path.name}."
+            )
         except OSError as error:
-            raise not_written(path, error, 0, size) from error
+            raise write_error(path, error, 0, size) from error
         os.close(handle)
         yield stack.enter_context(_renamed(path, Path(name), size))
 
 
 @contextlib.contextmanager
-def _renamed(path: Path, beside: Path, size: int) -> Iterator[Path]:
+def _renamed(path: Path, temporary: Path, size: int) -> Iterator[Path]:
     """A file on the same disk, which is renamed to `path` once it is whole."""
     try:
-        yield beside
-        beside.chmod(0o644)
-        _sync(beside)
-        beside.replace(path)
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        written = beside.stat().st_size if beside.is_file() else 0
+        written = temporary.stat().st_size if temporary.is_file() else 0
         if written:
-            os.truncate(beside, 0)  # a library may still hold it open: its bytes would not be free by its removal
-        raise not_written(path, error, written, size) from error
+            os.truncate(temporary, 0)  # a library may still hold it open: its bytes would not be free by its removal
+        raise write_error(path, error, written, size) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def remove_stumps(folder: Path, name: str = "") -> None:
+def remove_temporary_files(folder: Path, name: str = "") -> None:
     """Remove what killed writers left of a folder's files, or of one; only where nobody else can be writing now.
 
     Ours are `.NAME.xxxxxxxx`; safetensors writes beside, too, as `.tmpxxxxxx`.
@@ -146,14 +148,14 @@ def remove_stumps(folder: Path, name: str = "") -> None:
         stump.unlink(missing_ok=True)
 
 
-def remove_stumps_beside_all(folder: Path) -> None:
+def remove_all_temporary_files(folder: Path) -> None:
     """Remove what killed writers left of every file that is there by now; other hidden files are not theirs."""
     for path in [*folder.glob("[!.]*.*")]:
-        remove_stumps(folder, f"{path.name}.")
+        remove_temporary_files(folder, f"{path.name}.")
 
 
 @contextlib.contextmanager
-def whole_or_gone(folder: Path, marker: str) -> Iterator[None]:
+def remove_if_incomplete(folder: Path, marker: str) -> Iterator[None]:
     """Write a new folder: where the disk is full before its marker is there, nothing of it stays to keep it so."""
     try:
         yield

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from ast_core.errors import NoRoomError, UserError
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 """The system's numbers for a full disk and a used quota."""
 
 
-def require_room(path: Path, size: int) -> None:
+def require_free_space(path: Path, size: int) -> None:
     """`NoRoomError`, unless the disk that `path` will lie on has `size` bytes free, as far as it says."""
     usage = shutil.disk_usage(_existing(path))
     if usage.free < size and usage.total:  # a file system that says 0 of 0 says nothing
         raise _no_room(path, f"it needs {size} bytes, {usage.free} are free")
 
 
-def not_written(path: Path, error: OSError, written: int, size: int) -> UserError:
+def write_error(path: Path, error: OSError, written: int, size: int) -> UserError:
     """What a system's error means to whoever runs it.
 
     Args:
@@ -29,7 +29,7 @@ def not_written(path: Path, error: OSError, written: int, size: int) -> UserErro
         written: bytes that were, before they were removed again.
         size: bytes that it was to have, 0 if that was not known.
     """
-    if error.errno not in FULL:
+    if error.errno not in FULL_DISK_ERRNOS:
         return UserError(f"{path} could not be written: {error.strerror or error}. Mend that and run again.")
     reason = os.strerror(error.errno or 0)
     needs = f"{size} bytes" if size > written else f"more than {written} bytes"

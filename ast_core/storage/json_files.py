@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ast_core.errors import DamagedError, UserError
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 
 SELF_HASH = "sha256_of_lines_below"
 """Key of a checked file's own hash."""
 
 
-def digest(value: Any) -> str:
+def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -27,8 +27,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Commit a text, as UTF-8."""
     content = text.encode()
-    with committed(path, len(content)) as beside:
-        beside.write_bytes(content)
+    with atomic_write(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -46,18 +46,18 @@ def read_json(path: Path, what: str) -> Any:
         raise DamagedError(f"{what} is damaged: {path} is not JSON ({error}).") from error
 
 
-def write_checked(path: Path, value: dict[str, Any]) -> None:
+def write_hashed_json(path: Path, value: dict[str, Any]) -> None:
     """Commit a JSON object, not an empty one, that knows its bytes: the first line is the SHA-256 of the lines below.
 
     To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
     """
     lines = f"{json.dumps(value, indent=1)[2:]}\n".encode()  # in the order given, which a resumed curve's rows keep
     content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
-    with committed(path, len(content)) as beside:
-        beside.write_bytes(content)
+    with atomic_write(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
-def read_checked(path: Path, what: str) -> dict[str, Any]:
+def read_hashed_json(path: Path, what: str) -> dict[str, Any]:
     """What `write_checked` wrote; `what` names it in the error.
 
     Raises:
@@ -68,10 +68,10 @@ def read_checked(path: Path, what: str) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what} is missing: {path}.") from None
-    return checked(content, f"{what} {path}")
+    return parse_hashed_json(content, f"{what} {path}")
 
 
-def checked(content: bytes, name: str) -> dict[str, Any]:
+def parse_hashed_json(content: bytes, name: str) -> dict[str, Any]:
     """The object in the bytes of a file that `write_checked` wrote.
 
     Args:

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from ast_core.errors import UserError
 from ast_core.redaction import holds_secret
-from ast_core.storage.disk_space import not_written, require_room
+from ast_core.storage.disk_space import require_free_space, write_error
 
 NOTE = ".store.json"
 """In the root of a working copy: of what."""
@@ -32,7 +32,7 @@ FOLDERS = {"local", "hdfs"}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFile:
     """A file as the store lists it."""
 
     size: int
@@ -42,7 +42,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Store:
+class ObjectStore:
     """A folder, and the place in a store that it is a working copy of."""
 
     root: Path
@@ -87,16 +87,16 @@ class Store:
                 f"{self.root} is no working copy of {self.uri} and holds {', '.join(own[:3])}. Choose an empty folder; "
                 "to go on with what is there, copy it to the store first (such as with aws s3 sync)."
             )
-        beside = self.root / f"{NOTE}.{os.getpid()}"
+        temporary = self.root / f"{NOTE}.{os.getpid()}"
         try:
-            beside.write_text(json.dumps({"uri": self.uri}) + "\n", encoding="utf-8")
-            beside.replace(note)
+            temporary.write_text(json.dumps({"uri": self.uri}) + "\n", encoding="utf-8")
+            temporary.replace(note)
         except OSError as error:
-            raise not_written(note, error, 0, 0) from error
+            raise write_error(note, error, 0, 0) from error
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
-    def push(self, path: Path, source: Path) -> Stored:
+    def push(self, path: Path, source: Path) -> StoredFile:
         """Upload a file's bytes as `path` of the working copy; the store shows it whole or not at all.
 
         Returns:
@@ -118,16 +118,16 @@ class Store:
 
     def _move_in(self, source: Path, key: str) -> None:
         """Write beside and move, in file systems that show a file while it is written."""
-        filesystem, beside = self.filesystem, f"{key}.{os.getpid()}"
+        filesystem, temporary = self.filesystem, f"{key}.{os.getpid()}"
         if filesystem.type_name == "local":
-            require_room(Path(key), source.stat().st_size)
+            require_free_space(Path(key), source.stat().st_size)
         try:
             filesystem.create_dir(key.rpartition("/")[0], recursive=True)
-            _write(source, beside, filesystem)
-            filesystem.move(beside, key)
+            _write(source, temporary, filesystem)
+            filesystem.move(temporary, key)
         except OSError:
             with contextlib.suppress(OSError):
-                filesystem.delete_file(beside)
+                filesystem.delete_file(temporary)
             raise
 
     def fetch(self, path: Path, to: Path) -> None:
@@ -154,7 +154,7 @@ class Store:
         with self._told(path, "removed"), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.key(path))
 
-    def listed(self, folder: Path) -> dict[Path, Stored]:
+    def listed(self, folder: Path) -> dict[Path, StoredFile]:
         """All files under a folder in the store, by their paths in the working copy."""
         base = self.key(folder)
         with self._told(folder, "listed"):
@@ -179,12 +179,12 @@ class Store:
             ) from error
 
 
-def store_of(path: Path) -> Store | None:
+def store_of(path: Path) -> ObjectStore | None:
     """The store of the working copy that an absolute path lies in, or is; None for an ordinary folder."""
     for folder in (path, *path.parents):
         note = folder / NOTE
         if note.is_file():
-            return Store(folder, json.loads(note.read_text(encoding="utf-8"))["uri"])
+            return ObjectStore(folder, json.loads(note.read_text(encoding="utf-8"))["uri"])
     return None
 
 
@@ -194,8 +194,8 @@ def _write(source: Path, key: str, filesystem: fs.FileSystem) -> None:
         shutil.copyfileobj(read, write, PIECE)
 
 
-def _stored(info: fs.FileInfo) -> Stored:
-    return Stored(info.size or 0, (info.mtime_ns or 0) // 10**9)
+def _stored(info: fs.FileInfo) -> StoredFile:
+    return StoredFile(info.size or 0, (info.mtime_ns or 0) // 10**9)
 
 
 @functools.cache

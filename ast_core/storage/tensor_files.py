@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ast_core.errors import DamagedError, require
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 
 Tensors = Mapping[str, torch.Tensor]
 BESIDE = 1 << 20
@@ -37,9 +37,9 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
         NoRoomError: the disk is full.
         UserError: it cannot be written.
     """
-    with committed(path, bytes_of(tensors)) as beside:
+    with atomic_write(path, bytes_of(tensors)) as temporary:
         try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, beside, metadata)
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))  # safetensors tells the system's number only so
             number = int(code[1]) if code else 0

@@ -53,7 +53,7 @@ _entered: dict[Path, Fence] = {}
 """What this process writes as."""
 
 
-def take_over(root: Path) -> str:
+def start_generation(root: Path) -> str:
     """Shut out all who wrote under a folder before; gives the generation that `enter` takes.
 
     Raises:
@@ -67,12 +67,12 @@ def take_over(root: Path) -> str:
         note.write_text(fence.generation, encoding="utf-8")
         store.push(root / NOTE, note)
         note.unlink()
-    shut_out(root)
+    end_generation(root)
     fence.folder.mkdir()
     return fence.generation
 
 
-def shut_out(root: Path, but: str = "") -> None:
+def end_generation(root: Path, but: str = "") -> None:
     """Let nobody who entered write under a folder any more, but this generation; what they had half written goes."""
     for folder in root.glob(f"{PREFIX}*"):
         if folder.name == f"{PREFIX}{but}":
@@ -83,7 +83,7 @@ def shut_out(root: Path, but: str = "") -> None:
             shutil.rmtree(gone, ignore_errors=True)  # it may remove its own meanwhile
 
 
-def enter(root: Path, generation: str) -> None:
+def enter_generation(root: Path, generation: str) -> None:
     """Write under a folder as this generation from now on, in this process.
 
     Raises:
@@ -92,14 +92,14 @@ def enter(root: Path, generation: str) -> None:
     fence = Fence(root, generation)
     if store_of(root) is not None:
         fence.check_store()  # whoever took over may have done so on another node
-        shut_out(root, generation)
+        end_generation(root, generation)
         fence.folder.mkdir(parents=True, exist_ok=True)
     fence.check()
     _entered[root] = fence
 
 
 @contextlib.contextmanager
-def place(path: Path) -> Iterator[Path]:
+def writer_folder(path: Path) -> Iterator[Path]:
     """The folder for a file's temporary self: a fenced writer's own, else the file's.
 
     Raises:
@@ -119,14 +119,14 @@ def place(path: Path) -> Iterator[Path]:
         raise
 
 
-def check_store(path: Path) -> None:
+def require_current_writer(path: Path) -> None:
     """UserError if this process writes to `path` as a generation that the store no longer knows."""
     fence = _fence_of(path)
     if fence is not None:
         fence.check_store()
 
 
-def remove(path: Path, ignore_errors: bool = False) -> None:
+def remove_path(path: Path, ignore_errors: bool = False) -> None:
     """Remove a file or a folder, if it is there, unless another launch took over.
 
     Args:

@@ -31,7 +31,9 @@ class Batch:
     """Patches that take part; None for all."""
 
 
-def batches(job: Job, train: ShardReader, epoch: int, rank: int, world: int, first_step: int) -> Iterator[Batch]:
+def iterate_batches(
+    job: Job, train: ShardReader, epoch: int, rank: int, world: int, first_step: int
+) -> Iterator[Batch]:
     """A rank's batches of an epoch, read one ahead in a thread."""
     epoch_order = order.epoch_order(job.optim.sampler, train.labels_NC, job.seed, epoch)
     steps = order.rank_steps(len(train), job.optim.batch_size, rank, world, first_step)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class StepDone:
+class StepResult:
     """One optimiser step, as the rank that did it saw it."""
 
     step: int
@@ -24,21 +24,21 @@ class StepDone:
     """Of these, spent waiting for the batch to be read."""
 
 
-class Observer:
+class TrainerCallback:
     """Told what happens on each rank, in the training's own thread, so it must be quick; this one does nothing."""
 
-    def began(self, step: int) -> None:
+    def on_train_begin(self, step: int) -> None:
         """The training goes on from `step`."""
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         """A step was done."""
 
-    def committed(self, step: int, seconds: float) -> None:
+    def on_checkpoint_saved(self, step: int, seconds: float) -> None:
         """Rank 0 committed a checkpoint to resume from, which took so long."""
 
-    def must_leave(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to commit a checkpoint now and leave. Asked of rank 0 before each step and each batch of a test."""
         return False
 
-    def left(self, step: int) -> None:
+    def on_stopped(self, step: int) -> None:
         """Rank 0's last word before it leaves: everything up to `step` is on disk."""

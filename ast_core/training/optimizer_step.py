@@ -24,7 +24,9 @@ LOWEST_SCALE = 1.0
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def step(state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float) -> float:
+def optimizer_step(
+    state: State, job: Job, batch: Batch, train: ShardReader, epoch: int, mean: float, std: float
+) -> float:
     """One optimiser step on this rank's share of a batch; `state.progress` counts it.
 
     Args:

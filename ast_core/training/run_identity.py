@@ -8,7 +8,7 @@ from ast_core.config import WAYS_IN, Job
 from ast_core.errors import require
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.json_files import read_checked
+from ast_core.storage.json_files import read_hashed_json
 from ast_core.training.targets import teacher_identity
 from ast_core.weights import checkpoint
 
@@ -19,7 +19,7 @@ def normalisation(job: Job, train: ShardReader) -> tuple[float, float]:
         return job.data.mean, job.data.std
     newest, _ = checkpoint.newest(job.folder / "checkpoints")
     if newest is not None:
-        began = read_checked(newest / checkpoint.MARKER, "Checkpoint's marker")["state"]["identity"]["member"]
+        began = read_hashed_json(newest / checkpoint.MARKER, "Checkpoint's marker")["state"]["identity"]["member"]
         return began["mean"], began["std"]
     return train.index.statistics(job.data.train_splits)
 

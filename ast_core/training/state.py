@@ -16,8 +16,8 @@ from ast_core.config import Job
 from ast_core.errors import require
 from ast_core.model.transformer import AST
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import remove_stumps
-from ast_core.storage.json_files import digest, write_text
+from ast_core.storage.atomic_files import remove_temporary_files
+from ast_core.storage.json_files import sha256_of_json, write_text
 from ast_core.weights import checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
 
@@ -53,7 +53,7 @@ class State:
     """Exponential moving average of the weights; empty where the recipe has none."""
 
 
-def fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> State:
+def initial_state(job: Job, train: ShardReader, device: torch.device, world: int) -> State:
     """A model with its initial weights, an optimiser, and nothing learned.
 
     Raises:
@@ -80,7 +80,7 @@ def fresh(job: Job, train: ShardReader, device: torch.device, world: int) -> Sta
     return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving)
 
 
-def resume(state: State, job: Job, identity: dict[str, Any], rank: int, world: int) -> None:
+def resume_state(state: State, job: Job, identity: dict[str, Any], rank: int, world: int) -> None:
     """Put the newest verified checkpoint into `state`; every rank takes the one that rank 0 chose.
 
     Raises:
@@ -123,7 +123,7 @@ def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job)
         stored = {**stored, "run": {**stored["run"], "data_hash": identity["run"]["data_hash"]}}
     changed = [
         f"{part}.{key}" for part in identity for key in {**stored[part], **identity[part]}
-        if digest(stored[part].get(key)) != digest(identity[part].get(key))
+        if sha256_of_json(stored[part].get(key)) != sha256_of_json(identity[part].get(key))
     ]  # fmt: skip
     same_clips = changed == ["run.data_hash"]
     require(
@@ -154,7 +154,7 @@ def save(state: State, job: Job, identity: dict[str, Any]) -> None:
     progress = state.progress
     values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
     checkpoint.save(folder / f"step-{progress.step:08d}", _tables(state), values)
-    checkpoint.keep_newest(folder, KEPT_CHECKPOINTS)
+    checkpoint.remove_older(folder, KEPT_CHECKPOINTS)
 
 
 def _tables(state: State) -> dict[str, dict[str, torch.Tensor]]:
@@ -190,5 +190,5 @@ def require_finite(state: State, job: Job, rank: int) -> None:
 
 
 def _write_history(state: State, job: Job) -> None:
-    remove_stumps(job.folder, "metrics.jsonl")
+    remove_temporary_files(job.folder, "metrics.jsonl")
     write_text(job.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.progress.history or []))

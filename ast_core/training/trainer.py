@@ -20,12 +20,20 @@ from ast_core.evaluation import metrics
 from ast_core.model.loss import probabilities
 from ast_core.shards.reader import ShardReader
 from ast_core.training import order
-from ast_core.training.batches import batches
-from ast_core.training.callback import Observer, StepDone
-from ast_core.training.optimizer_step import step
+from ast_core.training.batches import iterate_batches
+from ast_core.training.callback import StepResult, TrainerCallback
+from ast_core.training.optimizer_step import optimizer_step
 from ast_core.training.run_identity import member_identity, normalisation, run_identity
 from ast_core.training.schedule import learning_rate
-from ast_core.training.state import State, finish_epoch, fresh, require_finite, require_same_run, resume, save
+from ast_core.training.state import (
+    State,
+    finish_epoch,
+    initial_state,
+    require_finite,
+    require_same_run,
+    resume_state,
+    save,
+)
 from ast_core.training.targets import soft_targets
 from ast_core.weights import checkpoint
 
@@ -45,7 +53,7 @@ class _Task:
     std: float
     rank: int
     world: int
-    observer: Observer
+    callback: TrainerCallback
 
     @property
     def steps(self) -> int:
@@ -53,7 +61,7 @@ class _Task:
         return order.steps_per_epoch(len(self.train), self.job.optim.batch_size)
 
 
-def fit(job: Job, rank: int, world: int, device: torch.device, observer: Observer | None = None) -> None:
+def fit(job: Job, rank: int, world: int, device: torch.device, callback: TrainerCallback | None = None) -> None:
     """Train to the last epoch, from the newest verified checkpoint if there is one.
 
     Args:
@@ -61,11 +69,11 @@ def fit(job: Job, rank: int, world: int, device: torch.device, observer: Observe
         rank: of this process.
         world: processes; `torch.distributed` is set up if there is more than one.
         device: of this process.
-        observer: told of steps and checkpoints; rank 0's may ask the training to leave.
+        callback: told of steps and checkpoints; rank 0's may ask the training to leave.
 
     Raises:
         UserError: the run folder holds another run, the data does not fit, or the loss is not finite.
-        Preempted: the observer asked to leave; a checkpoint has all steps.
+        Preempted: the callback asked to leave; a checkpoint has all steps.
     """
     require(
         job.optim.batch_size % world == 0,
@@ -75,10 +83,10 @@ def fit(job: Job, rank: int, world: int, device: torch.device, observer: Observe
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
     train.targets_NC = soft_targets(job, train)
     mean, std = normalisation(job, train)
-    task = _Task(job, train, held_out, _identity(job, train), mean, std, rank, world, observer or Observer())
-    state = fresh(job, train, device, world)
-    resume(state, job, task.identity, rank, world)
-    task.observer.began(state.progress.step)
+    task = _Task(job, train, held_out, _identity(job, train), mean, std, rank, world, callback or TrainerCallback())
+    state = initial_state(job, train, device, world)
+    resume_state(state, job, task.identity, rank, world)
+    task.callback.on_train_begin(state.progress.step)
     while (epoch := len(state.progress.history or []) + 1) <= job.optim.epochs:
         started, first = time.monotonic(), state.progress.step
         _train_epoch(state, task, epoch)
@@ -94,12 +102,14 @@ def _train_epoch(state: State, task: _Task, epoch: int) -> None:
     """The epoch's steps that are not done yet; none are left where a training left while it was tested."""
     job, ended = task.job, time.monotonic()
     first = state.progress.step - (epoch - 1) * task.steps
-    for batch in batches(job, task.train, epoch, task.rank, task.world, first):
+    for batch in iterate_batches(job, task.train, epoch, task.rank, task.world, first):
         _leave_if_asked(state, task)
         read = time.monotonic()
-        loss = step(state, job, batch, task.train, epoch, task.mean, task.std)
+        loss = optimizer_step(state, job, batch, task.train, epoch, task.mean, task.std)
         done, rate, now = state.progress.step, state.optimizer.param_groups[0]["lr"], time.monotonic()
-        task.observer.stepped(StepDone(done, epoch, loss, rate, len(batch.clip_indices), now - ended, read - ended))
+        task.callback.on_step_end(
+            StepResult(done, epoch, loss, rate, len(batch.clip_indices), now - ended, read - ended)
+        )
         ended = now
         if done % job.optim.checkpoint_every_steps == 0 and done % task.steps:
             _commit(state, task)
@@ -111,21 +121,21 @@ def _commit(state: State, task: _Task) -> None:
     if task.rank == 0:
         started = time.monotonic()
         save(state, task.job, task.identity)
-        task.observer.committed(state.progress.step, time.monotonic() - started)
+        task.callback.on_checkpoint_saved(state.progress.step, time.monotonic() - started)
 
 
 def _finish(state: State, task: _Task, row: dict[str, float], epoch: int) -> None:
     started = time.monotonic()
     finish_epoch(state, task.job, task.identity, row, epoch, task.rank)
     if task.rank == 0:
-        task.observer.committed(state.progress.step, time.monotonic() - started)
+        task.callback.on_checkpoint_saved(state.progress.step, time.monotonic() - started)
 
 
 def _leave_if_asked(state: State, task: _Task) -> None:
     """Every rank holds the same weights: rank 0 commits without a word to the others, which cannot step without it."""
-    if task.rank == 0 and task.observer.must_leave():
+    if task.rank == 0 and task.callback.should_stop():
         _commit(state, task)
-        task.observer.left(state.progress.step)
+        task.callback.on_stopped(state.progress.step)
         raise Preempted(f"{task.job.folder.name} left at step {state.progress.step}; its checkpoint is there.")
 
 
@@ -142,7 +152,7 @@ def is_finished(job: Job) -> bool:
     stored = checkpoint.read_state(newest)
     require_same_run(stored["identity"], _identity(job, train), job)
     last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
-    progress, epochs = stored["progress"], checkpoint.epochs_of(job.folder / "epochs")
+    progress, epochs = stored["progress"], checkpoint.epoch_folders(job.folder / "epochs")
     tested = progress["step"] >= last and len(progress["history"]) >= job.optim.epochs
     return tested and set(range(1, job.optim.epochs + 1)) <= set(epochs)
 

@@ -13,9 +13,9 @@ from ast_core.config import FrontEndConfig, Loss
 from ast_core.errors import require
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
-from ast_core.storage.atomic_files import remove, sha256_of, whole_or_gone
-from ast_core.storage.disk_space import require_room
-from ast_core.storage.json_files import digest, read_checked, write_checked
+from ast_core.storage.atomic_files import remove_file, remove_if_incomplete, sha256_of
+from ast_core.storage.disk_space import require_free_space
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.tensor_files import BESIDE, bytes_of, write_tensors
 from ast_core.weights import bundle_description, huggingface
 from ast_core.weights.bundle_description import Entry, member_weights, read_description
@@ -103,25 +103,25 @@ def write_bundle(
     for name, _, identity in members:
         require(identity["labels"] == labels, f"Member {name} was trained on other labels than {members[0][0]}.")
     entries = []
-    require_room(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + BESIDE)
-    with whole_or_gone(folder, DESCRIPTION):
+    require_free_space(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + BESIDE)
+    with remove_if_incomplete(folder, DESCRIPTION):
         for number, (name, weights, identity) in enumerate(members):
             path = folder / f"member-{number}.safetensors"
             write_tensors(path, weights)
             settings = {key: identity[key] for key in MEANING}
             entries.append({"name": name, "file": path.name, "sha256": sha256_of(path), **settings})
         content = {"labels": labels, "single_label": single_label, "members": entries}
-        value = digest(content)
+        value = sha256_of_json(content)
         _forget_decisions(folder, value)
-        write_checked(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
+        write_hashed_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": value})
     return value
 
 
 def _forget_decisions(folder: Path, bundle_digest: str) -> None:
     """Thresholds of other weights are none."""
     path = folder / DECISIONS
-    if path.is_file() and read_checked(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
-        remove(path)
+    if path.is_file() and read_hashed_json(path, "Bundle's decisions").get("bundle_digest") != bundle_digest:
+        remove_file(path)
 
 
 def _of_huggingface(folder: Path) -> Bundle:
@@ -133,7 +133,7 @@ def _of_huggingface(folder: Path) -> Bundle:
     member = _member(entry, found.weights, len(found.labels))
     told = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
     facts = {"made_of": f"Hugging Face's format, {folder.name}"}
-    return Bundle(found.labels, found.single_label, (member,), digest([told, sha256]), facts)
+    return Bundle(found.labels, found.single_label, (member,), sha256_of_json([told, sha256]), facts)
 
 
 def _member(entry: Entry, weights: dict[str, torch.Tensor], classes: int) -> Member:

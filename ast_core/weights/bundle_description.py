@@ -13,7 +13,7 @@ from ast_core.config import FrontEndConfig, Loss, ModelConfig
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.serialization import from_dict
 from ast_core.storage.atomic_files import sha256_of
-from ast_core.storage.json_files import digest, read_checked
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json
 from ast_core.storage.tensor_files import load_tensors, require_plain
 
 FILE = "bundle.json"
@@ -85,14 +85,14 @@ def read_description(folder: Path) -> Description:
         DamagedError: it is not what `write_bundle` wrote.
     """
     path = folder / FILE
-    values = read_checked(path, "Bundle's description")
+    values = read_hashed_json(path, "Bundle's description")
     try:
         found = from_dict(Description, values)
         for entry in found.entries:
             _ = entry.configs
     except UserError as error:
         raise DamagedError(f"{path} was refused: {error}") from None
-    if digest({key: found.content[key] for key in ("labels", "single_label", "members")}) != found.digest:
+    if sha256_of_json({key: found.content[key] for key in ("labels", "single_label", "members")}) != found.digest:
         raise DamagedError(f"{path} is damaged: its digest is of other members or labels. Fetch or combine it again.")
     return found
 

@@ -10,9 +10,16 @@ from typing import Any
 import torch
 
 from ast_core.errors import DamagedError, require
-from ast_core.storage.atomic_files import remove, remove_folder, remove_stumps, sha256_of, stored_in, whole_or_gone
-from ast_core.storage.disk_space import require_room
-from ast_core.storage.json_files import read_checked, write_checked
+from ast_core.storage.atomic_files import (
+    list_stored,
+    remove_file,
+    remove_folder,
+    remove_if_incomplete,
+    remove_temporary_files,
+    sha256_of,
+)
+from ast_core.storage.disk_space import require_free_space
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.storage.tensor_files import BESIDE, Tensors, bytes_of, load_tensors, write_tensors
 
 MARKER = "COMMITTED.json"
@@ -31,16 +38,16 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
     Raises:
         NoRoomError: the disk is full; one that was there stays, of a new one nothing.
     """
-    require_room(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
-    remove(folder / MARKER)
-    remove_stumps(folder)
+    require_free_space(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
+    remove_file(folder / MARKER)
+    remove_temporary_files(folder)
     hashes = {}
-    with whole_or_gone(folder, MARKER):
+    with remove_if_incomplete(folder, MARKER):
         for name, table in tensors.items():
             path = folder / f"{name}.safetensors"
             write_tensors(path, table)
             hashes[path.name] = sha256_of(path)
-        write_checked(folder / MARKER, {"sha256": hashes, "state": state})
+        write_hashed_json(folder / MARKER, {"sha256": hashes, "state": state})
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedError: a file is missing or its bytes differ, the marker's, too; names both hashes.
     """
-    marker = read_checked(folder / MARKER, "Checkpoint's marker")
+    marker = read_hashed_json(folder / MARKER, "Checkpoint's marker")
     if not all(isinstance(marker.get(part), dict) for part in ("sha256", "state")):
         raise DamagedError(f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state.")
     for name, expected in marker["sha256"].items():
@@ -93,9 +100,9 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def keep_newest(folder: Path, count: int) -> None:
+def remove_older(folder: Path, count: int) -> None:
     """Remove all but the newest `count` committed checkpoints, and stumps older than them."""
-    stored = stored_in(folder)  # also what another node committed
+    stored = list_stored(folder)  # also what another node committed
     there = {*folder.glob("step-*"), *(path.parent for path in stored)}
     done = sorted(path for path in there if (path / MARKER).is_file() or path / MARKER in stored)
     if len(done) > count:
@@ -104,7 +111,7 @@ def keep_newest(folder: Path, count: int) -> None:
                 remove_folder(path, MARKER)
 
 
-def epochs_of(folder: Path) -> dict[int, Path]:
+def epoch_folders(folder: Path) -> dict[int, Path]:
     """Committed epoch folders by epoch."""
     found = {}
     for path in sorted(folder.glob("epoch-*")):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.serialization import from_dict
-from ast_core.storage.json_files import digest, read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 
 FILE = "decisions.json"
 NEAREST = 1e-6
@@ -53,11 +53,11 @@ class Decisions:
     @property
     def digest(self) -> str:
         """SHA-256 of all that it says."""
-        return digest(dataclasses.asdict(self))
+        return sha256_of_json(dataclasses.asdict(self))
 
     def write(self, bundle: Path) -> None:
         """Commit it to a bundle's folder."""
-        write_checked(bundle / FILE, dataclasses.asdict(self))
+        write_hashed_json(bundle / FILE, dataclasses.asdict(self))
 
 
 def load_decisions(bundle: Path, bundle_digest: str, classes: int) -> Decisions | None:
@@ -69,7 +69,7 @@ def load_decisions(bundle: Path, bundle_digest: str, classes: int) -> Decisions 
     path = bundle / FILE
     if not path.is_file():
         return None
-    values = read_checked(path, "Bundle's decisions")
+    values = read_hashed_json(path, "Bundle's decisions")
     try:
         found = from_dict(Decisions, values)
     except UserError as error:

@@ -19,7 +19,7 @@ from ast_core.audio.fbank import FLOOR, PREEMPHASIS, Fbank, mel_bank
 from ast_core.config import FrontEndConfig
 from ast_core.errors import UserError
 from ast_core.model.loss import probabilities
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import Member
 
@@ -60,7 +60,7 @@ class LinearFrontEnd(nn.Module):
         return torch.cat([fbank_BTM, padding_BTM], dim=1)[:, : self.target_frames]
 
 
-class PortableBundle(nn.Module):
+class OnnxBundle(nn.Module):
     """Waveforms of up to the training length to the mean of the members' probabilities.
 
     Args:
@@ -90,7 +90,7 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
     """
     if any(member.model.mask_padding for member in bundle.members):
         raise UserError("A model that masks padding needs clips' lengths, which the ONNX graph is not given.")
-    module = PortableBundle(bundle).eval()
+    module = OnnxBundle(bundle).eval()
     rate, longest = bundle.front_end.sample_rate_hz, bundle.front_end.target_frames
     seconds = longest * bundle.front_end.frame_shift_ms / 1000
     example_BN = torch.zeros(2, int(rate * seconds))
@@ -99,9 +99,9 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
         import onnxscript  # noqa: F401, PLC0415, an extra
     except ImportError:
         raise UserError("Export to ONNX needs an extra: pip install 'ast-pipeline[onnx]'.") from None
-    with committed(path) as beside, warnings.catch_warnings():
+    with atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own parts
         torch.onnx.export(
-            module, (example_BN,), str(beside), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
+            module, (example_BN,), str(temporary), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
             input_names=["waveform"], output_names=["probabilities"], verbose=False, opset_version=18,
         )  # fmt: skip

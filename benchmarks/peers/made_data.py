@@ -14,7 +14,7 @@ from ast_core.config import FrontEndConfig
 from ast_core.serialization import to_dict
 from ast_core.shards.index import INDEX
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.json_files import write_checked
+from ast_core.storage.json_files import write_hashed_json
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 SPLITS = ("train", "test")
@@ -81,7 +81,7 @@ def write_shards(
             splits[split]["parts"].append({"name": name, "rows": written["rows"], "sha256": written["sha256"]})
     meaning = {"front_end": to_dict(front_end), "labels": [f"label {c}" for c in range(classes)]}
     books = {"single_label": False, "layout": "manifest", "data_hash": "made", "splits": splits}
-    write_checked(folder / INDEX, meaning | books)
+    write_hashed_json(folder / INDEX, meaning | books)
     return folder
 
 

@@ -17,9 +17,9 @@ from torch import nn
 from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.model.transformer import BACKBONES
 from ast_core.shards.reader import ShardReader
-from ast_core.training.batches import Batch, batches
-from ast_core.training.optimizer_step import AUTOCAST, step
-from ast_core.training.state import State, fresh
+from ast_core.training.batches import Batch, iterate_batches
+from ast_core.training.optimizer_step import AUTOCAST, optimizer_step
+from ast_core.training.state import State, initial_state
 
 from .made_data import CLASSES
 from .published_loader import MEAN, STD
@@ -61,18 +61,18 @@ class OurStep:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job = job
         self.reader = ShardReader(job.shards, job.data.train_splits)
-        self.state: State = fresh(job, self.reader, device, 1)
+        self.state: State = initial_state(job, self.reader, device, 1)
         self.coming = self._batches()
 
     def _batches(self) -> Iterator[Batch]:
         epoch = 1
         while True:
-            yield from batches(self.job, self.reader, epoch, 0, 1, 0)
+            yield from iterate_batches(self.job, self.reader, epoch, 0, 1, 0)
             epoch += 1
 
     def __call__(self) -> None:
         """One step."""
-        step(self.state, self.job, next(self.coming), self.reader, 1, MEAN, STD)
+        optimizer_step(self.state, self.job, next(self.coming), self.reader, 1, MEAN, STD)
 
 
 @dataclass

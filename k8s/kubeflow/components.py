@@ -98,8 +98,8 @@ def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
     own = Plan.load(plan)
     run_step(own, "register")
     mlflow_store.open_store(own.tracking)
-    newest = registry.aliased(own.model_name, registry.CHALLENGER)
-    champion = registry.aliased(own.model_name, registry.CHAMPION)
+    newest = registry.version_of_alias(own.model_name, registry.CHALLENGER)
+    champion = registry.version_of_alias(own.model_name, registry.CHAMPION)
     model.uri = f"models:/{own.model_name}/{newest.number}"
     model.metadata.update(name=own.model_name, version=newest.number, champion=champion == newest)
     return newest.number

@@ -13,7 +13,7 @@ from ast_core.config import (
     Recipe,
 )
 from ast_core.serialization import to_dict
-from pipeline.cli.recipe_file import as_flags, last_value, nested, recipe_flags
+from pipeline.cli.recipe_file import last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
 from pipeline.cli.stages import Common
 
@@ -40,12 +40,12 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         UserError: nothing is where `model.init` points. A wrong key or type exits with tyro's suggestion.
     """
     own = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
-    flags = as_flags(own) + [flag for key, value in changes.items() for flag in as_flags(nested(key, value))]
+    flags = to_flags(own) + [flag for key, value in changes.items() for flag in to_flags(nest_key(key, value))]
     changed = tyro.cli(Recipe, args=flags, description=f"A recipe with {', '.join(changes) or 'no change'}.")
     return resolve(changed)  # type: ignore[no-any-return]
 
 
-def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
+def parse_settings(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
     """Settings from a stage's command line; its recipe, if it takes one, gives the defaults.
 
     Returns:
@@ -56,14 +56,17 @@ def parse(kind: type[SettingsT], description: str | None, argv: Sequence[str] | 
     """
     flags = list(sys.argv[1:] if argv is None else argv)
     if issubclass(kind, Common):
-        recipe, variant = last_value(flags, "--recipe", Common.recipe), last_value(flags, "--variant", Common.variant)
+        recipe, variant = (
+            last_flag_value(flags, "--recipe", Common.recipe),
+            last_flag_value(flags, "--variant", Common.variant),
+        )
         load_recipe(recipe, variant)  # a wrong key is told about even where this stage does not take its section
         flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
     settings: SettingsT = resolve(tyro.cli(kind, args=flags, description=description))
     return settings
 
 
-def section_values(settings: Common, kind: type[SettingsT]) -> SettingsT:
+def select_settings(settings: Common, kind: type[SettingsT]) -> SettingsT:
     """The fields that another stage's settings share with `settings`; the rest keep their defaults."""
     shared = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     return kind(**{name: getattr(settings, name) for name in shared})

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ast_core.errors import ClipError, UserError
 from ast_core.redaction import without_secrets
-from ast_core.storage.disk_space import FULL
+from ast_core.storage.disk_space import FULL_DISK_ERRNOS
 from pipeline.cli import sigterm
 
 
@@ -24,20 +24,20 @@ def run_stage(stage: Callable[[], Any]) -> None:
     A bug's traceback is shown as Python does, but without passwords of URIs.
     """
     try:
-        with sigterm.obeyed():
+        with sigterm.interrupt_on_sigterm():
             stage()
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - a bug of ours, or a disk that filled under Ray's or MLflow's own files
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
             Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(_full(error))}")
         else:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - not wrapped or coloured
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command again goes on from here.")
-        sys.exit(sigterm.EXIT_CODE if sigterm.asked() else 130)
+        sys.exit(sigterm.EXIT_CODE if sigterm.sigterm_received() else 130)
 
 
 def _full(error: OSError) -> str:

@@ -27,10 +27,10 @@ def recipe_flags(name_or_path: str, variant: str, sections: set[str] | None = No
     both = (
         {key: value for key, value in part.items() if not sections or key in sections} for part in (values, changes)
     )
-    return [flag for part in both for flag in as_flags(part)]
+    return [flag for part in both for flag in to_flags(part)]
 
 
-def last_value(flags: Sequence[str], name: str, default: str) -> str:
+def last_flag_value(flags: Sequence[str], name: str, default: str) -> str:
     """The last value of a flag, before the full parse that needs it."""
     found = default
     for position, flag in enumerate(flags):
@@ -53,19 +53,19 @@ def _recipe_values(name_or_path: str) -> dict[str, Any]:
         raise UserError(f"Recipe {path} is not TOML: {error}.") from None
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
+def nest_key(key: str, value: Any) -> dict[str, Any]:
     """A dotted key as tables: `model.freq_stride` is inside `model`."""
     head, _, rest = key.partition(".")
-    return {head: nested(rest, value) if rest else value}
+    return {head: nest_key(rest, value) if rest else value}
 
 
-def as_flags(values: Mapping[str, Any], prefix: str = "--") -> list[str]:
+def to_flags(values: Mapping[str, Any], prefix: str = "--") -> list[str]:
     """Nested tables as flags; keys whose value is None, which TOML does not have, are left out."""
     flags: list[str] = []
     for key, value in values.items():
         name = prefix + key.replace("_", "-")
         if isinstance(value, Mapping):
-            flags += as_flags(value, name + ".")
+            flags += to_flags(value, name + ".")
         elif isinstance(value, bool):
             head, _, last = name.rpartition(".")
             flags.append(name if value else f"{head}.no-{last}")

@@ -11,13 +11,13 @@ from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGTERM
 """As a shell reports a program that SIGTERM ended."""
-LAST_S = 19.0
+EXIT_LIMIT_S = 19.0
 """After so many seconds the program ends at once: whoever asked it to go kills it after 30 s, if not before."""
 _asked = threading.Event()
 
 
 @contextlib.contextmanager
-def obeyed() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM interrupts as Ctrl-C does, and a second one is ignored; the main thread's business only."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,7 +30,7 @@ def obeyed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def keep_sigterm_handler() -> Iterator[None]:
     """Inside, something may put its own answer to SIGTERM in the place of ours, as `ray.init` does: it is put back."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -40,7 +40,7 @@ def kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def asked() -> bool:
+def sigterm_received() -> bool:
     """Whether SIGTERM has come: a KeyboardInterrupt is Ctrl-C otherwise."""
     return _asked.is_set()
 
@@ -48,14 +48,14 @@ def asked() -> bool:
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _asked.set()
-    last = threading.Timer(LAST_S, os._exit, [EXIT_CODE])
+    last = threading.Timer(EXIT_LIMIT_S, os._exit, [EXIT_CODE])
     last.daemon = True
     last.start()
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """SIGTERM raises SystemExit meanwhile, so that what was started is stopped."""
 
     def stop(number: int, _frame: FrameType | None) -> None:

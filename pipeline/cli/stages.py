@@ -141,7 +141,7 @@ class RunSettings(Common, Recipe):
 
 
 @dataclass(frozen=True)
-class FoldsSettings(TrainSettings):
+class CrossValidateSettings(TrainSettings):
     """Settings of `folds`."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ast_core.errors import require
 from ast_core.redaction import holds_secret
-from pipeline.cli.recipe_file import as_flags, nested
+from pipeline.cli.recipe_file import nest_key, to_flags
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -115,7 +115,7 @@ def stage_flags(plan: Plan, stage: str, own: Sequence[str] = ()) -> list[str]:
     flags += ["--model-name", plan.model_name] if stage == "register" else []
     taken = _sections(stage)
     changes = [(key, _plain(value)) for key, value in plan.changes.items() if key.partition(".")[0] in taken]
-    return [*flags, *own, *(flag for key, value in changes for flag in as_flags(nested(key, value)))]
+    return [*flags, *own, *(flag for key, value in changes for flag in to_flags(nest_key(key, value)))]
 
 
 def _sections(stage: str) -> set[str]:

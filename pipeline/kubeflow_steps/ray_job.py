@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from ast_core.errors import UserError, require
-from pipeline.cli.sigterm import stoppable
+from pipeline.cli.sigterm import exit_on_sigterm
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 POLL_S = 5.0
@@ -39,7 +39,7 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
         UserError: the API refuses the RayJob or stays away, or the command failed, with KubeRay's message.
     """
     _load_config()
-    with stoppable():
+    with exit_on_sigterm():
         job = _RayJob.create(manifest)
         try:
             status = job.follow(poll_s)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ast_core.errors import require
-from pipeline.cli.sigterm import stoppable
+from pipeline.cli.sigterm import exit_on_sigterm
 from pipeline.kubeflow_steps.plan import ROOT, STAGES, Plan, ray_job, stage_flags
 
 STOP_S = 30.0
@@ -36,7 +36,10 @@ def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
 def _run_here(command: Sequence[str], stage: str) -> None:
     """Run a process and pass its output on; UserError with its last line if it fails."""
     last = ""
-    with stoppable(), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        exit_on_sigterm(),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         try:
             for line in process.stdout or ():
                 print(line, end="", flush=True)

@@ -26,7 +26,7 @@ STARTS = 4
 
 
 @contextlib.contextmanager
-def connected(address: str, workers: int = 0) -> Iterator[None]:
+def connect(address: str, workers: int = 0) -> Iterator[None]:
     """A connection to Ray for one stage; one that is there already (a job's, a test's, `run`'s) is used and left open.
 
     Args:
@@ -43,7 +43,7 @@ def connected(address: str, workers: int = 0) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        with sigterm.kept():
+        with sigterm.keep_sigterm_handler():
             if target:
                 ray.init(address=target, logging_level=logging.WARNING)
             else:
@@ -62,10 +62,10 @@ def _told_of_full_disks() -> Iterator[None]:
     try:
         yield
     except OutOfDiskError as error:
-        raise no_room_to_spill() from error
+        raise spill_disk_error() from error
 
 
-def no_room_to_spill() -> NoRoomError:
+def spill_disk_error() -> NoRoomError:
     """What Ray's `OutOfDiskError` means to whoever runs it; Ray does not say which disk."""
     node = ray._private.worker.global_worker.node  # noqa: SLF001
     folder = getattr(node, "_fallback_directory", None) or "a folder of its nodes"
@@ -91,7 +91,7 @@ def _start_here(cores: int) -> None:
                     logging_level=logging.ERROR,
                     runtime_env={
                         "env_vars": environment,
-                        "worker_process_setup_hook": "pipeline.ray_runtime.worker_setup.settle",
+                        "worker_process_setup_hook": "pipeline.ray_runtime.worker_setup.quiet_ray_logs",
                     },
                 )
         except Exception as error:

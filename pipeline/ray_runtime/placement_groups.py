@@ -9,10 +9,10 @@ import ray.util
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
-from ast_core.storage.atomic_files import remove
+from ast_core.storage.atomic_files import remove_file
 
 
-def release(held: Path) -> None:
+def release_placement_group(held: Path) -> None:
     """Give back what workers held whose controller was killed: no cleaner of Ray's, which needs a dashboard, does it.
 
     Args:
@@ -24,10 +24,10 @@ def release(held: Path) -> None:
     state = ray.util.placement_group_table().get(name, {}).get("state", "REMOVED")
     if state != "REMOVED":
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-    remove(held)
+    remove_file(held)
 
 
-def release_own() -> None:
+def release_own_placement_groups() -> None:
     """Give back what worker groups of this driver hold that could not be formed: Ray forgets them, nobody else knows.
 
     Such a group would keep the CPUs from its successor for ever. Inside a trial nothing is done: others run beside it.

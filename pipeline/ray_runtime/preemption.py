@@ -29,7 +29,7 @@ WAIT_S = 14.0
 LOOK_EVERY_S = 0.5
 
 
-class Watch:
+class PreemptionWatch:
     """Rank 0's: whether the driver asks it to leave, or Ray drains one of its training's nodes.
 
     Args:
@@ -44,11 +44,11 @@ class Watch:
         _write(folder, RUNNING)
         threading.Thread(target=self._look, name="preemption-watch", daemon=True).start()
 
-    def must_leave(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether somebody asked; costs nothing."""
         return self._leave.is_set()
 
-    def left(self, step: int) -> None:
+    def on_stopped(self, step: int) -> None:
         """Tell the driver that all up to `step` is on disk."""
         _write(self._folder, LEFT + str(step).encode())
 
@@ -59,18 +59,18 @@ class Watch:
                     self._leave.set()
 
 
-def begin(folder: Path) -> None:
+def forget_ranks(folder: Path) -> None:
     """Forget what was said of a member's earlier trainings."""
     internal_kv._internal_kv_del(_key(folder), namespace=NAMESPACE)  # noqa: SLF001
     internal_kv._internal_kv_del(_key(folder) + RANKS, del_by_prefix=True, namespace=NAMESPACE)  # noqa: SLF001
 
 
-def sign_in(folder: Path, rank: int) -> None:
+def register_rank(folder: Path, rank: int) -> None:
     """Note which process a rank of a member's training is: once it is stopped or dead it cannot say so."""
     _put(_key(folder) + RANKS + str(rank).encode(), f"process {os.getpid()} on {os.uname().nodename}".encode())
 
 
-def workers(folder: Path) -> dict[int, str]:
+def rank_processes(folder: Path) -> dict[int, str]:
     """Process and node by rank, of a member's newest training; nothing if Ray's head is away."""
     start = _key(folder) + RANKS
     try:
@@ -81,14 +81,14 @@ def workers(folder: Path) -> dict[int, str]:
         return {}
 
 
-def end(folders: Iterable[Path]) -> list[str]:
+def ask_trainings_to_stop(folders: Iterable[Path]) -> list[str]:
     """If SIGTERM is why the driver ends, ask the trainings of these members to leave, and wait for it.
 
     Returns:
         A sentence for each that left. One that has done no step yet, or does not answer in `WAIT_S`, is not among them:
         its newest checkpoint is what it has.
     """
-    if not sigterm.asked():
+    if not sigterm.sigterm_received():
         return []
     deadline = time.monotonic() + WAIT_S
     try:

@@ -13,7 +13,7 @@ import torch
 
 from ast_core.evaluation.predictor import Predictor
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.object_store import Store
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
 from pipeline.run_folder import sync
 
@@ -36,9 +36,9 @@ class Scorer:
         stores: that its node's folders are working copies of.
     """
 
-    def __init__(self, shards: Path, splits: tuple[str, ...], stores: tuple[Store, ...]) -> None:
-        sync.attach(stores)
-        sync.bring_shards(shards, splits)
+    def __init__(self, shards: Path, splits: tuple[str, ...], stores: tuple[ObjectStore, ...]) -> None:
+        sync.attach_stores(stores)
+        sync.download_shards(shards, splits)
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[Place, Predictor] | None = None
@@ -51,7 +51,7 @@ class Scorer:
     def score(self, place: Place, indices: np.ndarray) -> tuple[Place, np.ndarray, np.ndarray]:
         """What was asked, and those clips' probabilities by that member, float32 [len(indices), C]."""
         if self._loaded is None or self._loaded[0] != place:
-            sync.bring_files(place.bundle, ["*"])
+            sync.download_files(place.bundle, ["*"])
             bundle = Bundle.load(place.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[place.number],))
             self._loaded = (place, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))

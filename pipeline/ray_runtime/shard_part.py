@@ -22,16 +22,16 @@ from ast_core.dataset.manifest import Clip
 from ast_core.errors import ClipError, DamagedError, UserError
 from ast_core.serialization import from_dict
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.atomic_files import remove, sha256_of
-from ast_core.storage.json_files import checked, digest, read_checked, write_checked
-from ast_core.storage.object_store import Store, Stored
+from ast_core.storage.atomic_files import remove_file, sha256_of
+from ast_core.storage.json_files import parse_hashed_json, read_hashed_json, sha256_of_json, write_hashed_json
+from ast_core.storage.object_store import ObjectStore, StoredFile
 
 FORMAT = 1
 """Part of every shard's key: raise it when the same clips and settings would give other shards."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPart:
     """The unit of work: some clips that become one Parquet file. It knows all that decides its bytes."""
 
     folder: str
@@ -57,31 +57,31 @@ class Part:
         return json.dumps({**vars(self), "clips": clips})
 
     @staticmethod
-    def unpacked(text: str) -> Part:
+    def unpacked(text: str) -> ShardPart:
         """The part that `packed` wrote."""
         values = json.loads(text)
         clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
-        return Part(**{**values, "clips": clips})
+        return ShardPart(**{**values, "clips": clips})
 
     def key(self) -> str:
         """Hash of the clips, their files' sizes and times as they are now, the labels and the front end."""
         clips = [_fingerprint(clip, self.source) for clip in self.clips]
-        return digest({"format": FORMAT, "clips": clips, "metadata": self.metadata})
+        return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": self.metadata})
 
 
-def is_done(part: Part) -> bool:
+def is_complete(part: ShardPart) -> bool:
     """Whether the part is there, whole, and made of just these clips and settings."""
     path = part.marker.with_suffix(".parquet")
     if not (part.marker.is_file() and path.is_file()):
         return False
     try:
-        marker = read_checked(part.marker, "Marker of a shard")
+        marker = read_hashed_json(part.marker, "Marker of a shard")
         return bool(marker["key"] == part.key() and marker["sha256"] == sha256_of(path))
     except (DamagedError, KeyError, TypeError):
         return False
 
 
-def is_stored(part: Part, store: Store, listed: Mapping[Path, Stored]) -> bool:
+def is_complete_in_store(part: ShardPart, store: ObjectStore, listed: Mapping[Path, StoredFile]) -> bool:
     """As `is_done`, of a part that may be in the store alone; a copy here that is not the store's part goes.
 
     Args:
@@ -93,7 +93,7 @@ def is_stored(part: Part, store: Store, listed: Mapping[Path, Stored]) -> bool:
     if not {path, part.marker} <= listed.keys():
         return False
     try:
-        marker = checked(store.read(part.marker) or b"", store.uri_of(part.marker))
+        marker = parse_hashed_json(store.read(part.marker) or b"", store.uri_of(part.marker))
         whole = bool(marker["key"] == part.key() and marker["bytes"] == listed[path].size)
         if whole and path.is_file() and sha256_of(path) != marker["sha256"]:
             path.unlink()  # whoever reads it fetches the store's
@@ -114,23 +114,23 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
     return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
 
 
-def write_row(row: dict[str, Any]) -> dict[str, Any]:
+def write_part_row(row: dict[str, Any]) -> dict[str, Any]:
     """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
     from pipeline.ray_runtime import heartbeat  # noqa: PLC0415  # Ray is there only where this runs
 
     try:
         for root, uri in json.loads(row["stores"]):
-            Store(Path(root), uri).attach()
-        part = Part.unpacked(row["part"])
+            ObjectStore(Path(root), uri).attach()
+        part = ShardPart.unpacked(row["part"])
         with heartbeat.working(row["watch"], f"{part.split}/{part.name}"):
-            rejects = write(part)
+            rejects = write_shard_part(part)
     except UserError as error:
         return {"clips": 0, "missing": 0, "rejected": 0, "error": str(error)}
     missing = sum(reject["stage"] == "missing" for reject in rejects)
     return {"clips": row["clips"], "missing": missing, "rejected": len(rejects) - missing, "error": ""}
 
 
-def write(part: Part) -> list[dict[str, str]]:
+def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
     """Decode, filter and commit one part, its marker last. A broken clip is a row among its rejects.
 
     The marker's key is that of the files before and after; where they changed meanwhile, of none: the next run redoes
@@ -148,17 +148,17 @@ def write(part: Part) -> list[dict[str, str]]:
     path = part.marker.with_suffix(".parquet")
     key = part.key()
     try:
-        remove(part.marker)
+        remove_file(part.marker)
         rows, files = _rows(part, config, rejects), sum(bool(clip.path) for clip in part.clips)
         written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins, files)
         key = key if key == part.key() else ""
-        write_checked(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
+        write_hashed_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:
         raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
     return rejects
 
 
-def _rows(part: Part, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
+def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
     fbank, decoder = _front_end(config), _decoder(part.decode_limit_s)
     # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
     seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000

@@ -17,17 +17,11 @@ from rich.console import Console
 from ast_core.config import Job
 from ast_core.errors import Preempted, UserError
 from ast_core.storage import writer_fence
-from ast_core.storage.atomic_files import stored_in
-from ast_core.storage.disk_space import FULL, not_written
-from ast_core.storage.object_store import Store
+from ast_core.storage.atomic_files import list_stored
+from ast_core.storage.disk_space import FULL_DISK_ERRNOS, write_error
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights import checkpoint
-from pipeline.ray_runtime import (
-    cluster_size,
-    connection,
-    placement_groups,
-    preemption,
-    watched_start,
-)
+from pipeline.ray_runtime import cluster_size, connection, placement_groups, preemption, watched_start
 from pipeline.ray_runtime.lean_trainer import Trainer
 from pipeline.ray_runtime.train_rank import train_rank
 from pipeline.reporting import prometheus
@@ -42,7 +36,7 @@ TRAIN = {
 """How Ray Train watches workers, unless the environment of the training's driver says otherwise."""
 
 
-def settle_train() -> None:
+def configure_ray_train() -> None:
     """Give Ray Train the settings of `TRAIN`, which its controller and workers take from this process."""
     for name, value in TRAIN.items():
         os.environ.setdefault(name, value)
@@ -53,12 +47,12 @@ RESTARTS = 3
 """Times that lost workers are started again without a new checkpoint between; a long training may lose many more."""
 
 
-def held_by(folder: Path) -> Path:
+def placement_group_file(folder: Path) -> Path:
     """Where a member's workers note what they hold of the cluster."""
     return folder / ".placement-group"
 
 
-def supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
+def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
     """Run the workers to the end; start them again if they die of anything but an error that the user must mend.
 
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
@@ -84,32 +78,32 @@ def supervise(job: Job, workers: int, stores: tuple[Store, ...]) -> None:
                     ) from error
                 _note_restart(job, preempted or error)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in FULL_DISK_ERRNOS:
                     raise
-                raise not_written(scratch, error, 0, 0) from error  # Ray's own files are in the run's folder
+                raise write_error(scratch, error, 0, 0) from error  # Ray's own files are in the run's folder
             except KeyboardInterrupt:
-                for sentence in preemption.end([job.folder]):
+                for sentence in preemption.ask_trainings_to_stop([job.folder]):
                     Console(stderr=True).print(sentence)
                 raise
     finally:
-        writer_fence.shut_out(job.folder)
-        sync.drop(scratch)
+        writer_fence.end_generation(job.folder)
+        sync.remove_scratch(scratch)
 
 
 def _newest_step(job: Job) -> str:
     """Name of the newest committed checkpoint, wherever it was committed."""
     folder = job.folder / "checkpoints"
-    markers = [*folder.glob(f"*/{checkpoint.MARKER}"), *stored_in(folder)]
+    markers = [*folder.glob(f"*/{checkpoint.MARKER}"), *list_stored(folder)]
     return max((path.parent.name for path in markers if path.name == checkpoint.MARKER), default="")
 
 
 def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
     """`NoRoomError`, if Ray's own files met a full disk: workers that are started again meet it again."""
     if _cause(error, OutOfDiskError) is not None:
-        raise connection.no_room_to_spill() from error
+        raise connection.spill_disk_error() from error
     system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL:
-        raise not_written(scratch, system, 0, 0) from error
+    if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL_DISK_ERRNOS:
+        raise write_error(scratch, system, 0, 0) from error
 
 
 def _note_restart(job: Job, error: BaseException) -> None:
@@ -125,7 +119,7 @@ def _lost(job: Job, error: BaseException) -> str:
     """Which workers died or no longer answer: the others' errors are of having lost these."""
     failures = getattr(error, "worker_failures", {})
     fates = {WorkerHealthCheckFailedError: "died", WorkerHealthCheckTimeoutError: "stopped, for it does not answer"}
-    known = preemption.workers(job.folder)
+    known = preemption.rank_processes(job.folder)
     named = [
         f"rank {rank} ({known.get(rank, 'of unknown process')}) {fate}"
         for rank, failure in sorted(failures.items())
@@ -135,18 +129,20 @@ def _lost(job: Job, error: BaseException) -> str:
     return ", ".join(named) or type(error).__name__
 
 
-def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) -> None:
-    sync.bring_note(held_by(job.folder))
-    placement_groups.release(held_by(job.folder))  # of a launch whose controller was killed
-    placement_groups.release_own()
-    settle_train()
-    preemption.begin(job.folder)
+def _fit_once(job: Job, workers: int, stores: tuple[ObjectStore, ...], scratch: Path) -> None:
+    sync.download_if_changed(placement_group_file(job.folder))
+    placement_groups.release_placement_group(
+        placement_group_file(job.folder)
+    )  # of a launch whose controller was killed
+    placement_groups.release_own_placement_groups()
+    configure_ray_train()
+    preemption.forget_ranks(job.folder)
     gpu = cluster_size.uses_gpu()
     config = {
         "job": job,
-        "held": held_by(job.folder),
+        "held": placement_group_file(job.folder),
         "stores": stores,
-        "generation": writer_fence.take_over(job.folder),
+        "generation": writer_fence.start_generation(job.folder),
     }
     trainer = Trainer(
         train_rank,
@@ -154,7 +150,7 @@ def _fit_once(job: Job, workers: int, stores: tuple[Store, ...], scratch: Path) 
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            **sync.ray_storage(scratch),
+            **sync.ray_storage_arguments(scratch),
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
         ),
     )

@@ -47,7 +47,7 @@ def watched(folder: Path, workers: int) -> Iterator[None]:
 def _watch(folder: Path, workers: int, over: threading.Event) -> None:
     known: dict[str, set[int]] = {}
     wait_s = LOOK_AFTER_S
-    while not over.wait(wait_s) and len(preemption.workers(folder)) < workers:
+    while not over.wait(wait_s) and len(preemption.rank_processes(folder)) < workers:
         with contextlib.suppress(RayError):  # the head is away
             known = _look(known)
         wait_s = LOOK_EVERY_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 
-def settle() -> None:
+def quiet_ray_logs() -> None:
     """Keep Ray's commentary out of the terminal.
 
     An error of a worker is not lost: it comes back to the driver, which tells it once.

@@ -46,7 +46,7 @@ def clip_losses(scores_NC: np.ndarray, labels_NC: np.ndarray, one_label: bool) -
     return (true_NC - np.log1p(-kept_NC) * (1 - labels_NC)).mean(axis=1)  # type: ignore[no-any-return]
 
 
-def hardest(reader: ShardReader, scores_NC: np.ndarray, folder: Path) -> list[HardClip]:
+def hardest_clips(reader: ShardReader, scores_NC: np.ndarray, folder: Path) -> list[HardClip]:
     """The clips of the highest loss, with pictures of what the model was given, written to a folder."""
     losses_N = clip_losses(scores_NC, reader.labels_NC, reader.index.single_label)
     chosen = np.argsort(-losses_N, kind="stable")[:SHOWN]
@@ -79,7 +79,7 @@ def confusion_matrix(scores_NC: np.ndarray, labels_NC: np.ndarray) -> np.ndarray
     return matrix_CC
 
 
-def confused(matrix_CC: np.ndarray, labels: tuple[str, ...]) -> list[Confusion]:
+def most_confused_pairs(matrix_CC: np.ndarray, labels: tuple[str, ...]) -> list[Confusion]:
     """The commonest mistakes."""
     wrong_CC = matrix_CC - np.diag(np.diag(matrix_CC))
     order = np.argsort(-wrong_CC, axis=None, kind="stable")[:PAIRS]

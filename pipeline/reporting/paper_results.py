@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperResult:
     """One number of the paper."""
 
     what: str
@@ -17,22 +17,22 @@ class Published:
 
 _FULL = "AudioSet, full training set"
 _BALANCED = "AudioSet, balanced training set"
-PUBLISHED = {
+PAPER_RESULTS = {
     "audioset": (
-        Published("AST, single model, averaged weights", _FULL, "mAP", 0.459),
-        Published("AST, Ensemble-S", _FULL, "mAP", 0.475),
-        Published("AST, Ensemble-M", _FULL, "mAP", 0.485),
-        Published("AST, single model, averaged weights", _BALANCED, "mAP", 0.347),
-        Published("AST, Ensemble-S", _BALANCED, "mAP", 0.363),
-        Published("AST, Ensemble-M", _BALANCED, "mAP", 0.378),
+        PaperResult("AST, single model, averaged weights", _FULL, "mAP", 0.459),
+        PaperResult("AST, Ensemble-S", _FULL, "mAP", 0.475),
+        PaperResult("AST, Ensemble-M", _FULL, "mAP", 0.485),
+        PaperResult("AST, single model, averaged weights", _BALANCED, "mAP", 0.347),
+        PaperResult("AST, Ensemble-S", _BALANCED, "mAP", 0.363),
+        PaperResult("AST, Ensemble-M", _BALANCED, "mAP", 0.378),
     ),
     "esc50": (
-        Published("AST-S, from ImageNet", "ESC-50, five folds", "accuracy", 0.887),
-        Published("AST-P, from AudioSet", "ESC-50, five folds", "accuracy", 0.956),
+        PaperResult("AST-S, from ImageNet", "ESC-50, five folds", "accuracy", 0.887),
+        PaperResult("AST-P, from AudioSet", "ESC-50, five folds", "accuracy", 0.956),
     ),
     "speech_commands": (
-        Published("AST-S, from ImageNet", "Speech Commands V2, 35 words", "accuracy", 0.9811),
-        Published("AST-P, from AudioSet", "Speech Commands V2, 35 words", "accuracy", 0.9788),
+        PaperResult("AST-S, from ImageNet", "Speech Commands V2, 35 words", "accuracy", 0.9811),
+        PaperResult("AST-P, from AudioSet", "Speech Commands V2, 35 words", "accuracy", 0.9788),
     ),
 }
 """By a data set's layout."""

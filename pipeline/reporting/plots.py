@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 
 MOST_BARS = 60
 """With more classes than this only the best and the worst are drawn."""
@@ -44,7 +44,7 @@ def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chanc
     axes.axvline(chance, color="#c44e52", linestyle="--", label=f"chance {chance:.3f}")
     axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision", title=title)
     axes.legend(loc="lower right")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -69,7 +69,7 @@ def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
         axes.xaxis.get_major_locator().set_params(integer=True)
         if histories:
             axes.legend(fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.ndarray, labels: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.nda
     axes.invert_yaxis()
     axes.set(xlabel="start of the window, s", title=title.replace("$", r"\$"))
     figure.colorbar(mesh, ax=axes, label="probability")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.ndarray, seconds: float) -> None:
@@ -114,7 +114,7 @@ def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.nd
     above.set(ylabel="mel bin", title=title.replace("$", r"\$"))
     below.set(ylabel="mel bin", xlabel="s", title="attention rollout, largest = 1")
     figure.colorbar(drawn, ax=below)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
@@ -131,7 +131,7 @@ def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
     axes.set_xlabel("s", fontsize=8)
     axes.set_ylabel("mel bin", fontsize=8)
     axes.tick_params(labelsize=7)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> None:
@@ -156,7 +156,7 @@ def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> 
         axes.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if light else "black")
     axes.set(xlabel="taken for", ylabel="is")
     figure.colorbar(drawn, ax=axes, label="share of the class")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -165,7 +165,7 @@ def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
     return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Commit a figure as PNG."""
-    with committed(path) as beside:
-        FigureCanvasAgg(figure).print_png(str(beside))  # type: ignore[no-untyped-call]
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from rich.table import Table
 
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import Bundle
 
@@ -21,7 +21,7 @@ DECIDED = "decided"
 
 
 @dataclass(frozen=True)
-class Tagging:
+class Predictions:
     """Recordings' probabilities, and decisions where they were asked for."""
 
     labels: tuple[str, ...]
@@ -32,7 +32,7 @@ class Tagging:
     decided: dict[str, list[int]] | None = None
     """The classes that a recording has, the most probable first."""
 
-    def decide(self, bundle: Bundle) -> Tagging:
+    def decide(self, bundle: Bundle) -> Predictions:
         """The same with calibrated probabilities, and decisions; the bundle has those."""
         rule = bundle.decisions
         if rule is None:
@@ -42,7 +42,7 @@ class Tagging:
         for path, scores_C in self.scores.items():
             found_K = np.flatnonzero(rule.decide(scores_C[None])[0])
             decided[path] = found_K[np.argsort(-calibrated[path][found_K], kind="stable")].tolist()
-        return Tagging(self.labels, calibrated, self.faults, decided)
+        return Predictions(self.labels, calibrated, self.faults, decided)
 
     def table(self, top_k: int) -> Table:
         """The labels it has, or its `top_k` most probable ones; then what was refused."""
@@ -64,7 +64,7 @@ class Tagging:
             write_json(path, rows)
             return
         table = pa.Table.from_pylist(rows)
-        with committed(path) as beside, beside.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             if path.suffix == ".csv":
                 pyarrow.csv.write_csv(table, file)
             else:

@@ -11,8 +11,8 @@ from functools import cache
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from ast_core.config import Job
-from ast_core.training.callback import Observer, StepDone
-from pipeline.ray_runtime.preemption import Watch
+from ast_core.training.callback import StepResult, TrainerCallback
+from pipeline.ray_runtime.preemption import PreemptionWatch
 
 LOG = logging.getLogger("ast_core")
 MEMBER = ("run", "member")
@@ -25,7 +25,7 @@ def member_labels(job: Job) -> dict[str, str]:
     return {"run": str(job.folder.parents[1]), "member": job.folder.name}
 
 
-class Reporter(Observer):
+class PrometheusCallback(TrainerCallback):
     """Reports a rank's progress, and asks `watch` whether to leave.
 
     Args:
@@ -33,7 +33,7 @@ class Reporter(Observer):
         watch: rank 0's.
     """
 
-    def __init__(self, labels: dict[str, str], watch: Watch | None) -> None:
+    def __init__(self, labels: dict[str, str], watch: PreemptionWatch | None) -> None:
         self._watch = watch
         self._step = Gauge("ast_step", "Optimiser steps done", RANK)
         self._epoch = Gauge("ast_epoch", "Epoch, from 1", RANK)
@@ -47,11 +47,11 @@ class Reporter(Observer):
             if isinstance(metric, Gauge | Counter | Histogram):
                 metric.set_default_tags(labels)
 
-    def began(self, step: int) -> None:
+    def on_train_begin(self, step: int) -> None:
         """The training goes on from `step`."""
         self._step.set(step)
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         """A step was done."""
         self._step.set(done.step)
         self._epoch.set(done.epoch)
@@ -65,18 +65,18 @@ class Reporter(Observer):
             "Step %d, loss %.6g, %.3f s, of these %.3f s for data", done.step, done.loss, done.seconds, done.waiting_s
         )
 
-    def committed(self, step: int, seconds: float) -> None:  # noqa: ARG002
+    def on_checkpoint_saved(self, step: int, seconds: float) -> None:  # noqa: ARG002
         """A checkpoint was committed."""
         self._checkpoint.observe(seconds)
 
-    def must_leave(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether rank 0 was asked to leave."""
-        return self._watch is not None and self._watch.must_leave()
+        return self._watch is not None and self._watch.should_stop()
 
-    def left(self, step: int) -> None:
+    def on_stopped(self, step: int) -> None:
         """Pass on that all is on disk."""
         if self._watch is not None:
-            self._watch.left(step)
+            self._watch.on_stopped(step)
 
 
 def count_restart(job: Job, cause: str) -> None:

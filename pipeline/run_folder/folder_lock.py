@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from ast_core.errors import UserError
-from ast_core.storage.disk_space import not_written
+from ast_core.storage.disk_space import write_error
 
 LOCK, HOLDER = ".lock", ".holder"
 PATIENCE_S = 1.0
@@ -19,7 +19,7 @@ PATIENCE_S = 1.0
 
 
 @contextlib.contextmanager
-def alone(folder: Path, doing: str) -> Iterator[None]:
+def lock_folder(folder: Path, doing: str) -> Iterator[None]:
     """Hold a folder for this process, whose stages may hold it once more inside.
 
     The operating system lets go of it when this process dies, however that is; where nodes share the folder, as far as
@@ -43,7 +43,7 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
             f"{folder} is being {doing} by {who}. Wait for it or end it, or choose another --run-dir."
         ) from None
     except OSError as error:
-        raise not_written(folder / LOCK, error, 0, 0) from error
+        raise write_error(folder / LOCK, error, 0, 0) from error
     try:
         if lock.lock_counter == 1:
             _note(holder)
@@ -57,4 +57,4 @@ def _note(holder: Path) -> None:
     try:
         holder.write_text(f"process {os.getpid()} on {os.uname().nodename}, since {since}", encoding="utf-8")
     except OSError as error:
-        raise not_written(holder, error, 0, 0) from error
+        raise write_error(holder, error, 0, 0) from error

@@ -21,9 +21,9 @@ import filelock
 from ast_core.config import Job
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.shards.index import INDEX, REJECTS, ShardIndex
-from ast_core.storage.atomic_files import committed, fetch, is_current, sha256_of
-from ast_core.storage.json_files import checked
-from ast_core.storage.object_store import Store, Stored, store_of
+from ast_core.storage.atomic_files import atomic_write, download_file, matches_store, sha256_of
+from ast_core.storage.json_files import parse_hashed_json
+from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION
 
@@ -36,19 +36,19 @@ MARKERS = (checkpoint.MARKER, DESCRIPTION)
 """What is last in a checkpoint's or bundle's folder, and has its files' hashes."""
 
 
-def stores_of(settings: Common) -> tuple[Store, ...]:
+def object_stores(settings: Common) -> tuple[ObjectStore, ...]:
     """The stores that a stage's folders are working copies of, for its workers to `attach`."""
     found = (store_of(settings.run_dir), store_of(settings.shards))
     return tuple(dict.fromkeys(store for store in found if store is not None))
 
 
-def attach(stores: Iterable[Store]) -> None:
+def attach_stores(stores: Iterable[ObjectStore]) -> None:
     """On a worker's node: make the same folders working copies there. UserError as `Store.attach`."""
     for store in stores:
         store.attach()
 
 
-def bring(settings: Common, splits: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+def download_inputs(settings: Common, splits: Sequence[str] = (), files: Sequence[str] = ()) -> None:
     """Attach a stage's folders to the store that its settings name, and bring what it reads.
 
     Args:
@@ -63,10 +63,10 @@ def bring(settings: Common, splits: Sequence[str] = (), files: Sequence[str] = (
     _attach_run(settings.run_dir, settings.storage)
     if settings.storage and store_of(settings.shards) is None:
         place, mark, query = settings.storage.partition("?")
-        Store(settings.shards, f"{place}/shards{mark}{query}").attach()
-    bring_shards(settings.shards, splits)
+        ObjectStore(settings.shards, f"{place}/shards{mark}{query}").attach()
+    download_shards(settings.shards, splits)
     if files:
-        bring_files(settings.run_dir, files)
+        download_files(settings.run_dir, files)
 
 
 def _attach_run(run_dir: Path, uri: str) -> None:
@@ -74,13 +74,13 @@ def _attach_run(run_dir: Path, uri: str) -> None:
     if not uri:
         return
     if known is None or known.root == run_dir:
-        Store(run_dir, uri).attach()
+        ObjectStore(run_dir, uri).attach()
     else:  # a study's trial or a fold lies in the run's folder, and is asked for by the run's URI
         fits = uri in {known.uri, known.uri_of(run_dir)}
         require(fits, f"{run_dir} lies in a working copy of {known.uri}, not of {uri}. Choose another folder.")
 
 
-def bring_files(folder: Path, patterns: Sequence[str]) -> None:
+def download_files(folder: Path, patterns: Sequence[str]) -> None:
     """Bring those files of a folder that the store has; of a checkpoint's or bundle's folder, all."""
     store = store_of(folder)
     if store is None:
@@ -98,28 +98,30 @@ def bring_files(folder: Path, patterns: Sequence[str]) -> None:
         _bring_plain(store, plain)
 
 
-def _bring_plain(store: Store, wanted: Mapping[Path, Stored], hashes: Mapping[Path, str] | None = None) -> None:
+def _bring_plain(
+    store: ObjectStore, wanted: Mapping[Path, StoredFile], hashes: Mapping[Path, str] | None = None
+) -> None:
     """Files that are not the store's already; small ones by their bytes, for two may have a size and a second."""
 
     def one(path: Path) -> None:
         if path.suffix in {".json", ".jsonl"} or path.name.startswith("."):
-            bring_note(path, store)
-        elif not is_current(path, wanted[path]):
-            fetch(store, path, wanted[path], (hashes or {}).get(path, ""))
+            download_if_changed(path, store)
+        elif not matches_store(path, wanted[path]):
+            download_file(store, path, wanted[path], (hashes or {}).get(path, ""))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, wanted))
 
 
-def bring_note(path: Path, store: Store | None = None) -> None:
+def download_if_changed(path: Path, store: ObjectStore | None = None) -> None:
     """Bring one small file, if the store has it."""
     store = store or store_of(path)
     content = None if store is None else store.read(path)
     if store is not None and content is not None and not (path.is_file() and path.read_bytes() == content):
-        fetch(store, path)
+        download_file(store, path)
 
 
-def _bring_unit(store: Store, marker: Path, listed: Mapping[Path, Stored]) -> None:
+def _bring_unit(store: ObjectStore, marker: Path, listed: Mapping[Path, StoredFile]) -> None:
     """A checkpoint's or bundle's folder: its files, checked by their hashes, then its marker.
 
     Raises:
@@ -132,17 +134,17 @@ def _bring_unit(store: Store, marker: Path, listed: Mapping[Path, Stored]) -> No
             if path not in listed:
                 raise DamagedError(f"{store.uri_of(path)} is damaged: there is none, but its marker names it.")
             marker.unlink(missing_ok=True)
-            fetch(store, path, listed[path], sha256)
+            download_file(store, path, listed[path], sha256)
     for path in marker.parent.iterdir() if marker.parent.is_dir() else ():
         if path not in listed and path.is_file() and not path.name.startswith("."):
             path.unlink()  # such as thresholds of weights that were there before
     _bring_plain(store, {path: s for path, s in listed.items() if path not in hashes and path != marker})
-    bring_note(marker, store)
+    download_if_changed(marker, store)
 
 
 def _hashes(marker: bytes, name: str) -> dict[str, str]:
     try:
-        value = checked(marker, name)
+        value = parse_hashed_json(marker, name)
         found: dict[str, str] = (
             value["sha256"] if "sha256" in value else {own["file"]: own["sha256"] for own in value["members"]}
         )
@@ -151,7 +153,7 @@ def _hashes(marker: bytes, name: str) -> dict[str, str]:
     return found
 
 
-def bring_shards(shards: Path, splits: Sequence[str] = ()) -> None:
+def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
     """Bring the index, the table of rejects, and the parts of some splits.
 
     Raises:
@@ -162,7 +164,7 @@ def bring_shards(shards: Path, splits: Sequence[str] = ()) -> None:
     if store is None:
         return
     with _alone(store):
-        bring_note(shards / INDEX, store)
+        download_if_changed(shards / INDEX, store)
         if not (splits and (shards / INDEX).is_file()):
             return
         index = ShardIndex.load(shards)
@@ -178,7 +180,7 @@ def bring_shards(shards: Path, splits: Sequence[str] = ()) -> None:
         _bring_plain(store, rejects)
 
 
-def bring_markers(shards: Path, markers: Iterable[Path]) -> None:
+def download_markers(shards: Path, markers: Iterable[Path]) -> None:
     """Bring the markers of parts, wherever they were written; a part that is here, but of another marker, goes."""
     store = store_of(shards)
     if store is None:
@@ -188,21 +190,21 @@ def bring_markers(shards: Path, markers: Iterable[Path]) -> None:
         content = store.read(marker)
         if content is not None and not (marker.is_file() and marker.read_bytes() == content):
             marker.with_suffix(".parquet").unlink(missing_ok=True)
-            fetch(store, marker)
+            download_file(store, marker)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, markers))
 
 
-def bring_rank(job: Job) -> None:
+def download_rank_inputs(job: Job) -> None:
     """What a rank reads, to its node: shards, the newest checkpoint, its teacher's scores. UserError as `bring`."""
-    bring_shards(job.shards, [*job.data.train_splits, job.data.validation_split or job.data.test_split])
-    bring_checkpoint(job.folder / "checkpoints")
+    download_shards(job.shards, [*job.data.train_splits, job.data.validation_split or job.data.test_split])
+    download_checkpoint(job.folder / "checkpoints")
     if job.teacher_scores is not None:
-        bring_files(job.teacher_scores.parent, [job.teacher_scores.name])
+        download_files(job.teacher_scores.parent, [job.teacher_scores.name])
 
 
-def bring_checkpoint(folder: Path) -> None:
+def download_checkpoint(folder: Path) -> None:
     """Bring the store's newest checkpoint whose bytes are good, and leave no other here: all nodes choose the same."""
     store = store_of(folder)
     if store is None:
@@ -224,7 +226,7 @@ def bring_checkpoint(folder: Path) -> None:
                 shutil.rmtree(other)
 
 
-def ray_storage(folder: Path) -> dict[str, Any]:
+def ray_storage_arguments(folder: Path) -> dict[str, Any]:
     """Arguments of Ray's `RunConfig` for a folder that all nodes can use."""
     store = store_of(folder)
     if store is None:
@@ -232,7 +234,7 @@ def ray_storage(folder: Path) -> dict[str, Any]:
     return {"storage_path": store.key(folder), "storage_filesystem": store.filesystem}
 
 
-def drop(folder: Path) -> None:
+def remove_scratch(folder: Path) -> None:
     """Remove what Ray noted there, as far as it can be; nothing reads it again."""
     store = store_of(folder)
     if store is not None:
@@ -241,29 +243,29 @@ def drop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def shared_bundle(bundle: Path, run_dir: Path) -> Path:
+def share_bundle(bundle: Path, run_dir: Path) -> Path:
     """A bundle where scorers on every node find it: itself, or a copy in the run's folder, which the store has."""
     if store_of(run_dir) is None or store_of(bundle) is not None:
         return bundle
     copy = run_dir / "teacher" / "bundle"
-    bring_files(copy, ["*"])
+    download_files(copy, ["*"])
     own, known = bundle / DESCRIPTION, copy / DESCRIPTION
     if not (known.is_file() and known.read_bytes() == own.read_bytes()):
         names = [*_hashes(own.read_bytes(), str(own)), DESCRIPTION]
         for name in names:
-            with committed(copy / name) as beside:
-                shutil.copyfile(bundle / name, beside)
+            with atomic_write(copy / name) as temporary:
+                shutil.copyfile(bundle / name, temporary)
     return copy
 
 
 @contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def _alone(store: ObjectStore) -> Iterator[None]:
     """One process of a node brings; the others wait, and find it there."""
     with filelock.FileLock(store.root / ".store.lock"):
         yield
 
 
-class Follower:
+class StoreFollower:
     """Brings files that other nodes write, every other second, and at the end once more; none outside a store.
 
     Args:
@@ -299,4 +301,4 @@ class Follower:
     def _look(self) -> None:
         with contextlib.suppress(UserError):  # whoever writes says so; showing a curve must not end a training
             for path in self._paths:
-                bring_note(path)
+                download_if_changed(path)

@@ -29,7 +29,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Described:
+class DescribedBundle:
     """A bundle on disk, by its description; its weights stay there."""
 
     folder: Path
@@ -52,13 +52,13 @@ class Described:
         return [Place(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
 
 
-def describe(folder: Path, reader: ShardReader) -> Described:
+def describe_bundle(folder: Path, reader: ShardReader) -> DescribedBundle:
     """A bundle that fits the shards.
 
     Raises:
         UserError: no bundle, or one of other labels or another front end.
     """
-    described = Described(folder, read_description(folder).content)
+    described = DescribedBundle(folder, read_description(folder).content)
     labels, wanted = described.content["labels"], list(reader.index.labels)
     require(
         labels == wanted,
@@ -70,14 +70,14 @@ def describe(folder: Path, reader: ShardReader) -> Described:
     return described
 
 
-def describe_all(bundles: Path, reader: ShardReader) -> dict[str, Described]:
+def describe_bundles(bundles: Path, reader: ShardReader) -> dict[str, DescribedBundle]:
     """The bundles of a folder by name, the largest ensemble last; UserError as `describe`, or if there is none."""
-    found = [describe(path.parent, reader) for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))]
+    found = [describe_bundle(path.parent, reader) for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))]
     require(bool(found), f"There is no bundle in {bundles}: run combine first.")
     return {described.folder.name: described for described in sorted(found, key=_members_of_ensemble)}
 
 
-def _members_of_ensemble(described: Described) -> int:
+def _members_of_ensemble(described: DescribedBundle) -> int:
     return len(described.places) if described.facts.get("role") == "ensemble" else 0
 
 
@@ -87,7 +87,7 @@ def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def bundle_scores(
-    settings: Common, bundles: Mapping[str, Described], reader: ShardReader, output: Path
+    settings: Common, bundles: Mapping[str, DescribedBundle], reader: ShardReader, output: Path
 ) -> dict[str, np.ndarray]:
     """Each bundle's probabilities of the reader's clips, float32 [N, C]; kept as `output/NAME-scores.parquet`.
 
@@ -109,7 +109,7 @@ def bundle_scores(
     return {name: scores_NC for name, scores_NC in known.items() if scores_NC is not None}
 
 
-def member_scores(settings: Common, bundles: Sequence[Described], reader: ShardReader) -> dict[str, np.ndarray]:
+def member_scores(settings: Common, bundles: Sequence[DescribedBundle], reader: ShardReader) -> dict[str, np.ndarray]:
     """Score each different member of bundles on every clip once.
 
     Returns:
@@ -118,14 +118,14 @@ def member_scores(settings: Common, bundles: Sequence[Described], reader: ShardR
     Raises:
         UserError: a bundle gives scores that are not finite, or is damaged.
     """
-    with connection.connected(settings.address, settings.workers):
+    with connection.connect(settings.address, settings.workers):
         scores = _scored(settings, _different(bundles), reader)
     for place, scores_NC in scores.items():
         _check_scores(place.bundle, scores_NC, reader)
     return {place.sha256: scores_NC for place, scores_NC in scores.items()}
 
 
-def _different(bundles: Sequence[Described]) -> list[Place]:
+def _different(bundles: Sequence[DescribedBundle]) -> list[Place]:
     """Each different member once: an ensemble's are its members' own bundles' too."""
     places: dict[str, Place] = {}
     for described in bundles:
@@ -166,7 +166,7 @@ def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
         max_task_retries=2,
         scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has room for itself only
     )
-    stores = sync.stores_of(settings)
+    stores = sync.object_stores(settings)
     return [actor.remote(reader.folder, reader.splits, stores) for _ in range(workers)]
 
 

@@ -12,18 +12,18 @@ import rich.table
 from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.evaluation.metrics import evaluate_scores
 from ast_core.evaluation.stored_scores import identity_of, read_scores
-from ast_core.model.cost import cost
+from ast_core.model.cost import model_cost
 from ast_core.serialization import from_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import write_json
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync
-from pipeline.scoring.bundle_scores import Described, bundle_scores, describe, member_scores
+from pipeline.scoring.bundle_scores import DescribedBundle, bundle_scores, describe_bundle, member_scores
 from pipeline.tracking.registry import bundle_folder
 
 
-def teach(settings: TrainSettings) -> Path | None:
+def score_teacher(settings: TrainSettings) -> Path | None:
     """Score the training clips with the recipe's teacher, once for all members of a run.
 
     Returns:
@@ -37,21 +37,23 @@ def teach(settings: TrainSettings) -> Path | None:
     folder = settings.run_dir / "teacher"
     path = folder / "teacher-scores.parquet"
     folder.mkdir(parents=True, exist_ok=True)
-    sync.bring(settings, settings.data.train_splits, ["teacher/*"])
+    sync.download_inputs(settings, settings.data.train_splits, ["teacher/*"])
     with filelock.FileLock(folder / ".lock"):  # members of one run may be trained side by side
         reader = ShardReader(settings.shards, settings.data.train_splits)
-        teacher = describe(_bundle(settings), reader)
+        teacher = describe_bundle(_bundle(settings), reader)
         if read_scores(path, identity_of(teacher.digest, reader)) is None:
             bundle_scores(settings, {"teacher": teacher}, reader, folder)
     return path
 
 
-def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, Any]) -> rich.table.Table:
+def compare_with_teacher(
+    settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, Any]
+) -> rich.table.Table:
     """The teacher, its members and the bundles of this run on the same clips, each with what it costs.
 
     It is kept in `evaluation/distillation.json`.
     """
-    teacher = describe(_bundle(settings), reader)
+    teacher = describe_bundle(_bundle(settings), reader)
     by_member = member_scores(settings, [teacher], reader)
     single, labels_NC = reader.index.single_label, reader.labels_NC
     key = "accuracy" if single else "mAP"
@@ -64,7 +66,7 @@ def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[st
     entries = teacher.content["members"]
     rows.append(_row("teacher", entries, evaluate_scores(whole_NC, labels_NC, single)[key]))
     for name, result in results.items():
-        own = describe(settings.run_dir / "bundles" / name, reader)
+        own = describe_bundle(settings.run_dir / "bundles" / name, reader)
         if own.facts.get("role") in {"member", "ensemble"}:
             rows.append(_row(f"student {name}", own.content["members"], result["metrics"][key]))
     write_json(settings.run_dir / "evaluation" / "distillation.json", {"metric": key, "rows": rows})
@@ -72,19 +74,19 @@ def compare(settings: EvaluateSettings, reader: ShardReader, results: Mapping[st
 
 
 def _bundle(settings: TrainSettings | EvaluateSettings) -> Path:
-    return sync.shared_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
+    return sync.share_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
 
 
 def _row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:
     costs = [
-        cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
+        model_cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
         for entry in entries
     ]
     macs, parameters = sum(one.macs for one in costs), sum(one.parameters for one in costs)
     return {"name": name, "macs": macs, "parameters": parameters, "score": score}
 
 
-def _table(key: str, rows: list[dict[str, Any]], teacher: Described, reader: ShardReader) -> rich.table.Table:
+def _table(key: str, rows: list[dict[str, Any]], teacher: DescribedBundle, reader: ShardReader) -> rich.table.Table:
     title = f"distilled from {teacher.folder.name}, on {len(reader)} clips of {'+'.join(reader.splits)}"
     table = rich.table.Table("model", title=title)
     for heading in ("GMAC a clip", "M parameters", key):

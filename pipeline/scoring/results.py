@@ -15,8 +15,8 @@ from rich.table import Table
 
 from ast_core.evaluation import metrics
 from ast_core.evaluation.bootstrap import bootstrap_intervals
-from ast_core.evaluation.thresholds import best_f1
-from ast_core.storage.atomic_files import committed
+from ast_core.evaluation.thresholds import best_f1_threshold
+from ast_core.storage.atomic_files import atomic_write
 
 Result = dict[str, Any]
 HEADLINES = {"accuracy": "accuracy", "mAP": "mAP", "mAUC": "mAUC", "d_prime": "d'"}
@@ -30,10 +30,10 @@ def measure(
     """Metrics, their 95 % intervals if there are resamples, and a row a class with the threshold of its best F1."""
     intervals = bootstrap_intervals(scores_NC, labels_NC, single, resamples) if resamples else {}
     return {
-        "metrics": plain(metrics.evaluate_scores(scores_NC, labels_NC, single)),
-        "intervals": {key: list(plain(dict(enumerate(ends))).values()) for key, ends in intervals.items()},
+        "metrics": to_json_numbers(metrics.evaluate_scores(scores_NC, labels_NC, single)),
+        "intervals": {key: list(to_json_numbers(dict(enumerate(ends))).values()) for key, ends in intervals.items()},
         "resamples": resamples,
-        "per_class": {label: plain(row) for label, row in _per_class(scores_NC, labels_NC, labels).items()},
+        "per_class": {label: to_json_numbers(row) for label, row in _per_class(scores_NC, labels_NC, labels).items()},
     }
 
 
@@ -42,23 +42,23 @@ def _per_class(scores_NC: np.ndarray, labels_NC: np.ndarray, labels: Sequence[st
     rows = {}
     for c, label in enumerate(labels):
         row = {"positives": labels_NC[:, c].sum(), "ap": precision_C[c], "auc": auc_C[c]}
-        rows[label] = row | asdict(best_f1(scores_NC[:, c], labels_NC[:, c] > 0.5))
+        rows[label] = row | asdict(best_f1_threshold(scores_NC[:, c], labels_NC[:, c] > 0.5))
     return rows
 
 
 def write_per_class(path: Path, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
     """The classes as CSV. The threshold was chosen on these very clips: on others expect a lower F1."""
     rows = [{"label": label, **row} for label, row in per_class.items()]
-    with committed(path) as beside:
-        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), beside)
+    with atomic_write(path) as temporary:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), temporary)
 
 
-def plain(values: Mapping[Any, float]) -> dict[Any, float | None]:
+def to_json_numbers(values: Mapping[Any, float]) -> dict[Any, float | None]:
     """What JSON can hold: None for a number that is not defined or infinite."""
     return {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
 
 
-def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+def from_json_numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     """The other way: NaN for None."""
     return {key: math.nan if value is None else value for key, value in values.items()}
 
@@ -72,9 +72,11 @@ def bundles_table(results: Mapping[str, Result]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, result in results.items():
-        cells = [_with_interval(numbers(result["metrics"])[key], result["intervals"].get(key)) for key in keys]
+        cells = [
+            _with_interval(from_json_numbers(result["metrics"])[key], result["intervals"].get(key)) for key in keys
+        ]
         table.add_row(name, *cells, style="bold" if name == "ensemble" else "")
-    chance = numbers(last["metrics"]) | {"chance_mAUC": 0.5, "chance_d_prime": 0.0}
+    chance = from_json_numbers(last["metrics"]) | {"chance_mAUC": 0.5, "chance_d_prime": 0.0}
     table.add_row("chance", *(f"{chance[f'chance_{key}']:.4f}" for key in keys), style="dim")
     if last["resamples"]:
         table.caption = f"95 % intervals of {last['resamples']} resamples of the clips"

@@ -89,10 +89,12 @@ def _without_login(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite store, None for any other URI."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def try_or_warn(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
+    """Return what `action` returns; if it fails, warn that `what` and return `otherwise`."""
     try:
         return action()
     except Exception as error:
@@ -101,6 +103,7 @@ def try_or_warn(what: str, action: Callable[[], ResultT], otherwise: ResultT) ->
 
 
 def warn(sentence: str) -> None:
+    """Print one line on stderr, without passwords."""
     print(f"MLflow: {without_secrets(sentence)}.", file=sys.stderr)
 
 

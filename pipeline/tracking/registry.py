@@ -51,7 +51,7 @@ def find_version(name: str, bundle_digest: str, decisions_digest: str) -> int | 
         return max(own, default=None)
 
 
-def aliased(name: str, alias: str) -> Version | None:
+def version_of_alias(name: str, alias: str) -> Version | None:
     """The version that an alias points at; None if there is none."""
     with _registry(f"{name} could not be looked up"):
         try:

@@ -26,10 +26,10 @@ from mlflow.exceptions import MlflowException
 
 from ast_core.errors import UserError
 from ast_core.redaction import without_secrets
-from ast_core.storage.atomic_files import committed
+from ast_core.storage.atomic_files import atomic_write
 from pipeline.tracking.mlflow_store import first_line, sqlite_file, try_or_warn
 
-PARENT = "mlflow.parentRunId"
+PARENT_RUN_TAG = "mlflow.parentRunId"
 """The tag that puts a run under another one."""
 
 
@@ -73,8 +73,8 @@ def folder_id(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if not path.is_file() or not path.read_text(encoding="utf-8"):
-            with committed(path) as beside:
-                beside.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with atomic_write(path) as temporary:
+                temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
         return path.read_text(encoding="utf-8")
 
 

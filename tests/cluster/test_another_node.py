@@ -10,8 +10,8 @@ import torch
 from prepared import FRONT_END, write_shards
 
 from ast_core.config import AugmentConfig, DataConfig, EnsembleConfig, Job, ModelConfig, OptimConfig
-from ast_core.storage.atomic_files import stored_in
-from ast_core.storage.object_store import Store
+from ast_core.storage.atomic_files import list_stored
+from ast_core.storage.object_store import ObjectStore
 from ast_core.training import trainer
 from pipeline.cli.stages import CombineSettings
 from pipeline.combine import combine
@@ -33,13 +33,13 @@ def a_node(root: Path, uri: str) -> Job:
         augment=AugmentConfig(mixup_rate=0.5, freq_mask_bins=4, time_mask_frames=8),
         optim=OptimConfig(epochs=EPOCHS, batch_size=6, checkpoint_every_steps=3, learning_rate=1e-3),
     )
-    sync.attach([Store(root, uri)])
-    sync.bring_rank(job)
+    sync.attach_stores([ObjectStore(root, uri)])
+    sync.download_rank_inputs(job)
     return job
 
 
 def prepared(root: Path, uri: str) -> None:
-    store = Store(root, uri)
+    store = ObjectStore(root, uri)
     store.attach()
     write_shards(root / "shards", {"train": 42, "test": 9})
 
@@ -72,7 +72,7 @@ def test_another_node_goes_on_from_the_store_to_the_same_weights(
         combine(dataclasses.replace(settings, optim=optim, ensemble=EnsembleConfig(seeds=(0,))))
         files = sorted(root.rglob("*.safetensors"))
         weights.append({path.relative_to(root).as_posix(): path.read_bytes() for path in files})
-        kept = {path.parent.name for path in stored_in(root / "members" / "seed-0" / "checkpoints")}
+        kept = {path.parent.name for path in list_stored(root / "members" / "seed-0" / "checkpoints")}
         assert kept == {"step-00000018", "step-00000021"}
     assert len(weights[0]) == EPOCHS + 2
     assert weights[0] == weights[1]

@@ -22,15 +22,15 @@ from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.predictor import Predictor
-from ast_core.storage.atomic_files import stored_in
+from ast_core.storage.atomic_files import list_stored
 from ast_core.storage.json_files import read_json
-from ast_core.storage.object_store import Store
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import PredictSettings, PrepareSettings, ReportSettings
 from pipeline.predict import predict
 from pipeline.prepare import plan, prepare
-from pipeline.ray_runtime.shard_part import write
+from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.report import report
 from pipeline.run_folder import sync
 
@@ -91,7 +91,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
         disk = cluster.by_name["b"].disk / "prepare" / "shards"
         until(lambda: len(list(disk.glob("*/part-*.json"))) >= 3, driver, cluster.folder / "prepare.log")
         assert cluster.kill("b") > 2
-        seen = Store(tmp_path / "seen", place)
+        seen = ObjectStore(tmp_path / "seen", place)
         at_kill = sum(path.suffix == ".json" for path in seen.listed(seen.root))
         assert 3 <= at_kill < PARTS, "it must die in the middle"
         said = cluster.ended(driver, "prepare.log")
@@ -99,16 +99,18 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
 
     alone = dataclasses.replace(settings, run_dir=tmp_path / "alone", shards=tmp_path / "alone" / "shards")
     for part in plan(alone, load_manifest(clips, "manifest"), clips):
-        write(part)
+        write_shard_part(part)
     index = prepare(alone)
     assert sum(books["kept"] for books in index.splits.values()) == PARTS * CLIPS - 1
     mine = dataclasses.replace(settings, storage=place)  # this process is one more node, with nothing yet
     capsys.readouterr()
     prepare(mine)
     assert "nothing to do" in capsys.readouterr().out
-    sync.bring_shards(mine.shards, ["train", "test"])
+    sync.download_shards(mine.shards, ["train", "test"])
     assert contents(mine.shards) == contents(alone.shards)
-    assert {path.relative_to(mine.shards).as_posix() for path in stored_in(mine.shards)} == set(contents(alone.shards))
+    assert {path.relative_to(mine.shards).as_posix() for path in list_stored(mine.shards)} == set(
+        contents(alone.shards)
+    )
     assert f"{PARTS * CLIPS} clips in" in said
 
 
@@ -129,7 +131,7 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
     cluster: nodes.Nodes, place: str, tmp_path: Path
 ) -> None:
     for name in ("whole", "killed"):
-        own = Store(tmp_path / name, f"{place}/{name}")
+        own = ObjectStore(tmp_path / name, f"{place}/{name}")
         own.attach()
         write_shards(own.root / "shards", {"train": 42, "test": 21})
     cluster.run("whole.log", "train.py", *train_flags(cluster, place, "whole"))
@@ -159,11 +161,11 @@ def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
 def _check_alike(place: str, tmp_path: Path) -> None:
     found = []
     for name in ("whole", "killed"):
-        own = Store(tmp_path / "seen" / name, f"{place}/{name}")
+        own = ObjectStore(tmp_path / "seen" / name, f"{place}/{name}")
         own.attach()
-        sync.bring_files(own.root, ["members/*"])
+        sync.download_files(own.root, ["members/*"])
         member = own.root / "members" / "seed-0"
-        sync.bring_checkpoint(member / "checkpoints")
+        sync.download_checkpoint(member / "checkpoints")
         weights = {p.relative_to(member).as_posix(): p.read_bytes() for p in sorted(member.rglob("*.safetensors"))}
         rows = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
         timed = ("seconds", "clips_per_s")
@@ -226,7 +228,9 @@ def test_the_whole_job_with_an_object_store_and_a_tracking_server(
 
         clips = tuple(sorted((tmp_path / "clips" / "test").rglob("*.wav")))
         scores = predict(PredictSettings(inputs=clips, model="models:/ast-mine@champion", tracking=uri))
-        mine = parse(ReportSettings, "", [*flags.split(), *source])  # this process is one more node, with nothing yet
+        mine = parse_settings(
+            ReportSettings, "", [*flags.split(), *source]
+        )  # this process is one more node, with nothing yet
         page = report(mine).read_text()
         _check_databases(database, cluster.environment)
     summary = read_json(mine.run_dir / "evaluation" / "summary.json", "Summary")

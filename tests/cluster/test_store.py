@@ -15,20 +15,20 @@ from prepared import write_shards
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.atomic_files import committed, is_current, remove_folder, stored_in
+from ast_core.storage.atomic_files import atomic_write, list_stored, matches_store, remove_folder
 from ast_core.storage.json_files import write_json
-from ast_core.storage.object_store import Store, store_of
+from ast_core.storage.object_store import ObjectStore, store_of
 from ast_core.weights import checkpoint
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.run_folder import sync
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def copy_of(uri: str, root: Path) -> Store:
+def copy_of(uri: str, root: Path) -> ObjectStore:
     """A node's working copy."""
-    store = Store(root, uri)
+    store = ObjectStore(root, uri)
     store.attach()
     return store
 
@@ -41,7 +41,7 @@ def names(folder: Path) -> set[str]:
     }
 
 
-def overwrite(store: Store, path: Path, content: bytes, scratch: Path) -> None:
+def overwrite(store: ObjectStore, path: Path, content: bytes, scratch: Path) -> None:
     """Put other bytes into the store behind the working copy's back."""
     scratch.write_bytes(content)
     store.push(path, scratch)
@@ -49,34 +49,34 @@ def overwrite(store: Store, path: Path, content: bytes, scratch: Path) -> None:
 
 def save(folder: Path, step: int) -> None:
     checkpoint.save(folder / f"step-{step:08d}", {"model": {"weight": torch.full((64,), float(step))}}, {"step": step})
-    checkpoint.keep_newest(folder, 2)
+    checkpoint.remove_older(folder, 2)
 
 
 def test_what_is_committed_on_one_node_is_brought_to_another_and_what_is_removed_is_gone(uri: str, tmp_path) -> None:
     first, second = copy_of(uri, tmp_path / "a"), copy_of(uri, tmp_path / "b")
     write_json(first.root / "deep" / "note.json", {"value": 1})
-    with committed(first.root / "deep" / "data.bin") as beside:
-        beside.write_bytes(bytes(1000))
+    with atomic_write(first.root / "deep" / "data.bin") as temporary:
+        temporary.write_bytes(bytes(1000))
     (first.root / "deep" / "log.txt").write_text("not committed, so of this node alone")
-    assert {path.name for path in stored_in(first.root)} == {"note.json", "data.bin"}
-    sync.bring_files(second.root, ["deep/*"])
+    assert {path.name for path in list_stored(first.root)} == {"note.json", "data.bin"}
+    sync.download_files(second.root, ["deep/*"])
     assert names(second.root) == {"deep/note.json", "deep/data.bin"}
-    stored = stored_in(second.root)
+    stored = list_stored(second.root)
     assert len(stored) == 2
-    assert is_current(second.root / "deep" / "data.bin", stored[second.root / "deep" / "data.bin"])
+    assert matches_store(second.root / "deep" / "data.bin", stored[second.root / "deep" / "data.bin"])
 
     write_json(first.root / "deep" / "note.json", {"value": 2})  # as many bytes, in the same second
-    sync.bring_files(second.root, ["deep/*"])
+    sync.download_files(second.root, ["deep/*"])
     assert json.loads((second.root / "deep" / "note.json").read_text()) == {"value": 2}
     remove_folder(second.root / "deep", "note.json")
-    assert stored_in(first.root) == {}
+    assert list_stored(first.root) == {}
     assert names(second.root) == set()
 
 
 def test_an_ordinary_folder_has_no_store_and_commits_as_ever(tmp_path: Path) -> None:
     write_json(tmp_path / "note.json", 1)
     assert store_of(tmp_path / "note.json") is None
-    assert stored_in(tmp_path) == {}
+    assert list_stored(tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["note.json"]
 
 
@@ -84,15 +84,15 @@ def test_the_newest_checkpoint_comes_whole_and_older_ones_go(uri: str, tmp_path:
     first, second = copy_of(uri, tmp_path / "a"), copy_of(uri, tmp_path / "b")
     for step in (1, 2, 3):
         save(first.root / "checkpoints", step)
-    stored = {path.parent.name for path in stored_in(first.root)}
+    stored = {path.parent.name for path in list_stored(first.root)}
     assert stored == {"step-00000002", "step-00000003"}
-    sync.bring_checkpoint(second.root / "checkpoints")
+    sync.download_checkpoint(second.root / "checkpoints")
     newest, passed_over = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000003"
     assert passed_over == []
     save(second.root / "checkpoints", 4)  # the second node goes on: it removes what only the first one has
-    assert {path.parent.name for path in stored_in(first.root)} == {"step-00000003", "step-00000004"}
-    sync.bring_checkpoint(first.root / "checkpoints")
+    assert {path.parent.name for path in list_stored(first.root)} == {"step-00000003", "step-00000004"}
+    sync.download_checkpoint(first.root / "checkpoints")
     assert [path.name for path in (first.root / "checkpoints").iterdir()] == ["step-00000004"]
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_damaged_in_the_store_is_passed_over(
         overwrite(first, weights.parent / checkpoint.MARKER, b"{", tmp_path / "scratch")
     else:
         overwrite(first, weights, bytes(content) if damage == "flipped" else bytes(content[:-8]), tmp_path / "scratch")
-    sync.bring_checkpoint(second.root / "checkpoints")
+    sync.download_checkpoint(second.root / "checkpoints")
     newest, _ = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000001"
     assert "step-00000002" in (said := capsys.readouterr().out)
@@ -123,24 +123,24 @@ def test_shards_come_by_split_and_again_where_they_changed(uri: str, tmp_path: P
     first, second = copy_of(uri, tmp_path / "a"), copy_of(uri, tmp_path / "b")
     write_shards(first.root / "shards", {"train": 9, "test": 6})
     settings = EvaluateSettings(run_dir=second.root, shards=second.root / "shards", storage=uri)
-    sync.bring(settings, ["test"])
+    sync.download_inputs(settings, ["test"])
     assert names(second.root) == {"shards/index.json", "shards/test/part-00000.parquet"}
     assert len(ShardReader(second.root / "shards", ["test"])) == 6
     part = second.root / "shards" / "test" / "part-00000.parquet"
     whole, inode = part.read_bytes(), part.stat().st_ino
-    sync.bring(settings, ["test"])
+    sync.download_inputs(settings, ["test"])
     assert part.stat().st_ino == inode, "what is there already is not fetched again"
     part.write_bytes(whole[:-10])
-    sync.bring(settings, ["test"])
+    sync.download_inputs(settings, ["test"])
     assert part.read_bytes() == whole
 
     overwrite(first, first.root / "shards" / "train" / "part-00000.parquet", whole, tmp_path / "scratch")
     with pytest.raises(DamagedError, match=r"train/part-00000.parquet is damaged: sha256"):
-        sync.bring(settings, ["train"])
+        sync.download_inputs(settings, ["train"])
     assert not (second.root / "shards" / "train" / "part-00000.parquet").exists()
     first.remove(first.root / "shards" / "train" / "part-00000.parquet")
     with pytest.raises(DamagedError, match="is missing"):
-        sync.bring(settings, ["train"])
+        sync.download_inputs(settings, ["train"])
 
 
 UPLOAD = """
@@ -200,16 +200,16 @@ def test_folders_and_uris_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds seconds.json. Choose an empty folder"):
         copy_of(there, tmp_path / "old")
     flags = ["--recipe", "demo", "--run-dir", str(tmp_path / "run" / "in"), "--storage", there]
-    inside = parse(EvaluateSettings, "", flags)
+    inside = parse_settings(EvaluateSettings, "", flags)
     with pytest.raises(UserError, match="lies in a working copy"):
-        sync.bring(inside)
+        sync.download_inputs(inside)
 
 
 def test_shards_outside_the_run_are_a_working_copy_of_their_own(tmp_path: Path) -> None:
     uri = f"file://{tmp_path / 'stored'}"
     flags = ["--recipe", "demo", "--run-dir", str(tmp_path / "run"), "--shards", str(tmp_path / "parts")]
-    settings = parse(EvaluateSettings, "", [*flags, "--storage", f"{uri}/"])
-    sync.bring(settings)
-    assert [store.uri for store in sync.stores_of(settings)] == [uri, f"{uri}/shards"]
-    later = parse(EvaluateSettings, "", flags)  # without the flag: what is a working copy stays one
-    assert sync.stores_of(later) == sync.stores_of(settings)
+    settings = parse_settings(EvaluateSettings, "", [*flags, "--storage", f"{uri}/"])
+    sync.download_inputs(settings)
+    assert [store.uri for store in sync.object_stores(settings)] == [uri, f"{uri}/shards"]
+    later = parse_settings(EvaluateSettings, "", flags)  # without the flag: what is a working copy stays one
+    assert sync.object_stores(later) == sync.object_stores(settings)

@@ -69,4 +69,4 @@ def test_a_training_job_that_is_stopped_has_the_time_for_a_checkpoint() -> None:
     assert len(trainings) == 4
     for job in trainings:
         variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
-        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > sigterm.LAST_S
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > sigterm.EXIT_LIMIT_S

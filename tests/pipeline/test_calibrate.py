@@ -14,7 +14,7 @@ from ast_core.errors import UserError
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
 from pipeline.calibrate import calibrate
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.predict import predict
@@ -39,7 +39,7 @@ def parsed(kind, folder: Path):
         section = flag.removeprefix("--").partition(".")[0].replace("-", "_")
         if flag.startswith("--") and ("." not in flag or section in known):
             own += rows[place : place + 2]
-    return parse(kind, "", own)
+    return parse_settings(kind, "", own)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from conftest import SaveTone
 
 from ast_core.config import DataConfig
 from ast_core.errors import UserError
-from pipeline.cli.command_line import parse
-from pipeline.cli.stages import FoldsSettings
-from pipeline.cross_validate import choose, folds
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.stages import CrossValidateSettings
+from pipeline.cross_validate import choose, cross_validate
 
 FOLDS = ("fold1", "fold2", "fold3")
 
@@ -35,14 +35,14 @@ def test_of_equal_epochs_the_earliest_is_chosen_and_a_longer_curve_counts_no_fur
     assert ways["last"]["epochs"] == dict.fromkeys(FOLDS, 2)
 
 
-def settings_of(folder: Path) -> FoldsSettings:
+def settings_of(folder: Path) -> CrossValidateSettings:
     text = f"""
     --recipe esc50_small --data.source {folder / "esc"} --run-dir {folder / "run"} --workers 1
     --tracking sqlite:///{folder / "mlflow.db"} --front-end.target-frames 48 --front-end.num-mel-bins 32
     --model.patch-freq 32 --model.freq-stride 32 --augment.mixup-rate 0 --augment.time-mask-frames 4
     --optim.epochs 2 --optim.batch-size 4 --optim.average-first-epoch 1 --optim.warmup-steps 0
     """
-    return parse(FoldsSettings, "", text.split())
+    return parse_settings(CrossValidateSettings, "", text.split())
 
 
 @pytest.mark.timeout(300)
@@ -59,7 +59,7 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
     (tmp_path / "esc" / "meta").mkdir()
     (tmp_path / "esc" / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
     settings = settings_of(tmp_path)
-    result = folds(settings)
+    result = cross_validate(settings)
     assert list(result["curves"]) == list(FOLDS)
     assert all(len(curve) == 2 for curve in result["curves"].values())
     assert (
@@ -69,7 +69,7 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
     weights = sorted((tmp_path / "run" / "folds").rglob("epoch-0002/model.safetensors"))
     assert len(weights) == 3
     before = [path.stat().st_mtime_ns for path in weights]
-    assert folds(settings)["curves"] == result["curves"]
+    assert cross_validate(settings)["curves"] == result["curves"]
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
@@ -77,4 +77,4 @@ def test_splits_that_are_no_folds_are_refused(tmp_path: Path, save_tone: SaveTon
     for split in ("train", "validation", "test"):
         save_tone(tmp_path / "own" / split / "dog" / "a.wav")
     with pytest.raises(UserError, match="cross-validation takes three folds or more"):
-        folds(dataclasses.replace(settings_of(tmp_path), data=DataConfig(source=str(tmp_path / "own"))))
+        cross_validate(dataclasses.replace(settings_of(tmp_path), data=DataConfig(source=str(tmp_path / "own"))))

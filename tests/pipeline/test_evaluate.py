@@ -20,7 +20,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.json_files import write_checked
+from ast_core.storage.json_files import write_hashed_json
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate
@@ -40,7 +40,7 @@ def write_shards(folder: Path) -> None:
     split |= {key: books[key] for key in ("sum", "sum_sq", "count")}
     front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
     index = {"front_end": front_end, "labels": LABELS, "single_label": True, "layout": "folders", "data_hash": "d"}
-    write_checked(folder / "index.json", {**index, "splits": {"test": split}})
+    write_hashed_json(folder / "index.json", {**index, "splits": {"test": split}})
 
 
 def write_member(folder: Path, seed: int) -> None:

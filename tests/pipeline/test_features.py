@@ -11,7 +11,7 @@ from prepared import write_shards
 from ast_core.config import DataConfig, FrontEndConfig
 from ast_core.errors import UserError
 from ast_core.serialization import to_dict
-from ast_core.storage.json_files import read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from pipeline.cli.stages import FeaturesSettings
 from pipeline.features import PUBLISHED_MEAN, PUBLISHED_STD, features
 
@@ -38,9 +38,9 @@ def test_what_differs_is_said_and_what_does_not_is_not(settings: FeaturesSetting
 
 
 def test_another_window_rate_and_borrowed_statistics_are_told(settings: FeaturesSettings) -> None:
-    index = read_checked(settings.shards / "index.json", "index")
+    index = read_hashed_json(settings.shards / "index.json", "index")
     other = to_dict(FrontEndConfig(window="hamming", sample_rate_hz=32_000))
-    write_checked(settings.shards / "index.json", index | {"front_end": other})
+    write_hashed_json(settings.shards / "index.json", index | {"front_end": other})
     borrowed = DataConfig(mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
     found = remarks(dataclasses.replace(settings, data=borrowed))
     assert "paper" in found["window"]

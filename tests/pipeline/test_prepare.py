@@ -19,13 +19,13 @@ from torchaudio.compliance import kaldi
 from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.dataset.manifest import load_manifest
-from ast_core.dataset.synthetic import synthesise
+from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import DamagedError, UserError
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import main, plan, prepare
-from pipeline.ray_runtime.shard_part import Part, write
+from pipeline.ray_runtime.shard_part import ShardPart, write_shard_part
 from pipeline.run_folder import folder_lock
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
@@ -183,7 +183,7 @@ def test_what_a_lost_mount_did_is_done_again(settings: PrepareSettings, tmp_path
     parts = plan(settings, manifest, Path(settings.data.source))
     data(settings).rename(tmp_path / "unmounted")
     for part in parts:
-        write(part)
+        write_shard_part(part)
     assert all(json.loads(part.marker.read_text())["rows"] == 0 for part in parts)
     (tmp_path / "unmounted").rename(data(settings))
     prepare(settings)
@@ -221,16 +221,16 @@ def test_a_split_that_is_not_there_is_named(settings: PrepareSettings, change: d
 def test_a_part_survives_its_way_to_a_worker(settings: PrepareSettings) -> None:
     manifest = load_manifest(Path(settings.data.source), "manifest")
     for part in plan(settings, manifest, Path(settings.data.source)):
-        assert Part.unpacked(part.packed()) == part
+        assert ShardPart.unpacked(part.packed()) == part
 
 
 def test_the_demos_audio_is_made_once_and_prepared(tmp_path: Path) -> None:
-    first = synthesise(tmp_path / "a" / "audio", train_clips=110, eval_clips=12)
-    second = synthesise(tmp_path / "b" / "audio", train_clips=110, eval_clips=12)
+    first = make_demo_audio(tmp_path / "a" / "audio", train_clips=110, eval_clips=12)
+    second = make_demo_audio(tmp_path / "b" / "audio", train_clips=110, eval_clips=12)
     seen = {path.relative_to(first): path.read_bytes() for path in first.rglob("*.*") if path.is_file()}
     assert seen == {path.relative_to(second): path.read_bytes() for path in second.rglob("*.*") if path.is_file()}
     marker = (first / "SYNTHESISED.json").stat()
-    assert synthesise(first, train_clips=110, eval_clips=12) == first
+    assert make_demo_audio(first, train_clips=110, eval_clips=12) == first
     assert (first / "SYNTHESISED.json").stat().st_mtime_ns == marker.st_mtime_ns
     arguments = ["--recipe", "demo", "--data.source", str(first), "--run-dir", str(tmp_path), "--workers", "2"]
     main([*arguments, "--front-end.target-frames", "64", "--front-end.num-mel-bins", "16"])
@@ -246,5 +246,5 @@ def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path: Path) -> None:
     precious.parent.mkdir()
     precious.write_bytes(b"irreplaceable")
     with pytest.raises(UserError, match="not the demo's"):
-        synthesise(precious.parent)
+        make_demo_audio(precious.parent)
     assert precious.read_bytes() == b"irreplaceable"

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from prepared import write_shards
 
-from ast_core.storage.json_files import read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.weights.bundle import read_members, write_bundle
 from pipeline.cli.stages import DataConfig, EvaluateSettings, ReportSettings
 from pipeline.evaluate import evaluate
 from pipeline.report import report
-from pipeline.reporting.hard_clips import clip_losses, confused, confusion_matrix
+from pipeline.reporting.hard_clips import clip_losses, confusion_matrix, most_confused_pairs
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
 
@@ -25,9 +25,9 @@ def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
     """A run of one member, with a label that would be code on a careless page."""
     write_shards(tmp_path / "shards", {"train": 6, "test": 9})
     path = tmp_path / "shards" / "index.json"
-    index = read_checked(path, "index")
+    index = read_hashed_json(path, "index")
     labels = [HOSTILE, *index["labels"][1:]]
-    write_checked(path, index | {"labels": labels})
+    write_hashed_json(path, index | {"labels": labels})
     name, weights, identity = read_members(trained_bundle)[0]
     write_bundle(trained_bundle, [(name, weights, {**identity, "labels": labels})], True, {"role": "member"})
     return tmp_path
@@ -69,5 +69,5 @@ def test_losses_and_confusion_of_a_known_table() -> None:
     assert clip_losses(scores_NC, labels_NC, False)[0] == pytest.approx(both, rel=1e-5)
     matrix_CC = confusion_matrix(scores_NC, labels_NC)
     np.testing.assert_array_equal(matrix_CC, [[1, 0, 0], [2, 0, 0], [0, 0, 1]])
-    pair = confused(matrix_CC, ("a", "b", "c"))
+    pair = most_confused_pairs(matrix_CC, ("a", "b", "c"))
     assert [(one.true, one.taken_for, one.clips, one.of) for one in pair] == [("b", "a", 2, 2)]

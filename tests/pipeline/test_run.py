@@ -15,9 +15,9 @@ import soundfile
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
-from ast_core.storage.json_files import read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings, PredictSettings, RunSettings
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
@@ -73,7 +73,7 @@ def folder(tmp_path: Path, save_tone) -> Path:
 def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     flags = ["--recipe", str(folder / "mine.toml"), "--run-dir", str(folder / "run"), "--tracking", uri]
-    run(parse(RunSettings, "", [*flags, "--data.source", str(folder / "clips"), "--workers", "2"]))
+    run(parse_settings(RunSettings, "", [*flags, "--data.source", str(folder / "clips"), "--workers", "2"]))
     shown = capsys.readouterr().out
 
     index = json.loads((folder / "run" / "shards" / "index.json").read_text())
@@ -145,6 +145,6 @@ def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> 
 def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: Path) -> None:
     run_dir = trained_bundle.parents[1]
     path = run_dir / "shards" / "index.json"
-    write_checked(path, read_checked(path, "index") | {"labels": ["low", "high", "middle"]})
+    write_hashed_json(path, read_hashed_json(path, "index") | {"labels": ["low", "high", "middle"]})
     with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
         evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards"))

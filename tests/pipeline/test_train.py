@@ -9,7 +9,7 @@ from launches import training_flags
 from prepared import write_shards
 
 from ast_core.errors import UserError
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.train import train
 
@@ -24,10 +24,14 @@ def folder(tmp_path: Path) -> Path:
 def test_a_loss_that_is_not_finite_is_one_sentence_from_the_workers(folder: Path, ray_session) -> None:
     write_shards(folder / "shards", {"train": 42, "test": 21}, broken=("train-7",))
     with pytest.raises(UserError, match=r"Step \d+ of seed-0 is not finite.*train-7\b") as caught:
-        train(parse(TrainSettings, "", [*training_flags(folder, "nan", 30), "--data.mean", "-6", "--data.std", "4"]))
+        train(
+            parse_settings(
+                TrainSettings, "", [*training_flags(folder, "nan", 30), "--data.mean", "-6", "--data.std", "4"]
+            )
+        )
     assert "Traceback" not in str(caught.value)
 
 
 def test_without_shards_it_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prepare"):
-        train(parse(TrainSettings, "", training_flags(tmp_path, "none", 30)))
+        train(parse_settings(TrainSettings, "", training_flags(tmp_path, "none", 30)))

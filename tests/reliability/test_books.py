@@ -13,7 +13,7 @@ from listed_audio import flags, prepare_settings, require_balance, write_clips, 
 from ast_core.errors import DamagedError
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.json_files import read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from pipeline import calibrate, evaluate, predict, prepare
 from pipeline.cli.stages import PrepareSettings
 
@@ -30,9 +30,9 @@ def settings(tmp_path: Path) -> PrepareSettings:
 
 def lose_a_reject(settings: PrepareSettings) -> None:
     """What a bug in a worker would leave: a marker that names fewer clips than it was given."""
-    markers = {path: read_checked(path, "Marker") for path in settings.shards.glob("train/*.json")}
+    markers = {path: read_hashed_json(path, "Marker") for path in settings.shards.glob("train/*.json")}
     path = next(path for path, marker in markers.items() if marker["rejects"])
-    write_checked(path, markers[path] | {"rejects": []})
+    write_hashed_json(path, markers[path] | {"rejects": []})
 
 
 def lose_a_row(settings: PrepareSettings, split: str) -> None:
@@ -42,9 +42,9 @@ def lose_a_row(settings: PrepareSettings, split: str) -> None:
 
 
 def lose_it_in_the_index(settings: PrepareSettings, split: str) -> None:
-    index = read_checked(settings.shards / "index.json", "Index")
+    index = read_hashed_json(settings.shards / "index.json", "Index")
     index["splits"][split]["listed"] += 1
-    write_checked(settings.shards / "index.json", index)
+    write_hashed_json(settings.shards / "index.json", index)
 
 
 def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

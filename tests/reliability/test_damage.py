@@ -19,12 +19,12 @@ from ast_core.dataset.manifest import Clip
 from ast_core.errors import DamagedError
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
-from ast_core.storage.json_files import SELF_HASH, read_checked, read_json
+from ast_core.storage.json_files import SELF_HASH, read_hashed_json, read_json
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
-from pipeline.ray_runtime.shard_part import Part, is_done, write
+from pipeline.ray_runtime.shard_part import ShardPart, is_complete, write_shard_part
 
 CPU = torch.device("cpu")
 CUTS = FLIPS = 64
@@ -138,11 +138,11 @@ def test_what_is_no_json_is_one_sentence(tmp_path: Path, content: bytes) -> None
     with pytest.raises(DamagedError, match=r"Result is damaged: .*a.json is not JSON"):
         read_json(path, "Result")
     with pytest.raises(DamagedError, match=r"Result .*a.json is damaged: .* sha256"):
-        read_checked(path, "Result")
+        read_hashed_json(path, "Result")
     own_hash = f'{{"{SELF_HASH}": "{hashlib.sha256(content).hexdigest()}",\n'
     path.write_bytes(own_hash.encode() + content)  # whoever made it made its hash, too
     with pytest.raises(DamagedError, match=r"a.json is damaged: it is not JSON"):
-        read_checked(path, "Result")
+        read_hashed_json(path, "Result")
 
 
 @pytest.mark.timeout(120)
@@ -151,15 +151,15 @@ def test_a_part_that_is_damaged_or_whose_marker_is_will_be_made_again(
 ) -> None:
     clip = Clip("a", str(save_tone(tmp_path / "audio" / "a.wav")), (0,), "train")
     meaning = {"front_end": to_dict(FRONT_END), "labels": ["low"], "single_label": True}
-    part = Part(
+    part = ShardPart(
         str(tmp_path / "train"), "part-00000", "train", (clip,), str(tmp_path / "audio"), to_dict(FRONT_END), meaning
     )
-    assert write(part) == []
-    assert is_done(part)
+    assert write_shard_part(part) == []
+    assert is_complete(part)
     seen = Counter[str]()
     files = [part.marker, part.marker.with_suffix(".parquet")]
     for path, _ in damages(files, random.Random(fault_seed), CUTS, FLIPS):
-        assert not is_done(part)
+        assert not is_complete(part)
         seen[path.suffix] += 1
-    assert is_done(part)
+    assert is_complete(part)
     measured("R4", parts_damaged=CUTS + FLIPS, noticed=seen.total(), of_these_in_the_marker=seen[".json"])

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from forked_trainings import job_in, train
 
-from ast_core.training.callback import Observer, StepDone
+from ast_core.training.callback import StepResult, TrainerCallback
 
 STEPS, EVERY, SETTLED = 2000, 50, 500
 """From `SETTLED` on, memory is compared: by then every buffer has been needed once."""
@@ -19,13 +19,13 @@ MOST_GROWTH = 16 * MIB
 """Between the medians of what follows `SETTLED` and of the last samples: 11 KiB a step would be seen."""
 
 
-class Meter(Observer):
+class Meter(TrainerCallback):
     """Writes down what its process holds, every so many steps."""
 
     def __init__(self, path: Path) -> None:
         self._process, self._path = psutil.Process(), path
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         """A line of JSON: step, resident bytes, open files, threads, mapped files of /dev/shm."""
         if done.step % EVERY == 0:
             mapped = Path("/proc/self/maps").read_text(encoding="utf-8").count("/dev/shm/")
@@ -34,7 +34,7 @@ class Meter(Observer):
                 file.write(json.dumps([done.step, *held]) + "\n")
 
 
-def meter(rank: int, folder: Path) -> Observer:
+def meter(rank: int, folder: Path) -> TrainerCallback:
     """For each rank one."""
     return Meter(folder / f"meter-{rank}.jsonl")
 

@@ -24,7 +24,7 @@ from ast_core.errors import UserError
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.storage.atomic_files import sha256_of
-from ast_core.storage.json_files import digest, read_checked, write_checked
+from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.training import state
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
@@ -219,11 +219,11 @@ def rewritten(change: Callable[[dict[str, Any]], object], honest: bool = True) -
 
     def write(folder: Path, canary: Path) -> None:
         path = folder / "bundle.json"
-        values = read_checked(path, "Bundle")
+        values = read_hashed_json(path, "Bundle")
         change(values)
         if honest:
-            values["digest"] = digest({key: values[key] for key in ("labels", "single_label", "members")})
-        write_checked(path, values)
+            values["digest"] = sha256_of_json({key: values[key] for key in ("labels", "single_label", "members")})
+        write_hashed_json(path, values)
 
     return write
 
@@ -259,7 +259,7 @@ def bad_decisions(folder: Path, canary: Path) -> None:
     own = json.loads((folder / "bundle.json").read_text())["digest"]
     many = [1.0] * 1000
     values = {"bundle_digest": own, "fitted_on": {}, "one_label": False}
-    write_checked(folder / "decisions.json", {**values, "slope_C": many, "offset_C": many, "threshold_C": many})
+    write_hashed_json(folder / "decisions.json", {**values, "slope_C": many, "offset_C": many, "threshold_C": many})
 
 
 def asks_for(**sizes: int) -> Callable[[Path, Path], None]:
@@ -405,7 +405,7 @@ def test_checkpoints_of_a_run(tmp_path, canary, measured):
         path = folder / "model.safetensors"
         write(path, canary)
         marker = {"sha256": {path.name: sha256_of(path)}, "state": {"identity": IDENTITY}}
-        write_checked(folder / checkpoint.MARKER, marker)
+        write_hashed_json(folder / checkpoint.MARKER, marker)
         refusal(lambda folder=folder: begin_from(folder), REASONS.get(name, "cannot be read"))
         if name != "integers":
             refusal(lambda folder=folder: state.load_exactly(model, checkpoint.read_tensors(folder, "model"), "x"),

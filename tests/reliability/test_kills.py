@@ -26,7 +26,7 @@ def kill_somewhere(training: Training, rng: random.Random, run_s: float) -> bool
     """Kill at a random instant, every other time inside a save; False if it had ended before."""
     aimed, share, saves_to_pass = rng.random() < 0.5, rng.random(), rng.randint(0, 2)
     deadline = time.monotonic() + LIMIT_S
-    while training.alive() and training.began() is None:
+    while training.alive() and training.began_at() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     known = set(stumps(training.job.folder))
@@ -57,7 +57,7 @@ def kill_and_resume(job: Job, world: int, kills: int, rng: random.Random) -> Cou
         with running(job, world) as training:
             killed = counted["kills"] < kills and kill_somewhere(training, rng, whole.seconds())
             killed = killed or any(training.wait())
-        assert training.began() in ({None, good} if killed else {good})  # only what is whole is ever chosen
+        assert training.began_at() in ({None, good} if killed else {good})  # only what is whole is ever chosen
         assert training.steps() == list(range(good + 1, good + 1 + len(training.steps())))
         if killed:
             counted["kills"] += 1

@@ -25,7 +25,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.prepare import plan
-from pipeline.ray_runtime.shard_part import write
+from pipeline.ray_runtime.shard_part import write_shard_part
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = (FRONT_END.target_frames - 1) * 160 + 400
@@ -93,7 +93,7 @@ def test_prepare_writes_an_outcome_for_each(tmp_path: Path, measured: Callable[.
     settings = prepare_settings(listing, tmp_path / "shards")
     found: dict[str, str] = {}
     for part in plan(settings, load_manifest(listing, "manifest"), listing):
-        refused = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in write(part)}
+        refused = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in write_shard_part(part)}
         found |= {clip.clip_id: refused.get(clip.clip_id, "kept") for clip in part.clips}
     for name, path in paths.items():
         assert found[path.name].startswith(SHORT.get(name, "kept")), name

@@ -22,7 +22,7 @@ from ast_core.config import Job
 from ast_core.errors import UserError
 from ast_core.model.transformer import AST
 from ast_core.shards.reader import ShardReader
-from ast_core.training.callback import Observer, StepDone
+from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.training.order import epoch_order, rank_steps
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
@@ -32,13 +32,13 @@ STRUCK = 3
 """The step at which a fault strikes; the checkpoint before it is step 2's."""
 
 
-class _Count(Observer):
+class _Count(TrainerCallback):
     """Knows which step is going on, and writes down that a fault struck."""
 
     def __init__(self, struck: Path) -> None:
         self.current, self._struck = 1, struck
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         self.current = done.step + 1
 
     def strikes(self) -> bool:
@@ -47,7 +47,7 @@ class _Count(Observer):
         return self.current == STRUCK
 
 
-def break_gradient(rank: int, struck: Path, value: float) -> Observer | None:
+def break_gradient(rank: int, struck: Path, value: float) -> TrainerCallback | None:
     """On rank 1, in the backward pass of one step, a layer's gradient is no number."""
     count = _Count(struck)
 
@@ -60,7 +60,7 @@ def break_gradient(rank: int, struck: Path, value: float) -> Observer | None:
     return count
 
 
-def break_weight(rank: int, struck: Path, value: float) -> Observer | None:
+def break_weight(rank: int, struck: Path, value: float) -> TrainerCallback | None:
     """On rank 1, before one step, a weight is no number, as if its memory had failed."""
     count = _Count(struck)
 
@@ -73,7 +73,7 @@ def break_weight(rank: int, struck: Path, value: float) -> Observer | None:
     return count
 
 
-def break_update(rank: int, struck: Path, value: float) -> Observer | None:
+def break_update(rank: int, struck: Path, value: float) -> TrainerCallback | None:
     """On both ranks, as from one and the same gradient, the last update of the epoch gives what is no number."""
     count = _Count(struck)
 

@@ -96,7 +96,7 @@ def test_training_goes_on_with_other_data_only_if_told(settings: PrepareSettings
     assert noted["run"]["data_hash"] == second.data_hash != first.data_hash
     assert noted["member"]["mean"] == first.statistics(["train"])[0] != second.statistics(["train"])[0]
     assert is_finished(longer)  # it is a run of the new data now
-    epochs = checkpoint.epochs_of(job.folder / "epochs").values()
+    epochs = checkpoint.epoch_folders(job.folder / "epochs").values()
     assert len({str(checkpoint.read_state(folder)["identity"]) for folder in epochs}) == 1  # they can be averaged
     Path(settings.data.source).with_name(f"good-{TEST + 2:04d}.wav").write_bytes(b"broken")
     prepare(settings)

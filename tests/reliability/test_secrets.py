@@ -15,7 +15,7 @@ from servers import postgres
 
 from ast_core.errors import UserError
 from pipeline import combine, evaluate, predict, register, report, train
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.kubeflow_steps.plan import Plan
 from pipeline.tracking import mlflow_store, runs
@@ -126,7 +126,7 @@ def test_no_fault_of_the_tracker_tells_the_password(
 
 
 def test_what_is_put_into_a_trial_or_shown_by_a_cluster(flags) -> None:
-    settings = parse(TrainSettings, None, flags(f"http://user:{CANARY}@host"))
+    settings = parse_settings(TrainSettings, None, flags(f"http://user:{CANARY}@host"))
     assert CANARY in settings.tracking
     require_unseen(repr(settings), "repr")
     given = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}

@@ -15,7 +15,7 @@ import pytest
 from prepared import write_shards
 from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
 
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate
 from pipeline.ray_runtime import training_supervisor, watched_pool, watched_start
@@ -114,9 +114,9 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
 
     stopper = Stopper(victim, run / "said.log")
     with said_to(run / "said.log"), beside(stopper):
-        results = evaluate(parse(EvaluateSettings, "", flags))
+        results = evaluate(parse_settings(EvaluateSettings, "", flags))
     assert "is stopped" in stopper.name
-    again = evaluate(parse(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
+    again = evaluate(parse_settings(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
     assert again == results
     measured(
         "R20", stopped="a scorer", patience_s=watched_pool.SILENCE_S, named_s=stopper.named_s, gone_s=stopper.gone_s

@@ -29,10 +29,10 @@ from prepared import write_shards
 from ast_core.errors import UserError
 from ast_core.storage import atomic_files, writer_fence
 from ast_core.storage.atomic_files import sha256_of
-from ast_core.storage.object_store import Store
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights import checkpoint
 from pipeline.calibrate import calibrate
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -57,13 +57,13 @@ WEIGHTS = {"weight": torch.arange(200_000, dtype=torch.float32)}
 
 def commit_steps(member: Path, generation: str, first: int, told: Connection, stop_at: str) -> None:
     """A writer that commits checkpoints on and on, and stops itself at a point of a commit where that is asked for."""
-    writer_fence.enter(member, generation)
+    writer_fence.enter_generation(member, generation)
     if stop_at:
         _stop_at(stop_at)
     try:
         for step in range(first, first + 100_000):
             checkpoint.save(member / "checkpoints" / f"step-{step:08d}", {"model": WEIGHTS}, {"by": generation})
-            checkpoint.keep_newest(member / "checkpoints", 2)
+            checkpoint.remove_older(member / "checkpoints", 2)
     except UserError as error:
         told.send(str(error))
 
@@ -110,7 +110,7 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
         _wait(lambda stale=stale: psutil.Process(stale.pid).status() == psutil.STATUS_STOPPED, stale)
         stumps += any(member.glob(f"{writer_fence.PREFIX}*/*"))
 
-        generation = writer_fence.take_over(member)
+        generation = writer_fence.start_generation(member)
         path, _ = checkpoint.newest(member / "checkpoints")
         assert path is not None
         before = _content(member)
@@ -135,24 +135,24 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
 def test_a_writer_on_another_node_is_told_by_the_store(tmp_path: Path, measured) -> None:
     uri = f"file://{tmp_path / 'stored'}"
     for node in ("a", "b"):
-        Store(tmp_path / node, uri).attach()
+        ObjectStore(tmp_path / node, uri).attach()
     member = tmp_path / "a" / "members" / "seed-0"
     stale, told = _writer(member, 0, "")
     _wait(lambda: _newest_step(member) > 2, stale)
 
-    generation = writer_fence.take_over(tmp_path / "b" / "members" / "seed-0")
+    generation = writer_fence.start_generation(tmp_path / "b" / "members" / "seed-0")
     assert told.poll(60), "the writer goes on"
     assert "was taken over by another launch" in told.recv()
     stale.join(60)
     assert (tmp_path / "stored" / "members" / "seed-0" / writer_fence.NOTE).read_text() == generation
     with pytest.raises(UserError, match="was taken over"):
-        writer_fence.enter(member, member.name)  # one that starts too late
+        writer_fence.enter_generation(member, member.name)  # one that starts too late
     measured("R19", writers_told_by_the_store=1)
 
 
 def _writer(member: Path, first: int, point: str) -> tuple[ForkProcess, Connection]:
     told, tell = FORK.Pipe(duplex=False)
-    generation = writer_fence.take_over(member)
+    generation = writer_fence.start_generation(member)
     process = FORK.Process(target=commit_steps, args=(member, generation, first, tell, point), daemon=True)
     process.start()
     return process, told
@@ -195,7 +195,7 @@ def holder(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ForkProc
 
 
 def _hold(folder: Path, tell: Connection) -> None:
-    with folder_lock.alone(folder, "held"):
+    with folder_lock.lock_folder(folder, "held"):
         tell.send("held")
         signal.pause()
 
@@ -221,7 +221,7 @@ def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path
     flags += f" --tracking sqlite:///{tmp_path / 'mlflow.db'}"
     if any(field.name == "data" for field in dataclasses.fields(kind)):
         flags += " --data.train-splits train --data.validation-split valid --data.test-split test"
-    settings = parse(kind, "", flags.split())
+    settings = parse_settings(kind, "", flags.split())
     first = holder(tmp_path / place)
 
     began = time.monotonic()
@@ -233,7 +233,7 @@ def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path
 
     first.kill()
     first.join()
-    with folder_lock.alone(tmp_path / place, "taken over"):  # at once
+    with folder_lock.lock_folder(tmp_path / place, "taken over"):  # at once
         pass
     measured("R19", stage=name, refused_s=seconds)
 
@@ -252,7 +252,7 @@ def test_a_second_launch_as_a_user_does_it(tmp_path: Path, holder, measured) -> 
 
 
 def test_stages_of_one_process_share_what_it_holds(tmp_path: Path) -> None:
-    with folder_lock.alone(tmp_path, "run"), folder_lock.alone(tmp_path, "run"):
+    with folder_lock.lock_folder(tmp_path, "run"), folder_lock.lock_folder(tmp_path, "run"):
         pass
-    with folder_lock.alone(tmp_path, "run"):
+    with folder_lock.lock_folder(tmp_path, "run"):
         assert f"process {os.getpid()}" in (tmp_path / folder_lock.HOLDER).read_text()

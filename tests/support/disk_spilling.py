@@ -22,7 +22,7 @@ from small_disk import SmallDisk
 
 from ast_core.errors import NoRoomError
 from ast_core.shards.index import ShardIndex
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.prepare import prepare
 from pipeline.train import train
@@ -53,7 +53,7 @@ def main() -> None:
     write_shards(root / "run" / "shards", {"train": 42, "test": 21})
     stages = {
         "prepare": lambda: prepare(settings),
-        "train": lambda: train(parse(TrainSettings, "", training_flags(root / "run", "run", 2))),
+        "train": lambda: train(parse_settings(TrainSettings, "", training_flags(root / "run", "run", 2))),
     }
     held = fill()
     row = {"held_mb": len(held) * OBJECT_BYTES / 1e6, "spill_disk_free_mb": disk.free / 1e6}

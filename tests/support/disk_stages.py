@@ -28,7 +28,7 @@ from small_disk import PAGE, SmallDisk, files_in
 from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.weights import checkpoint
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings, TrainSettings
 from pipeline.prepare import prepare
@@ -100,7 +100,7 @@ def shards_in(folder: Path) -> dict[str, str]:
 
 
 def weights_of(run: Path) -> list[str]:
-    epochs = checkpoint.epochs_of(run / "members" / "seed-0" / "epochs").values()
+    epochs = checkpoint.epoch_folders(run / "members" / "seed-0" / "epochs").values()
     return [sha256_of(epoch / "model.safetensors") for epoch in epochs]
 
 
@@ -112,10 +112,10 @@ def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
         pass
     disk.leave(0)
     flags = [*training_flags(root, "whole", EPOCHS), "--tracking", uri]
-    member = train(parse(TrainSettings, "", flags))
+    member = train(parse_settings(TrainSettings, "", flags))
     assert len(weights_of(root / "whole")) == EPOCHS
     disk.release()
-    train(parse(TrainSettings, "", flags))
+    train(parse_settings(TrainSettings, "", flags))
     client = MlflowClient(uri)
     found = client.get_experiment_by_name("test")
     assert found is not None
@@ -135,7 +135,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     small = [0, 8 * PAGE][: levels - 1]
     for level in [*small, *shares]:
         disk.leave(level if level in small else max(0, level - size_of(disk.folder / "run")))
-        sentence = refused(lambda: train(parse(TrainSettings, "", flags)))
+        sentence = refused(lambda: train(parse_settings(TrainSettings, "", flags)))
         newest, passed_over = checkpoint.newest(member / "checkpoints")
         assert not passed_over
         resumed += newest is not None
@@ -144,7 +144,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
         stumps = [path for path in tensors if path.suffix != ".safetensors" or path not in whole]
         assert not stumps, stumps
     disk.release()
-    train(parse(TrainSettings, "", flags))
+    train(parse_settings(TrainSettings, "", flags))
     assert len(weights_of(disk.folder / "run")) == EPOCHS
     assert weights_of(disk.folder / "run") == weights_of(root / "whole")
     return {"stage": "train", "failed": len(small) + len(shares), "with_a_checkpoint": resumed, "sentence": sentence}
@@ -160,7 +160,7 @@ def main() -> None:
         "tracker": lambda: try_tracker(disk, root),
         "train": lambda: try_train(disk, root, levels),
     }
-    with connection.connected("", 2):
+    with connection.connect("", 2):
         for name in sys.argv[3:] or stages:
             print(json.dumps(stages[name]()), flush=True)  # noqa: T201
 

@@ -30,9 +30,9 @@ from ast_core.evaluation.stored_scores import write_scores
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.atomic_files import committed, fetch
+from ast_core.storage.atomic_files import atomic_write, download_file
 from ast_core.storage.json_files import write_json
-from ast_core.storage.object_store import Store, store_of
+from ast_core.storage.object_store import ObjectStore, store_of
 from ast_core.storage.tensor_files import write_tensors
 from ast_core.training.state import Progress, _write_history
 from ast_core.weights import checkpoint
@@ -88,10 +88,10 @@ def save_scores(folder: Path, version: int) -> None:
 
 
 def save_tags(folder: Path, version: int, ending: str) -> None:
-    from pipeline.reporting.predictions import Tagging  # noqa: PLC0415
+    from pipeline.reporting.predictions import Predictions  # noqa: PLC0415
 
     rng = np.random.default_rng(version)
-    tagging = Tagging(LABELS, {f"/recordings/{n}.wav": rng.random(3, np.float32) for n in range(1000)}, {})
+    tagging = Predictions(LABELS, {f"/recordings/{n}.wav": rng.random(3, np.float32) for n in range(1000)}, {})
     tagging.write(folder / f"tags{ending}")
 
 
@@ -126,9 +126,9 @@ def save_json(folder: Path, version: int) -> None:
 def push(folder: Path, version: int) -> None:
     """A working copy with room, of a store on the full disk."""
     copy = shared(folder) / f"copy-{folder.name}"
-    Store(copy, f"file://{folder}").attach()
-    with committed(copy / "metrics.jsonl") as beside:
-        beside.write_text(f"{version}" * 100_000)
+    ObjectStore(copy, f"file://{folder}").attach()
+    with atomic_write(copy / "metrics.jsonl") as temporary:
+        temporary.write_text(f"{version}" * 100_000)
 
 
 def bring(folder: Path, version: int) -> None:
@@ -137,15 +137,15 @@ def bring(folder: Path, version: int) -> None:
     place.mkdir(exist_ok=True)
     (place / "metrics.jsonl").write_text(f"{version}" * 100_000)
     if not (folder / ".store.json").is_file():
-        Store(folder, f"file://{place}").attach()
+        ObjectStore(folder, f"file://{place}").attach()
     store = store_of(folder)
     assert store is not None
-    fetch(store, folder / "metrics.jsonl", store.listed(folder)[folder / "metrics.jsonl"])
+    download_file(store, folder / "metrics.jsonl", store.listed(folder)[folder / "metrics.jsonl"])
 
 
 def attach(folder: Path, version: int) -> None:
     place = "x" * 100_000  # long, so that it has eight levels
-    Store(folder / f"{version}", f"file:///{place}").attach()
+    ObjectStore(folder / f"{version}", f"file:///{place}").attach()
 
 
 WRITERS: dict[str, Writer] = {

@@ -18,7 +18,7 @@ from typing import Any
 from prepared import FRONT_END, write_shards
 
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig
-from ast_core.training.callback import Observer, StepDone
+from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.weights import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -52,23 +52,23 @@ def beside(job: Job, name: str) -> Job:
     return dataclasses.replace(job, folder=job.folder.with_name(name))
 
 
-class Diary(Observer):
+class Diary(TrainerCallback):
     """Writes down what a rank is told, a line each, so that it outlives a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
-    def began(self, step: int) -> None:
+    def on_train_begin(self, step: int) -> None:
         """As `began STEP SECONDS`, on a clock that all processes of a machine share."""
         self._file.write(f"began {step} {time.monotonic()}\n")
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         """As `step STEP SECONDS`."""
         self._file.write(f"step {done.step} {time.monotonic()}\n")
 
 
 Fault = Callable[[int], Any]
-"""Called in each rank, with its number, before it trains; may give an observer instead of the diary."""
+"""Called in each rank, with its number, before it trains; may give an callback instead of the diary."""
 
 
 def _rank(job: Job, rank: int, world: int, meeting: Path, diary: Path, fault: Fault | None) -> None:
@@ -79,11 +79,11 @@ def _rank(job: Job, rank: int, world: int, meeting: Path, diary: Path, fault: Fa
     from ast_core.training.trainer import fit  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    observer = (fault(rank) if fault else None) or Diary(diary)
+    callback = (fault(rank) if fault else None) or Diary(diary)
     if world > 1:
         distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
     try:
-        fit(job, rank, world, torch.device("cpu"), observer)
+        fit(job, rank, world, torch.device("cpu"), callback)
     except UserError as error:
         diary.with_suffix(".error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         os._exit(1)  # gloo's own end can wait for a rank that has left for ever
@@ -116,7 +116,7 @@ class Training:
         """The steps that a rank did."""
         return [int(line.split()[1]) for line in self.lines(rank) if line.startswith("step")]
 
-    def began(self) -> int | None:
+    def began_at(self) -> int | None:
         """The step that it went on from; None if it never came so far."""
         return next((int(line.split()[1]) for line in self.lines() if line.startswith("began")), None)
 

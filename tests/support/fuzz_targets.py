@@ -29,13 +29,13 @@ from ast_core.evaluation.stored_scores import identity_in, read_scores, write_sc
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.json_files import SELF_HASH, digest, write_checked
+from ast_core.storage.json_files import SELF_HASH, sha256_of_json, write_hashed_json
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.decisions import Decisions
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.pretrained import initialise, load_exactly
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.tracking.pyfunc import Tagger
 
@@ -138,7 +138,7 @@ def recipes(folder: Path) -> dict[str, Target]:
         path = folder / "own.toml"
         path.write_bytes(data)
         try:
-            parse(TrainSettings, "", ["--recipe", str(path), "--run-dir", str(folder / "run")])
+            parse_settings(TrainSettings, "", ["--recipe", str(path), "--run-dir", str(folder / "run")])
         except SystemExit as error:
             if error.code != 2:
                 raise
@@ -172,7 +172,7 @@ def write_signed(path: Path, data: bytes) -> None:
     try:
         values = json.loads(data)
         values.pop(SELF_HASH, None)
-        write_checked(path, values)
+        write_hashed_json(path, values)
     except (ValueError, TypeError, AttributeError, RecursionError):
         path.write_bytes(data)
 
@@ -270,7 +270,7 @@ def bundles(folder: Path) -> dict[str, Target]:
         changed = mutated_json(data, chance)
         try:
             values = json.loads(changed)
-            values["digest"] = digest({key: values[key] for key in ("labels", "single_label", "members")})
+            values["digest"] = sha256_of_json({key: values[key] for key in ("labels", "single_label", "members")})
             return json.dumps(values).encode()
         except (ValueError, TypeError, KeyError, RecursionError):
             return changed

@@ -12,7 +12,7 @@ import kubernetes_validate
 from custom_resources import check_custom
 from manifests import ROOT, Manifest, pod_templates
 
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -150,7 +150,7 @@ def check_ray_job(job: Manifest, tracking: str) -> Any:
     python, program, *flags = shlex.split(spec["entrypoint"])
     assert python == "python"
     assert (ROOT / program).is_file()
-    settings = parse(SETTINGS[program], "", flags)
+    settings = parse_settings(SETTINGS[program], "", flags)
     assert settings.run_dir.is_relative_to("/work")
     assert settings.address == "auto"
     assert settings.tracking == tracking

@@ -9,7 +9,7 @@ import numpy as np
 from ast_core.config import FrontEndConfig
 from ast_core.serialization import to_dict
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.json_files import write_checked
+from ast_core.storage.json_files import write_hashed_json
 
 FRAMES, BINS = 32, 16
 LABELS = ("low", "middle", "high")
@@ -54,5 +54,5 @@ def write_shards(
         sums = {key: part[key] for key in ("sum", "sum_sq", "count")}
         splits[split] = {**books, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
     meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
-    write_checked(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
+    write_hashed_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prepared import BINS, FRAMES, write_shards
 
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from tune.search import SearchSettings, search
 from tune.study_report import Table
 
@@ -42,7 +42,7 @@ def study_flags(folder: Path, *more: str) -> list[str]:
 
 def searched_in(folder: Path, *more: str) -> Table:
     """Search in this process; gives the table."""
-    table, _ = search(parse(SearchSettings, "", study_flags(folder, *more)))
+    table, _ = search(parse_settings(SearchSettings, "", study_flags(folder, *more)))
     return table
 
 

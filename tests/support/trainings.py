@@ -15,7 +15,7 @@ from launches import training_flags
 
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.weights import checkpoint
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import preemption
 from pipeline.train import train
@@ -31,7 +31,7 @@ WORKER = "ray::RayTrainWorker"
 
 def trained(folder: Path, run: str, *more: str) -> Path:
     """Train the member in this process to its last epoch."""
-    return train(parse(TrainSettings, "", [*training_flags(folder, run, EPOCHS), *more]))
+    return train(parse_settings(TrainSettings, "", [*training_flags(folder, run, EPOCHS), *more]))
 
 
 def outcome(member: Path) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def rows_of(member: Path) -> list[dict[str, Any]]:
 
 def epochs_of(member: Path) -> int:
     """Epochs that are committed."""
-    return max(checkpoint.epochs_of(member / "epochs"), default=0)
+    return max(checkpoint.epoch_folders(member / "epochs"), default=0)
 
 
 def ranks_of(member: Path) -> dict[int, psutil.Process]:
     """The processes of its newest training that live, by rank."""
     found = {}
-    for rank, words in preemption.workers(member).items():
+    for rank, words in preemption.rank_processes(member).items():
         with contextlib.suppress(psutil.NoSuchProcess):
             found[rank] = psutil.Process(int(words.split()[1]))
     return found

@@ -15,10 +15,10 @@ from studies import new_study, study_flags, trials_of
 
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import read_scores
-from ast_core.storage.json_files import read_checked, read_json
+from ast_core.storage.json_files import read_hashed_json, read_json
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities
-from pipeline.cli.command_line import parse
+from pipeline.cli.command_line import parse_settings
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(600)
 def test_a_study_gives_a_table_and_its_members_join_to_ensembles(searched: Path) -> None:
-    settings = parse(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
+    settings = parse_settings(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
     trials = trials_of(searched)
     done = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
     assert len(done) == 3
@@ -110,17 +110,17 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
         "[variants.good]\n[variants.bad]\noptim.batch_size = 600\noptim.weights = 'best'\n"
     )
     with pytest.raises(UserError, match="1 of 2 trials failed: bad, seed 0"):
-        search(parse(SearchSettings, "", study_flags(folder, "--repeats", "1")))
+        search(parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1")))
     trials = folder / "run" / "studies" / "strides" / "trials"
-    assert read_checked(trials / "good" / "seed-0" / "trial.json", "Trial")["status"] == "finished"
-    assert "validation" in read_checked(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
+    assert read_hashed_json(trials / "good" / "seed-0" / "trial.json", "Trial")["status"] == "finished"
+    assert "validation" in read_hashed_json(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
 
 
 @pytest.mark.timeout(400)
 def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: Path, ray_session) -> None:
     text = "early_stopping = 'asha'\n[grid.optim]\nlearning_rate = [1e-3, 1e-9]\n"
     (folder / "strides.toml").write_text(text)
-    settings = parse(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
+    settings = parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
     table, trials = search(settings)
     statuses = [trial.result()["status"] for trial in trials]
     assert "finished" in statuses

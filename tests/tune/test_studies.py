@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ast_core.errors import UserError
-from ast_core.model.cost import cost
+from ast_core.model.cost import model_cost
 from pipeline.cli.command_line import load_recipe, with_changes
-from tune.studies import PAPER, load_study
+from tune.studies import PAPER_STUDIES, load_study
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", PAPER_STUDIES)
 def test_every_variant_changes_a_recipe_to_what_it_says(name: str) -> None:
     recipe = load_recipe("audioset_balanced")
     for variant in load_study(name).variants:
@@ -26,9 +26,9 @@ def test_every_variant_changes_a_recipe_to_what_it_says(name: str) -> None:
 def test_overlaps_have_the_papers_patches_and_cost() -> None:
     recipe = load_recipe("audioset_full")
     costs = {}
-    for variant in PAPER["overlap"].variants:
+    for variant in PAPER_STUDIES["overlap"].variants:
         changed = with_changes(recipe, variant.changes)
-        costs[variant.name] = cost(changed.model, changed.front_end, 527)
+        costs[variant.name] = model_cost(changed.model, changed.front_end, 527)
     assert [own.patches for own in costs.values()] == [512, 657, 850, 1212]
     assert [round(own.macs / 1e9, 1) for own in costs.values()] == [48.6, 64.1, 85.9, 130.5]
 

@@ -10,7 +10,7 @@ import torch
 
 from ast_core.config import AugmentConfig, FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
-from ast_core.evaluation.attention_rollout import rollout
+from ast_core.evaluation.attention_rollout import attention_rollout
 from ast_core.model.transformer import AST
 from ast_core.training.augment import patchout
 from ast_core.weights.ensemble_mean import Member
@@ -35,7 +35,7 @@ def test_rollout_finds_the_patch_that_is_attended_to() -> None:
         model.patch_proj.weight.zero_()
         model.patch_proj.bias.zero_()
     member = Member("m", model, FrontEndConfig(target_frames=128), 0.0, 0.5, "bce", CONFIG)
-    share_TM = rollout(member, torch.zeros(128, 128))
+    share_TM = attention_rollout(member, torch.zeros(128, 128))
     assert share_TM.shape == (128, 128)
     frame, bin_ = divmod(int(share_TM.argmax()), 128)
     assert (bin_ // 16, frame // 16) == (3, 5)

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from ast_core.errors import DamagedError
 from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
-from ast_core.evaluation.thresholds import best_f1
-from ast_core.storage.json_files import write_checked
+from ast_core.evaluation.thresholds import best_f1_threshold
+from ast_core.storage.json_files import write_hashed_json
 from ast_core.weights.decisions import Decisions, evidence, from_evidence, load_decisions
 
 CLIPS = 4000
@@ -78,7 +78,7 @@ def test_thresholds_give_the_best_f1_there_is_and_lie_between_clips(several) -> 
     fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
     calibrated_NC, decided_NC = fitted.calibrated(scores_NC), fitted.decide(scores_NC)
     for c in range(3):
-        best = best_f1(scores_NC[:, c], labels_NC[:, c] > 0.5).f1
+        best = best_f1_threshold(scores_NC[:, c], labels_NC[:, c] > 0.5).f1
         assert f1_scores(decided_NC[:, [c]], labels_NC[:, [c]])[1] == pytest.approx(best, abs=1e-9)
         assert not np.isclose(calibrated_NC[:, c], fitted.threshold_C[c], rtol=0, atol=1e-12).any()
 
@@ -105,6 +105,6 @@ def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: P
     assert load_decisions(tmp_path, "b", 2) == own
     with pytest.raises(DamagedError, match="another bundle"):
         load_decisions(tmp_path, "c", 2)
-    write_checked(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
+    write_hashed_json(tmp_path / "decisions.json", {**dataclasses.asdict(own), "more": 1})
     with pytest.raises(DamagedError, match="calibrate again"):
         load_decisions(tmp_path, "b", 2)

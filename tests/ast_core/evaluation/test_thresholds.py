@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from ast_core.evaluation.thresholds import best_f1
+from ast_core.evaluation.thresholds import best_f1_threshold
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([0, 1, 3]))
@@ -21,7 +21,7 @@ def test_no_threshold_of_scikit_learns_curve_is_better(seed: int, clips: int, st
     if steps:
         scores_N = np.floor(scores_N * steps) / steps
     positive_N = rng.random(clips) < 0.4
-    found = best_f1(scores_N, positive_N)
+    found = best_f1_threshold(scores_N, positive_N)
     if not positive_N.any():
         assert math.isnan(found.f1)
         return

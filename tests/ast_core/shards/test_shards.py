@@ -14,7 +14,7 @@ from ast_core.errors import DamagedError, UserError
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.json_files import write_checked
+from ast_core.storage.json_files import write_hashed_json
 
 FRAMES, BINS, LABELS = 24, 8, ["a", "b", "c"]
 METADATA = {"front_end": {"target_frames": FRAMES, "num_mel_bins": BINS}, "labels": LABELS, "single_label": False}
@@ -38,7 +38,7 @@ def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
         books[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
         count = sum(part["rows"] for part in written)
         books[split] |= {"listed": count, "kept": count, "rejected": 0, "missing": 0, "parts": written}
-    write_checked(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
+    write_hashed_json(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
     return [row for parts in splits.values() for rows in parts for row in rows]
 
 
@@ -134,9 +134,9 @@ def test_a_flip_anywhere_is_noticed_or_harmless(tmp_path: Path, rows: list[Row])
     for place in np.random.default_rng(0).integers(0, len(whole), 64).tolist():
         data = bytearray(whole)
         data[place] ^= 1 << place % 8
-        beside = part.with_name("flipped")
-        beside.write_bytes(data)
-        beside.replace(part)
+        temporary = part.with_name("flipped")
+        temporary.write_bytes(data)
+        temporary.replace(part)
         try:
             reader = ShardReader(tmp_path, ["train"])
             np.testing.assert_array_equal(reader.read(np.arange(31)), good_BTM)

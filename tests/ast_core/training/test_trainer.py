@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import Preempted, UserError
 from ast_core.shards.reader import ShardReader
-from ast_core.training.batches import batches
-from ast_core.training.callback import Observer, StepDone
+from ast_core.training.batches import iterate_batches
+from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.training.optimizer_step import _accumulate_gradient
-from ast_core.training.state import fresh
+from ast_core.training.state import initial_state
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 
@@ -58,7 +58,7 @@ def test_it_learns_what_is_plain_and_writes_its_curve(job: Job) -> None:
     assert [row["step"] for row in rows] == [7, 14, 21]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["test_accuracy"] > 0.9  # a third by chance
-    assert sorted(checkpoint.epochs_of(job.folder / "epochs")) == [1, 2, 3]
+    assert sorted(checkpoint.epoch_folders(job.folder / "epochs")) == [1, 2, 3]
 
 
 def test_a_run_repeats_to_the_bit_and_another_seed_differs(job: Job) -> None:
@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
 
-class _Asked(Observer):
+class _Asked(TrainerCallback):
     """Asks the training to leave when it asks for the nth time, and writes down what it is told."""
 
     def __init__(self, nth: int) -> None:
@@ -97,14 +97,14 @@ class _Asked(Observer):
         self.last_word = -1
         self._nth = nth
 
-    def stepped(self, done: StepDone) -> None:
+    def on_step_end(self, done: StepResult) -> None:
         self.steps.append(done.step)
 
-    def must_leave(self) -> bool:
+    def should_stop(self) -> bool:
         self._nth -= 1
         return self._nth == 0
 
-    def left(self, step: int) -> None:
+    def on_stopped(self, step: int) -> None:
         self.last_word = step
 
 
@@ -158,8 +158,8 @@ def test_a_batch_that_workers_cannot_share_is_refused(job: Job) -> None:
 def gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of the first step, before any update."""
     train = ShardReader(job.shards, ["train"])
-    state = fresh(job, train, CPU, 1)
-    batch = next(batches(job, train, 1, 0, 1, 0))
+    state = initial_state(job, train, CPU, 1)
+    batch = next(iterate_batches(job, train, 1, 0, 1, 0))
     loss = _accumulate_gradient(state, job, batch, batch.fbank_BTM.float() / 8)
     return loss, {name: value.grad for name, value in state.model.named_parameters() if value.grad is not None}
 

@@ -7,7 +7,7 @@ import torch
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.storage.atomic_files import sha256_of
-from ast_core.storage.json_files import write_checked
+from ast_core.storage.json_files import write_hashed_json
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 
@@ -47,7 +47,7 @@ def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
     (tmp_path / "outside").write_bytes(b"1")
     for name in ("../outside", str(tmp_path / "outside"), "x" * 300, "."):
         hashes = {name: sha256_of(tmp_path / "outside")}
-        write_checked(tmp_path / "step" / checkpoint.MARKER, {"sha256": hashes, "state": {}})
+        write_hashed_json(tmp_path / "step" / checkpoint.MARKER, {"sha256": hashes, "state": {}})
         with pytest.raises(DamagedError, match="no file"):
             checkpoint.read_state(tmp_path / "step")
 
@@ -55,7 +55,7 @@ def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path / f"step-{step:08d}")
-    checkpoint.keep_newest(tmp_path, 2)
+    checkpoint.remove_older(tmp_path, 2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003", "step-00000004"]
 
 

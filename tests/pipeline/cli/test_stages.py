@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ast_core.errors import UserError
-from pipeline.cli.command_line import load_recipe, parse, section_values
+from pipeline.cli.command_line import load_recipe, parse_settings, select_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings, RunSettings, TrainSettings
 
@@ -32,7 +32,7 @@ def recipe(tmp_path):
 
 
 def test_recipe_then_flags(recipe):
-    settings = parse(TrainSettings, "", ["--recipe", str(recipe), "--optim.epochs", "7", "--seed", "2"])
+    settings = parse_settings(TrainSettings, "", ["--recipe", str(recipe), "--optim.epochs", "7", "--seed", "2"])
     assert settings.optim.epochs == 7
     assert settings.optim.learning_rate == 2.5e-4
     assert settings.augment.noise is True
@@ -43,7 +43,7 @@ def test_recipe_then_flags(recipe):
 def test_paths_are_absolute_and_names_filled_in(recipe, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = parse(RunSettings, "", [f"--recipe={recipe}", "--data.source", "clips"])
+    settings = parse_settings(RunSettings, "", [f"--recipe={recipe}", "--data.source", "clips"])
     assert settings.run_dir == tmp_path / "work" / "mine"
     assert settings.shards == settings.run_dir / "shards"
     assert settings.model_name == "ast-mine"
@@ -53,8 +53,8 @@ def test_paths_are_absolute_and_names_filled_in(recipe, monkeypatch, tmp_path):
 
 
 def test_sections_pass_from_run_to_a_stage(recipe):
-    settings = parse(RunSettings, "", ["--recipe", str(recipe)])
-    assert section_values(settings, PrepareSettings).data == settings.data
+    settings = parse_settings(RunSettings, "", ["--recipe", str(recipe)])
+    assert select_settings(settings, PrepareSettings).data == settings.data
 
 
 @pytest.mark.parametrize("text", ["[optim]\nepoch = 3\n", "[optim]\nepochs = 'three'\n", "[optimiser]\nepochs = 3\n"])
@@ -62,7 +62,7 @@ def test_a_wrong_key_or_type_exits_with_a_message(tmp_path, capsys, text):
     path = tmp_path / "wrong.toml"
     path.write_text(text)
     with pytest.raises(SystemExit) as exit_info:
-        parse(PrepareSettings, "", ["--recipe", str(path)])
+        parse_settings(PrepareSettings, "", ["--recipe", str(path)])
     assert exit_info.value.code == 2
     shown = capsys.readouterr()
     assert "epoch" in shown.err + shown.out
@@ -94,9 +94,9 @@ def test_a_user_error_is_one_sentence_and_exit_code_one(capsys):
 
 def test_workers_that_cannot_share_the_batch_are_refused_before_anything_starts():
     with pytest.raises(UserError, match="give 1, 2, 3, 4, 6, 12, or another batch"):
-        parse(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
-    assert parse(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
-    assert parse(PrepareSettings, "", ["--recipe", "audioset_full", "--workers", "64"]).workers == 64
+        parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
+    assert parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
+    assert parse_settings(PrepareSettings, "", ["--recipe", "audioset_full", "--workers", "64"]).workers == 64
 
 
 def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
@@ -108,18 +108,20 @@ def test_every_stage_file_ends_in_a_launch_that_workers_can_import():
 
 
 def test_a_variant_is_put_over_the_recipe_and_under_the_flags_and_has_a_folder_of_its_own():
-    paper = parse(RunSettings, "", ["--recipe", "esc50", "--variant", "paper", "--optim.epochs", "3"])
+    paper = parse_settings(RunSettings, "", ["--recipe", "esc50", "--variant", "paper", "--optim.epochs", "3"])
     assert (paper.front_end.window, paper.optim.epochs) == ("hamming", 3)
     assert (paper.run_dir.name, paper.experiment, paper.model_name) == ("esc50_paper", "esc50_paper", "ast-esc50-paper")
-    assert parse(RunSettings, "", ["--recipe", "esc50"]).run_dir.name == "esc50"
+    assert parse_settings(RunSettings, "", ["--recipe", "esc50"]).run_dir.name == "esc50"
     with pytest.raises(UserError, match=r"has no variant 'paper'. Give one of: published"):
-        parse(RunSettings, "", ["--recipe", "demo", "--variant=paper"])
+        parse_settings(RunSettings, "", ["--recipe", "demo", "--variant=paper"])
 
 
 def test_an_initial_checkpoint_that_is_not_there_is_told_before_anything_starts(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*audioset\.pth"):
-        parse(TrainSettings, "", ["--recipe", "esc50_ast_p"])
+        parse_settings(TrainSettings, "", ["--recipe", "esc50_ast_p"])
     (tmp_path / "mine.pth").touch()
-    settings = parse(TrainSettings, "", ["--recipe", "esc50_ast_p", "--model.init", str(tmp_path / "mine.pth")])
+    settings = parse_settings(
+        TrainSettings, "", ["--recipe", "esc50_ast_p", "--model.init", str(tmp_path / "mine.pth")]
+    )
     assert settings.model.init == str(tmp_path / "mine.pth")
-    assert parse(PrepareSettings, "", ["--recipe", "esc50_ast_p"]).front_end.target_frames == 512
+    assert parse_settings(PrepareSettings, "", ["--recipe", "esc50_ast_p"]).front_end.target_frames == 512

@@ -18,7 +18,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
-from pipeline.cli.command_line import parse, section_values
+from pipeline.cli.command_line import parse_settings, select_settings
 from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.evaluate import evaluate
@@ -33,14 +33,14 @@ def settings_of(folder: Path, run: str, *more: str) -> RunSettings:
     --model.patch-freq {BINS} --model.freq-stride {BINS} --augment.freq-mask-bins 4 --augment.time-mask-frames 8
     --optim.epochs 2 --optim.batch-size 6 --optim.average-first-epoch 1 --optim.warmup-steps 4
     """
-    return parse(RunSettings, "", [*flags.split(), *more])
+    return parse_settings(RunSettings, "", [*flags.split(), *more])
 
 
 def make(settings: RunSettings) -> dict[str, dict[str, float]]:
     for seed in settings.ensemble.seeds:
-        train(dataclasses.replace(section_values(settings, TrainSettings), seed=seed))
-    combine(section_values(settings, CombineSettings))
-    return evaluate(section_values(settings, EvaluateSettings))
+        train(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
+    combine(select_settings(settings, CombineSettings))
+    return evaluate(select_settings(settings, EvaluateSettings))
 
 
 def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
@@ -54,7 +54,7 @@ def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
         parts.append((f"seed-{seed}", model.state_dict(), identity))
     for name, members in {"ensemble": parts, **{part[0]: [part] for part in parts}}.items():
         write_bundle(settings.run_dir / "bundles" / name, members, True, {})
-    return evaluate(section_values(settings, EvaluateSettings))
+    return evaluate(select_settings(settings, EvaluateSettings))
 
 
 @pytest.fixture
@@ -96,6 +96,6 @@ def test_a_teacher_that_cannot_teach_is_refused(folder: Path, trained_bundle: Pa
     name, weights, identity = read_members(trained_bundle)[0]
     other = folder / "other"
     write_bundle(other, [(name, weights, {**identity, "labels": ["low", "high", "middle"]})], True, {})
-    student = section_values(settings_of(folder, "student"), TrainSettings)
+    student = select_settings(settings_of(folder, "student"), TrainSettings)
     with pytest.raises(UserError, match=r"label 1: 'high', not 'middle'"):
         train(dataclasses.replace(student, distil=DistilConfig(str(other))))
