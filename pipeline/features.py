@@ -12,15 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.config import FrontEndConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, FrontEndConfig
 from ast_core.shards.index import ShardIndex
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import FeaturesSettings
 from pipeline.run_folder import sync
 
-PUBLISHED_MEAN, PUBLISHED_STD = -4.2677393, 4.5689974
-"""AudioSet's statistics in the published code; computed there with mixup and masks left on."""
 EFFECTS = {
     "sample_rate_hz": "another rate moves every mel channel",
     "num_mel_bins": "another mel count needs a positional embedding of another grid",
@@ -49,8 +47,8 @@ def features(settings: FeaturesSettings) -> list[tuple[str, str, str, str]]:
     data = settings.data
     mean, std = index.statistics(data.train_splits)
     used = (mean, std) if data.mean is None or data.std is None else (data.mean, data.std)
-    rows.append(("mean of the shards", f"{mean:.4f}", f"{PUBLISHED_MEAN:.4f}", _level(mean - PUBLISHED_MEAN)))
-    rows.append(("std of the shards", f"{std:.4f}", f"{PUBLISHED_STD:.4f}", _spread(std / PUBLISHED_STD)))
+    rows.append(("mean of the shards", f"{mean:.4f}", f"{AUDIOSET_MEAN:.4f}", _level(mean - AUDIOSET_MEAN)))
+    rows.append(("std of the shards", f"{std:.4f}", f"{AUDIOSET_STD:.4f}", _spread(std / AUDIOSET_STD)))
     own_statistics = "" if used == (mean, std) else f"the shards would be at {(mean - used[0]) / (2 * used[1]):+.3f}"
     rows.append(("normalised with", f"{used[0]:.4f} / {used[1]:.4f}", "the data set's own", own_statistics))
     table = Table("what", "here", "published", "remark", title=f"features of {settings.shards}")

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
 from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
@@ -44,8 +45,6 @@ from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_
 from pipeline.reporting import prometheus
 from pipeline.run_folder import folder_lock, sync
 
-AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
-"""Published mean and standard deviation, shown beside a data set's own."""
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
 
 
@@ -265,7 +264,7 @@ def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int,
     mean, std = index.statistics(settings.data.train_splits)
     console.print(
         f"log-mel of {', '.join(settings.data.train_splits)}: mean {mean:.4f}, standard deviation {std:.4f} "
-        f"(AudioSet's published: {AUDIOSET_STATISTICS[0]:.4f}, {AUDIOSET_STATISTICS[1]:.4f})"
+        f"(AudioSet's published: {AUDIOSET_MEAN:.4f}, {AUDIOSET_STD:.4f})"
     )
     if clips:
         console.print(f"{clips} clips in {seconds:.1f} s, {clips / seconds:.1f} clips/s; {len(index.labels)} labels")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, FrontEndConfig, ModelConfig
 from ast_core.errors import UserError, require
 from ast_core.model.transformer import BACKBONES, NORM_EPS
 from ast_core.serialization import from_dict
@@ -101,8 +101,8 @@ def read_folder(folder: Path) -> HuggingFaceModel:
 class _Normalisation:
     """The extractor's, or AudioSet's, which transformers does not write."""
 
-    mean: float = -4.2677393
-    std: float = 4.5689974
+    mean: float = AUDIOSET_MEAN
+    std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
         require(self.std > 0, f"The feature extractor's std is {self.std}; it must be more than 0.")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from prepared import write_shards
 
-from ast_core.config import DataConfig, FrontEndConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, DataConfig, FrontEndConfig
 from ast_core.errors import UserError
 from ast_core.serialization import to_dict
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from pipeline.cli.stages import FeaturesSettings
-from pipeline.features import PUBLISHED_MEAN, PUBLISHED_STD, features
+from pipeline.features import features
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_what_differs_is_said_and_what_does_not_is_not(settings: FeaturesSetting
     assert not found["sample_rate_hz"]
     assert "dB" in found["mean of the shards"]
     assert not found["normalised with"]
-    assert f"{PUBLISHED_MEAN:.4f}" in capsys.readouterr().out
+    assert f"{AUDIOSET_MEAN:.4f}" in capsys.readouterr().out
 
 
 def test_another_window_rate_and_borrowed_statistics_are_told(settings: FeaturesSettings) -> None:
     index = read_hashed_json(settings.shards / "index.json", "index")
     other = to_dict(FrontEndConfig(window="hamming", sample_rate_hz=32_000))
     write_hashed_json(settings.shards / "index.json", index | {"front_end": other})
-    borrowed = DataConfig(mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
+    borrowed = DataConfig(mean=AUDIOSET_MEAN, std=AUDIOSET_STD)
     found = remarks(dataclasses.replace(settings, data=borrowed))
     assert "paper" in found["window"]
     assert found["sample_rate_hz"]

@@ -176,7 +176,7 @@ def test_texts_of_a_parquet_file_that_are_no_utf8_are_named(root: Path) -> None:
     unchecked = pa.array(paths, pa.binary()).view(pa.string())
     pq.write_table(pa.table({"path": unchecked, "labels": ["dog"] * 100}), root / "clips.parquet")
     assert "1 problem(s)" in refusal(root / "clips.parquet")
-    assert "clips.parquet, row 42: not UTF-8" in refusal(root / "clips.parquet")
+    assert "clips.parquet, row 42: the row is not UTF-8" in refusal(root / "clips.parquet")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_pipe_is_no_list(root: Path) -> None:
         load_manifest(root / "clips.csv", "manifest")
     os.mkfifo(root / "class_labels_indices.csv")
     (root / "eval_segments.csv").write_text("")
-    assert "no ordinary file" in refusal(root)
+    assert "not a regular file" in refusal(root)
 
 
 @pytest.mark.timeout(60)

@@ -280,10 +280,10 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "a file outside": (out_of_the_folder, "outside its folder"),
     "a link out": (linked_out, "is a link out of its folder"),
     "a device": (rewritten(lambda values: member(values).update(file="/dev/zero")), "outside its folder"),
-    "an absurd input": (asks_for(target_frames=1 << 40), "100000 at most"),
+    "an absurd input": (asks_for(target_frames=1 << 40), "give 100000 or less"),
     "an absurd rate": (asks_for(sample_rate_hz=1 << 40), "give 1000 to"),
     "absurd windows": (asks_for(frame_length_ms=1 << 30), "give less"),
-    "absurd mel bins": (asks_for(num_mel_bins=1 << 40), "1024 at most"),
+    "absurd mel bins": (asks_for(num_mel_bins=1 << 40), "give 1024 or less"),
     "a terabyte of positions": (asks_for(target_frames=100_000, time_stride=1, num_mel_bins=1024), "pos_embed is"),
     "a larger model": (
         rewritten(lambda values: member(values)["model"].update(backbone="vit_large_patch16_384")), "missing: "

@@ -37,10 +37,10 @@ def test_a_file_ending_may_be_missing() -> None:
 
 
 def test_a_list_that_is_not_there_or_names_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no list"):
+    with pytest.raises(UserError, match="does not exist"):
         read_ids(tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="names none"):
+    with pytest.raises(UserError, match="has no ids"):
         read_ids(tmp_path / "empty.txt")
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe")
     with pytest.raises(UserError, match="not text"):

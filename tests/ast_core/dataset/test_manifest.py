@@ -157,7 +157,7 @@ def test_folders_with_splits(tmp_path: Path) -> None:
         ("val/dog/a.wav", "validation"),
     ]
     touch(tmp_path, "extra/dog.wav")
-    assert "not a split, beside" in refusal(tmp_path)
+    assert "this folder is not a split, but" in refusal(tmp_path)
 
 
 def test_folders_without_splits_are_hashed(tmp_path: Path) -> None:
