@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
 
 def processes() -> set[int]:
     """Decoders of this process."""
-    return {child.pid for child in psutil.Process().children() if "decoding" in " ".join(child.cmdline())}
+    return {child.pid for child in psutil.Process().children() if "decoder_process" in " ".join(child.cmdline())}
 
 
 @pytest.mark.timeout(900)
@@ -108,6 +109,33 @@ time.sleep(1000)
     worker.wait()
     psutil.wait_procs([process], timeout=60)
     assert not process.is_running()
+
+
+NO_PROC = """
+import pathlib, resource
+set_limit, is_file = resource.setrlimit, pathlib.Path.is_file
+def refuse_address_space(kind, limits):
+    if kind == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    set_limit(kind, limits)
+resource.setrlimit = refuse_address_space
+pathlib.Path.is_file = lambda path: not str(path).startswith("/proc/") and is_file(path)
+"""
+"""What the decoder's process sees on macOS; Python runs it as `sitecustomize` when the process starts."""
+
+
+@pytest.mark.timeout(120)
+def test_files_are_decoded_where_memory_cannot_be_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mac").mkdir()
+    (tmp_path / "mac" / "sitecustomize.py").write_text(NO_PROC)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mac"))
+    (name,) = write_clips(tmp_path, 1)
+    decoder = Decoder(LIMIT_S)
+    np.testing.assert_array_equal(decoder.load(tmp_path / name, 16_000), load_waveform(tmp_path / name, 16_000))
+    (process,) = processes()
+    limits = Path(f"/proc/{process}/limits").read_text()
+    assert re.search(r"Max address space +unlimited", limits)
+    decoder.close()
 
 
 @pytest.mark.timeout(120)

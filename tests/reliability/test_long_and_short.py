@@ -34,7 +34,7 @@ LENGTHS = {
     "one short of a window": WINDOW - 1, "a window": WINDOW, "a window and a half": WINDOW * 3 // 2,
 }  # fmt: skip
 SHORT = {
-    "none": "decode: no samples",
+    "none": "decode: the file has no samples",
     "one": "fbank: 1 samples",
     "one short of an analysis window": "fbank: 399 samples",
 }

@@ -100,7 +100,7 @@ def test_not_audio(tmp_path: Path, content: bytes, stage: str) -> None:
 
 def test_no_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", noise(0), 16_000)
-    assert refusal(tmp_path / "a.wav").reason == "no samples"
+    assert refusal(tmp_path / "a.wav").reason == "the file has no samples"
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 2_000_000_000])
