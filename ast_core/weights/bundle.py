@@ -16,7 +16,7 @@ from ast_core.serialization import to_dict
 from ast_core.storage.atomic_files import remove_file, remove_if_incomplete, sha256_of
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
-from ast_core.storage.tensor_files import BESIDE, bytes_of, write_tensors
+from ast_core.storage.tensor_files import JSON_BYTES, bytes_of, write_tensors
 from ast_core.weights import bundle_description, huggingface
 from ast_core.weights.bundle_description import Entry, member_weights, read_description
 from ast_core.weights.decisions import FILE as DECISIONS
@@ -103,7 +103,7 @@ def write_bundle(
     for name, _, identity in members:
         require(identity["labels"] == labels, f"Member {name} was trained on other labels than {members[0][0]}.")
     entries = []
-    require_free_space(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + BESIDE)
+    require_free_space(folder / DESCRIPTION, sum(bytes_of(weights) for _, weights, _ in members) + JSON_BYTES)
     with remove_if_incomplete(folder, DESCRIPTION):
         for number, (name, weights, identity) in enumerate(members):
             path = folder / f"member-{number}.safetensors"

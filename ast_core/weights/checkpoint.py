@@ -20,7 +20,7 @@ from ast_core.storage.atomic_files import (
 )
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
-from ast_core.storage.tensor_files import BESIDE, Tensors, bytes_of, load_tensors, write_tensors
+from ast_core.storage.tensor_files import JSON_BYTES, Tensors, bytes_of, load_tensors, write_tensors
 
 MARKER = "COMMITTED.json"
 
@@ -38,7 +38,7 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
     Raises:
         NoRoomError: the disk is full; one that was there stays, of a new one nothing.
     """
-    require_free_space(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
+    require_free_space(folder / MARKER, sum(map(bytes_of, tensors.values())) + JSON_BYTES)
     remove_file(folder / MARKER)
     remove_temporary_files(folder)
     hashes = {}

@@ -18,7 +18,7 @@ from ast_core.model.transformer import BACKBONES, NORM_EPS
 from ast_core.serialization import from_dict
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_json, write_json
-from ast_core.storage.tensor_files import BESIDE, bytes_of, load_tensors, require_plain, write_tensors
+from ast_core.storage.tensor_files import JSON_BYTES, bytes_of, load_tensors, require_plain, write_tensors
 from ast_core.weights.bundle_description import require_labels
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -193,7 +193,7 @@ def write_folder(folder: Path, source: HuggingFaceModel) -> None:
     wrong = [what for what, is_so in cannot.items() if is_so]
     require(not wrong, f"Hugging Face's AST cannot have {' and '.join(wrong)}; take another format.")
     tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
-    require_free_space(folder / WEIGHTS, bytes_of(tensors) + BESIDE)
+    require_free_space(folder / WEIGHTS, bytes_of(tensors) + JSON_BYTES)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     write_json(folder / PREPROCESSOR, _extractor(source))
     write_json(folder / CONFIG, _config(source))
