@@ -108,7 +108,7 @@ class _Test:
 def _test(settings: EvaluateSettings, reader: ShardReader) -> _Test:
     split, output = settings.data.test_split, settings.run_dir / "evaluation"
     if settings.clip_list is None:
-        listed = reader.index.splits[split]["listed"]
+        listed = reader.index.splits[split].listed
         return _Test(output, np.arange(len(reader)), listed, f"listed clips of {split}", (), settings.bootstrap)
     coverage = cover(read_ids(settings.clip_list), reader.clip_ids)
     require(

@@ -33,7 +33,7 @@ from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
 from ast_core.serialization import to_dict
-from ast_core.shards.index import INDEX, REJECTS, ShardIndex
+from ast_core.shards.index import INDEX, REJECTS, PartEntry, ShardIndex, SplitCounts
 from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
@@ -201,7 +201,7 @@ def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, 
         watch.end()
 
 
-Splits = dict[str, dict[str, Any]]
+Splits = dict[str, SplitCounts]
 
 
 def _books(parts: Sequence[ShardPart]) -> tuple[Splits, list[dict[str, str]]]:
@@ -210,30 +210,26 @@ def _books(parts: Sequence[ShardPart]) -> tuple[Splits, list[dict[str, str]]]:
     rejects: list[dict[str, str]] = []
     for part in parts:
         marker = read_hashed_json(part.marker, "Marker of a shard")
-        counts = dict.fromkeys(("listed", "kept", "rejected", "missing", "count"), 0)
-        books = splits.setdefault(part.split, {**counts, "sum": 0.0, "sum_sq": 0.0, "parts": []})
         missing = sum(reject["stage"] == "missing" for reject in marker["rejects"])
-        books["listed"] += len(part.clips)
-        books["kept"] += marker["rows"]
-        books["missing"] += missing
-        books["rejected"] += len(marker["rejects"]) - missing
-        for key in ("sum", "sum_sq", "count"):
-            books[key] += marker[key]
-        entry = {"name": f"{part.name}.parquet", "rows": marker["rows"], "sha256": marker["sha256"]}
-        books["parts"].append(entry)
+        own = SplitCounts(
+            listed=len(part.clips), kept=marker["rows"], rejected=len(marker["rejects"]) - missing, missing=missing,
+            count=marker["count"], sum=marker["sum"], sum_sq=marker["sum_sq"],
+            parts=(PartEntry(f"{part.name}.parquet", marker["rows"], marker["sha256"]),),
+        )  # fmt: skip
+        splits[part.split] = splits[part.split] + own if part.split in splits else own
         rejects += marker["rejects"]
-    for split, books in splits.items():
-        listed, whole = books["listed"], books["kept"] + books["rejected"] + books["missing"]
-        require(listed == whole, f"The books of {split} do not balance: {listed} listed, {whole} seen. Run again.")
+    for split, own in splits.items():
+        sentence = f"The counts of {split} do not balance: {own.listed} listed, {own.seen} seen. Run again."
+        require(own.listed == own.seen, sentence)
     return splits, rejects
 
 
 def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) -> ShardIndex:
-    hashes = [[split, *(entry["sha256"] for entry in books["parts"])] for split, books in splits.items()]
+    hashes = [[split, *(part.sha256 for part in own.parts)] for split, own in splits.items()]
     meaning: dict[str, Any] = {"front_end": to_dict(settings.front_end), "labels": list(manifest.labels)}
     meaning["single_label"] = manifest.single_label
-    values = {**meaning, "layout": manifest.layout, "splits": splits, "data_hash": sha256_of_json([hashes, meaning])}
-    write_hashed_json(settings.shards / INDEX, values)
+    index = ShardIndex(**meaning, layout=manifest.layout, splits=splits, data_hash=sha256_of_json([hashes, meaning]))
+    write_hashed_json(settings.shards / INDEX, to_dict(index))
     return ShardIndex.load(settings.shards)
 
 
@@ -253,8 +249,8 @@ def _report(shards: Path, splits: Splits) -> None:
     table = Table(title=f"prepare: {shards}")
     for column in ("split", "listed", "kept", "rejected", "missing", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, books in splits.items():
-        numbers = [books["listed"], books["kept"], books["rejected"], books["missing"], len(books["parts"])]
+    for split, own in splits.items():
+        numbers = [own.listed, own.kept, own.rejected, own.missing, len(own.parts)]
         table.add_row(split, *(str(number) for number in numbers))
     Console(soft_wrap=True).print(table)
 
@@ -272,8 +268,8 @@ def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int,
 
 def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[dict[str, str]]) -> None:
     """Show the commonest reasons; UserError if more clips were rejected than the settings allow."""
-    rejected = sum(books["rejected"] for books in splits.values())
-    present = rejected + sum(books["kept"] for books in splits.values())
+    rejected = sum(own.rejected for own in splits.values())
+    present = rejected + sum(own.kept for own in splits.values())
     reasons = Counter(f"{row['stage']}: {row['reason']}" for row in rejects if row["stage"] != "missing")
     for reason, count in reasons.most_common(5):
         Console(soft_wrap=True, highlight=False).print(f"rejected {count}: {reason}", markup=False)

@@ -90,7 +90,7 @@ def test_a_clip_in_no_book_is_noticed_by_whoever_opens_the_shards(settings: Prep
     assert len(ShardReader(settings.shards, ["train", "test"])) == CLIPS - 2
     lose_it_in_the_index(settings, "train")
     ShardReader(settings.shards, ["test"])
-    with pytest.raises(DamagedError, match="books of train do not balance: 17 listed, 14 kept in 14 rows"):
+    with pytest.raises(DamagedError, match="counts of train do not balance: 17 listed, 14 kept in 14 rows"):
         ShardReader(settings.shards, ["train"])
     assert ShardIndex.load(settings.shards)
 

@@ -91,7 +91,8 @@ def rejects(shards: Path) -> dict[str, dict[str, str]]:
 def require_balance(index: ShardIndex, shards: Path, listed: int) -> Mapping[str, int]:
     """Fails unless every listed clip is kept, rejected or missing: in the index's books and in the files."""
     books = {
-        key: sum(split[key] for split in index.splits.values()) for key in ("listed", "kept", "rejected", "missing")
+        key: sum(getattr(split, key) for split in index.splits.values())
+        for key in ("listed", "kept", "rejected", "missing")
     }
     assert books["listed"] == listed == books["kept"] + books["rejected"] + books["missing"]
     assert books["kept"] == len(rows(shards))

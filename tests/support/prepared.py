@@ -49,10 +49,10 @@ def write_shards(
                     (np.full_like(fbank_TM, value) if clip_id in broken else fbank_TM).astype("<f2"),
                 )
             )
-        part = write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS)
-        books = {"listed": count + 1, "kept": count, "rejected": 0, "missing": 1}
+        part = to_dict(write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS))
+        counts = {"listed": count + 1, "kept": count, "rejected": 0, "missing": 1}
         sums = {key: part[key] for key in ("sum", "sum_sq", "count")}
-        splits[split] = {**books, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
+        splits[split] = {**counts, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
     meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
     write_hashed_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder

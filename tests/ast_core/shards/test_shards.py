@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DamagedError, UserError
+from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.writer import Row, write_part
@@ -32,7 +33,7 @@ def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
     for split, parts in splits.items():
         written = [
             {"name": f"part-{n:05d}.parquet"}
-            | write_part(folder / split / f"part-{n:05d}.parquet", rows, METADATA, FRAMES, BINS)
+            | to_dict(write_part(folder / split / f"part-{n:05d}.parquet", rows, METADATA, FRAMES, BINS))
             for n, rows in enumerate(parts)
         ]
         books[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
@@ -84,7 +85,7 @@ def test_statistics_are_those_of_all_values(tmp_path: Path, rows: list[Row]) -> 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("a.parquet", "b.parquet"))
-    hashes = {write_part(path, iter(rows_of("x", 9)), METADATA, FRAMES, BINS)["sha256"] for path in (first, second)}
+    hashes = {write_part(path, iter(rows_of("x", 9)), METADATA, FRAMES, BINS).sha256 for path in (first, second)}
     assert len(hashes) == 1
     assert first.read_bytes() == second.read_bytes()
 
