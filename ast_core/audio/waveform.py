@@ -120,7 +120,7 @@ def _mono_blocks(file: soundfile.SoundFile, max_seconds: float | None) -> Iterat
             break
         highest = max(float(block.max()), -float(block.min()))
         if not highest <= MAX_AMPLITUDE:
-            raise ClipError("decode", f"a sample is {highest:g}; the samples of audio are finite and about in [-1, 1]")
+            raise ClipError("decode", f"a sample is {highest:g}; audio has finite samples in about [-1, 1]")
         mono = block[:, 0] if channels == 1 else block @ weights
         peak = max(peak, highest)
         mono_peak = max(mono_peak, float(mono.max()), -float(mono.min()))
