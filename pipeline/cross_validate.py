@@ -18,6 +18,7 @@ from rich.table import Table
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
 from ast_core.storage.json_files import write_json
+from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings, select_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CrossValidateSettings, PrepareSettings, TrainSettings
@@ -56,7 +57,7 @@ def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
             data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
             folder = settings.run_dir / "folds" / held_out
             member = dataclasses.replace(select_settings(settings, TrainSettings), data=data, run_dir=folder)
-            curves[held_out] = [float(row[key]) for row in read_history(train(member) / "metrics.jsonl")]
+            curves[held_out] = [float(row[key]) for row in read_history(MemberFolder(train(member)).history)]
     result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
     output = settings.run_dir / "folds-result" / f"seed-{settings.seed}"
     write_json(output / "folds.json", result)

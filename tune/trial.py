@@ -22,9 +22,11 @@ from ast_core.storage.object_store import ObjectStore
 from pipeline.cli.command_line import select_settings
 from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, TrainSettings
 from pipeline.combine import combine
-from pipeline.evaluate import measure
+from pipeline.evaluate import READS, measure_bundles, select_clips
 from pipeline.reporting.history import headline_value, read_history
 from pipeline.run_folder import sync
+from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.opened import opened
 from pipeline.scoring.results import from_json_numbers
 from pipeline.tracking import runs
 from pipeline.tracking.run_note import read_run_note
@@ -66,7 +68,7 @@ class Trial:
     @property
     def history(self) -> Path:
         """Curve of the training."""
-        return self.folder / "members" / f"seed-{self.seed}" / "metrics.jsonl"
+        return RunFolder.of(self.settings).member(self.seed).history
 
     @property
     def identity(self) -> str:
@@ -113,12 +115,14 @@ def _train_settings(trial: Trial) -> TrainSettings:
 
 def _test(trial: Trial) -> None:
     combine(select_settings(trial.settings, CombineSettings))
-    results = measure(select_settings(trial.settings, EvaluateSettings))
+    settings = select_settings(trial.settings, EvaluateSettings)
+    with opened(settings, READS, [settings.data.test_split], exclusive="evaluate") as run:
+        results = measure_bundles(settings, run, select_clips(settings, run))
     metrics = {name: result["metrics"] for name, result in results.items()}
     flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in from_json_numbers(values).items()}
     run_id = read_run_note(trial.history.parent)
     runs.log_metrics(run_id, flat)
-    runs.log_artifacts(run_id, trial.folder / "evaluation", under="evaluation")
+    runs.log_artifacts(run_id, run.evaluation, under="evaluation")
     trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
 
 

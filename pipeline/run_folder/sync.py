@@ -24,8 +24,10 @@ from ast_core.shards.index import INDEX, REJECTS, ShardIndex
 from ast_core.storage.atomic_files import atomic_write, download_file, matches_store, sha256_of
 from ast_core.storage.json_files import parse_hashed_json
 from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
+from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION
+from pipeline.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:  # the command line would cost each worker that imports this a part of its start
     from pipeline.cli.stages import Common
@@ -199,7 +201,7 @@ def download_markers(shards: Path, markers: Iterable[Path]) -> None:
 def download_rank_inputs(job: Job) -> None:
     """What a rank reads, to its node: shards, the newest checkpoint, its teacher's scores. UserError as `bring`."""
     download_shards(job.shards, [*job.data.train_splits, job.data.validation_split or job.data.test_split])
-    download_checkpoint(job.folder / "checkpoints")
+    download_checkpoint(MemberFolder(job.folder).checkpoints)
     if job.teacher_scores is not None:
         download_files(job.teacher_scores.parent, [job.teacher_scores.name])
 
@@ -247,7 +249,7 @@ def share_bundle(bundle: Path, run_dir: Path) -> Path:
     """A bundle where scorers on every node find it: itself, or a copy in the run's folder, which the store has."""
     if store_of(run_dir) is None or store_of(bundle) is not None:
         return bundle
-    copy = run_dir / "teacher" / "bundle"
+    copy = RunFolder(run_dir, run_dir).teacher / "bundle"
     download_files(copy, ["*"])
     own, known = bundle / DESCRIPTION, copy / DESCRIPTION
     if not (known.is_file() and known.read_bytes() == own.read_bytes()):
