@@ -87,7 +87,9 @@ class RunFolder:
         """
         sizes: dict[str, dict[str, int]] = {}
         for folder, description in self.described_bundles():
-            role = str(description["facts"].get("role"))
+            role = description["facts"].get(
+                "role", "member"
+            )  # `combine` writes it; a bundle from elsewhere may lack it
             sizes.setdefault(role, {})[folder.name] = len(description["members"])
         members, ensembles = sizes.get("member", {}), sizes.get("ensemble", {})
         require(bool(members), f"{self.bundles} holds no bundle of a member: run combine first.")
