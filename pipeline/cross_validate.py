@@ -30,7 +30,7 @@ from pipeline.tracking import mlflow_store, runs
 from pipeline.train import train
 
 WAYS = {
-    "published": "one epoch for all folds, the best on the test folds themselves, as in the published code; too optimistic",
+    "published": "one epoch for all folds, the best on the test folds, as the published code does; too optimistic",
     "nested": "for each fold, the epoch that is best on the other folds",
     "last": "the last epoch",
 }
@@ -75,7 +75,8 @@ def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     names = tuple(sorted({clip.split for clip in manifest.clips}))
     require(
         len(names) >= 3 and not {"train", "test", "eval"} & set(names),
-        f"{settings.data.source} has the splits {', '.join(names)}; cross-validation needs three folds or more, and no fixed test split.",
+        f"{settings.data.source} has the splits {', '.join(names)}. "
+        "Cross-validation needs three folds or more, and no fixed test split.",
     )
     return names
 
