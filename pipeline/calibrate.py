@@ -23,8 +23,9 @@ from ast_core.weights.decisions import Decisions
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CalibrateSettings
-from pipeline.run_folder import folder_lock, sync
-from pipeline.scoring.bundle_scores import bundle_scores, describe_bundles
+from pipeline.run_folder.layout import ALL_BUNDLES, ALL_CALIBRATION, ALL_EVALUATION
+from pipeline.run_folder.opened import opened
+from pipeline.scoring.bundle_scores import DescribedBundle, bundle_scores, describe_bundles
 from pipeline.scoring.results import to_json_numbers
 
 Effect = dict[str, float]
@@ -45,31 +46,30 @@ def calibrate(settings: CalibrateSettings) -> dict[str, Decisions]:
         "There is no data.validation-split to fit on: thresholds chosen on the test split would look better than they "
         "are. Name one.",
     )
-    splits = [split, settings.data.test_split]
-    sync.download_inputs(settings, splits, ["bundles/*", "evaluation/*", "calibration/*"])
-    validation, test = (ShardReader(settings.shards, [name]) for name in splits)
-    require(len(validation) > 0, f"The split {split} in {settings.shards} holds no clip to fit on.")
-    with folder_lock.lock_folder(settings.run_dir / "bundles", "calibrated"):
-        return _calibrated(settings, validation, test)
-
-
-def _calibrated(settings: CalibrateSettings, validation: ShardReader, test: ShardReader) -> dict[str, Decisions]:
-    split = settings.data.validation_split
-    bundles = describe_bundles(settings.run_dir / "bundles", validation)
-    scores = bundle_scores(settings, bundles, validation, settings.run_dir / "calibration")
-    tested = bundle_scores(settings, bundles, test, settings.run_dir / "evaluation")
-    decisions, effects = {}, {}
-    single = validation.index.single_label
-    for name, described in bundles.items():
-        fitted_on = {key: value for key, value in identity_of("", validation).items() if value}
-        fitted = fit_decisions(scores[name], validation.labels_NC, single, described.digest, fitted_on)
-        fitted.write(described.folder)
-        decisions[name] = fitted
-        effects[name] = _effect(fitted, tested[name], test.labels_NC)
-    _keep(settings.run_dir / "calibration" / "summary.json", effects)
-    remove_all_temporary_files(settings.run_dir / "calibration")
+    reads, splits = [ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION], [split, settings.data.test_split]
+    with opened(settings, reads, splits, exclusive="calibrate") as run:
+        validation, test = (ShardReader(run.shards, [name]) for name in splits)
+        require(len(validation) > 0, f"The split {split} in {run.shards} holds no clip to fit on.")
+        bundles = describe_bundles(run.bundles, validation)
+        scores = bundle_scores(settings, bundles, validation, run.calibration)
+        tested = bundle_scores(settings, bundles, test, run.evaluation)
+        decisions, effects = {}, {}
+        for name, described in bundles.items():
+            fitted = _fit(described, scores[name], validation)
+            decisions[name], effects[name] = fitted, _effect(fitted, tested[name], test.labels_NC)
+        _write_effects(run.calibration / run.summary.name, effects)
+        remove_all_temporary_files(run.calibration)
     Console().print(_table(effects, f"fitted on {len(validation)} clips of {split}, seen on {len(test)} of the test"))
     return decisions
+
+
+def _fit(described: DescribedBundle, scores_NC: np.ndarray, validation: ShardReader) -> Decisions:
+    """Fit a bundle's decisions on the validation clips and write them into the bundle."""
+    fitted_on = {key: value for key, value in identity_of("", validation).items() if value}
+    single = validation.index.single_label
+    fitted = fit_decisions(scores_NC, validation.labels_NC, single, described.digest, fitted_on)
+    fitted.write(described.folder)
+    return fitted
 
 
 def _effect(fitted: Decisions, scores_NC: np.ndarray, labels_NC: np.ndarray) -> Effect:
@@ -84,12 +84,12 @@ def _effect(fitted: Decisions, scores_NC: np.ndarray, labels_NC: np.ndarray) -> 
     return effect
 
 
-def _keep(path: Path, effects: dict[str, Effect]) -> None:
+def _write_effects(path: Path, effects: dict[str, Effect]) -> None:
     write_json(path, {name: to_json_numbers(effect) for name, effect in effects.items()})
 
 
 def _table(effects: dict[str, Effect], title: str) -> Table:
-    """Before and after."""
+    """Return a table of each bundle's figures before and after the fit."""
     table = Table("bundle", title=f"calibrate: {title}")
     names = {
         "calibration_error": "calibration error", "micro_f1": "micro F1, from 0.5 to fitted",

@@ -6,7 +6,8 @@ python pipeline/combine.py --recipe esc50 --run-dir work/esc50
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +17,22 @@ from rich.table import Table
 
 from ast_core.config import OptimConfig
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import list_stored, remove_folder
+from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 from ast_core.weights.bundle import DESCRIPTION, write_bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CombineSettings
-from pipeline.run_folder import folder_lock, sync
+from pipeline.run_folder.layout import RunFolder, member_files
+from pipeline.run_folder.opened import opened
 from pipeline.tracking.run_note import NOTE, read_run_note
 
 Role = Literal["member", "last", "epochs", "ensemble"]
-"""What a bundle is to its run: members and ensembles are registered, the others are there to compare with."""
+"""The part that a bundle plays in its run: members and ensembles are registered, the others serve to compare."""
 Part = tuple[str, dict[str, torch.Tensor], dict[str, Any]]
 
 
@@ -36,55 +40,76 @@ def combine(settings: CombineSettings) -> list[Path]:
     """Write a bundle for each member (and for its last epoch, to compare with), and one for all of them.
 
     Returns:
-        The bundles' folders; the last is what predicts: the ensemble's, or the only member's.
+        The folders of the bundles; the last one predicts: the ensemble's, or the only member's.
 
     Raises:
-        UserError: a member is missing, unfinished, or of another model than it should be.
+        UserError: a member is missing, unfinished, or of another model than the recipe's.
     """
-    members = [f"members/seed-{seed}" for seed in settings.ensemble.seeds]
-    sync.download_inputs(settings, files=[f"{own}/{name}" for own in members for name in ("epochs/*", NOTE)])
-    index = ShardIndex.load(settings.shards)
-    with folder_lock.lock_folder(settings.run_dir / "bundles", "combined"):
-        return _combined(settings, index)
-
-
-def _combined(settings: CombineSettings, index: ShardIndex) -> list[Path]:
-    facts = {"recipe": settings.experiment, "data_hash": index.data_hash}
-    written, parts = [], []
-    table = Table(title="combine")
-    for column in ("bundle", "made of", "digest"):
-        table.add_column(column)
-
-    def write(name: str, members: list[Part], made_of: str, seeds: Sequence[int], role: Role) -> None:
-        folder = settings.run_dir / "bundles" / name
-        own = {"seeds": list(seeds), "made_of": made_of, "role": role, "train_runs": _train_runs(settings, seeds)}
-        digest = write_bundle(folder, members, index.single_label, {**facts, **own})
-        table.add_row(name, made_of, digest[:12])
-        written.append(folder)
-
-    for seed in settings.ensemble.seeds:
-        name = f"seed-{seed}"
-        epochs = _finished_epochs(settings.run_dir / "members" / name, settings.optim.epochs)
-        part, made_of = _standing(name, epochs, settings.optim, index.single_label)
-        parts.append(part)
-        if settings.optim.weights != "last":
-            last = epochs[settings.optim.epochs]
-            write(f"{name}-last", [_part(name, last)], f"epoch {settings.optim.epochs}", [seed], "last")
-        if settings.ensemble.epochs:
-            every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, settings.optim.epochs + 1)]
-            write(f"{name}-epochs", every, f"mean of {len(every)} epochs' probabilities", [seed], "epochs")
-        write(name, [part], made_of, [seed], "member")
-    if len(parts) > 1:
-        write("ensemble", parts, f"mean of {len(parts)} members' probabilities", settings.ensemble.seeds, "ensemble")
-    _remove_stale(settings.run_dir / "bundles", written)
+    reads = [path for seed in settings.ensemble.seeds for path in member_files(seed, ["epochs/*", NOTE])]
+    with opened(settings, reads, exclusive="combine") as run:
+        index = ShardIndex.load(run.shards)
+        table = Table("bundle", "made of", "digest", title="combine")
+        written = []
+        for bundle in _plan(settings, run, index):
+            digest = _write(settings, run, index, bundle)
+            table.add_row(bundle.name, bundle.made_of, digest[:12])
+            written.append(run.bundle(bundle.name))
+        _remove_stale(run.bundles, written)
     Console().print(table)
     return written
 
 
-def _train_runs(settings: CombineSettings, seeds: Sequence[int]) -> list[str]:
-    """MLflow's ids of the trainings that were tracked."""
-    runs = (read_run_note(settings.run_dir / "members" / f"seed-{seed}") for seed in seeds)
-    return [run for run in runs if run]
+@dataclass(frozen=True)
+class PlannedBundle:
+    """A bundle that is about to be written."""
+
+    name: str
+    parts: list[Part]
+    """Name, weights and identity of each member."""
+    made_of: str
+    seeds: tuple[int, ...]
+    role: Role
+
+
+def _plan(settings: CombineSettings, run: RunFolder, index: ShardIndex) -> Iterator[PlannedBundle]:
+    """Yield the bundles one after the other; only the members' weights stay in memory until the ensemble is written."""
+    members = []
+    for seed in settings.ensemble.seeds:
+        yield from _bundles_to_compare(settings, run, seed)
+        member = run.member(seed)
+        epochs = _finished_epochs(member, settings.optim.epochs)
+        part, made_of = _representative(member.name, epochs, settings.optim, index.single_label)
+        members.append(PlannedBundle(member.name, [part], made_of, (seed,), "member"))
+        yield members[-1]
+    if len(members) > 1:
+        yield _ensemble_of(members)
+
+
+def _bundles_to_compare(settings: CombineSettings, run: RunFolder, seed: int) -> Iterator[PlannedBundle]:
+    """Yield a member's last epoch, and all its epochs as an ensemble of their own, where they are wanted."""
+    name, count = run.member(seed).name, settings.optim.epochs
+    epochs = _finished_epochs(run.member(seed), count)
+    if settings.optim.weights != "last":
+        yield PlannedBundle(f"{name}-last", [_part(name, epochs[count])], f"epoch {count}", (seed,), "last")
+    if settings.ensemble.epochs:
+        every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, count + 1)]
+        yield PlannedBundle(f"{name}-epochs", every, f"mean of {count} epochs' probabilities", (seed,), "epochs")
+
+
+def _ensemble_of(members: Sequence[PlannedBundle]) -> PlannedBundle:
+    parts = [part for member in members for part in member.parts]
+    seeds = tuple(seed for member in members for seed in member.seeds)
+    return PlannedBundle("ensemble", parts, f"mean of {len(parts)} members' probabilities", seeds, "ensemble")
+
+
+def _write(settings: CombineSettings, run: RunFolder, index: ShardIndex, bundle: PlannedBundle) -> str:
+    """Write a bundle and return its digest."""
+    train_runs = [run_id for seed in bundle.seeds if (run_id := read_run_note(run.member(seed).path))]
+    facts = {
+        "recipe": settings.experiment, "data_hash": index.data_hash, "seeds": list(bundle.seeds),
+        "made_of": bundle.made_of, "role": bundle.role, "train_runs": train_runs,
+    }  # fmt: skip
+    return write_bundle(run.bundle(bundle.name), bundle.parts, index.single_label, facts)
 
 
 def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
@@ -95,17 +120,19 @@ def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
             remove_folder(description.parent, DESCRIPTION)
 
 
-def _finished_epochs(member: Path, epochs: int) -> dict[int, Path]:
-    found = checkpoint.epoch_folders(member / "epochs")
+def _finished_epochs(member: MemberFolder, epochs: int) -> dict[int, Path]:
+    """Return the folder of each epoch; UserError if one is missing."""
+    found = checkpoint.epoch_folders(member.epochs)
     missing = [epoch for epoch in range(1, epochs + 1) if epoch not in found]
     require(
-        not missing, f"{member} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first."
+        not missing,
+        f"{member.path} lacks epochs {missing[:10]}: train --seed {member.name.removeprefix('seed-')} first.",
     )
     return found
 
 
-def _standing(name: str, epochs: dict[int, Path], optim: OptimConfig, single_label: bool) -> tuple[Part, str]:
-    """The weights that stand for a member, as the recipe says."""
+def _representative(name: str, epochs: dict[int, Path], optim: OptimConfig, single_label: bool) -> tuple[Part, str]:
+    """Return the weights that stand for a member, by the recipe, and what they are made of."""
     if optim.weights == "averaged":
         chosen = [epochs[epoch] for epoch in range(optim.average_first_epoch, optim.epochs + 1)]
         part = (name, average_weights(chosen), checkpoint.read_state(chosen[0])["identity"])
@@ -116,7 +143,7 @@ def _standing(name: str, epochs: dict[int, Path], optim: OptimConfig, single_lab
         last = epochs[optim.epochs]
         average = (name, checkpoint.read_tensors(last, "ema"), checkpoint.read_state(last)["identity"])
         return average, f"moving average over steps, decay {optim.ema_decay}"
-    key = "validation_accuracy" if single_label else "validation_mAP"
+    key = f"validation_{headline_metric(single_label)}"
     rows = {epoch: checkpoint.read_state(path)["row"] for epoch, path in epochs.items() if epoch <= optim.epochs}
     require(
         all(key in row for row in rows.values()),

@@ -6,7 +6,6 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -17,12 +16,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,72 +29,65 @@ from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
 from ast_core.serialization import to_dict
-from ast_core.shards.index import INDEX, REJECTS, PartEntry, ShardIndex, SplitCounts
-from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
-from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
-from ast_core.storage.object_store import store_of
+from ast_core.shards.index import REJECTS, ShardIndex
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings
 from pipeline.ray_runtime import connection, heartbeat
-from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_in_store, write_part_row
+from pipeline.ray_runtime.shard_part import ShardPart, write_part_row
 from pipeline.reporting import prometheus
-from pipeline.run_folder import folder_lock, sync
+from pipeline.run_folder import sync
+from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.opened import opened
+from pipeline.run_folder.shard_folder import ShardFolder, Splits
 
-REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
+SYNTHETIC = "synthetic"
+"""The source of the demo: recordings that the project makes."""
 
 
 def prepare(settings: PrepareSettings) -> ShardIndex:
-    """Write what shards are missing, the rejects table and the index.
+    """Write the shards that are missing, the table of rejects and the index.
 
     Returns:
         The index.
 
     Raises:
-        UserError: the data set is not as its layout says, too many clips are broken, or the disk is full.
+        UserError: the data set does not fit its layout, too many clips are broken, or the disk is full.
     """
-    sync.download_inputs(settings)
-    with folder_lock.lock_folder(settings.shards, "prepared"):
-        return _prepared(settings)
-
-
-def _prepared(settings: PrepareSettings) -> ShardIndex:
-    started = time.monotonic()
-    manifest, source = _manifest(settings)
-    parts = plan(settings, manifest, source)
-    pending = _pending(settings, parts)
-    if pending:
-        remove_file(settings.shards / INDEX)  # it speaks of shards that are about to change
-        with connection.connect(settings.address, settings.workers):
-            _check_source(settings)
-            _work(pending, settings)
-    else:
-        Console().print("Every shard is there already: nothing to do.")
-    sync.download_markers(settings.shards, [part.marker for part in parts])
-    splits, rejects = _books(parts)
-    with atomic_write(settings.shards / REJECTS) as temporary, temporary.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
-    _report(settings.shards, splits)
-    _check_rejects(settings, splits, rejects)
-    index = _write_index(settings, manifest, splits)
-    _remove_stale(settings.shards, parts)
+    with opened(settings, exclusive="prepare") as run:
+        started = time.monotonic()
+        source = _source(settings, run)
+        manifest = load_manifest(source, "audioset" if settings.data.source == SYNTHETIC else settings.data.layout)
+        shards = ShardFolder(run.shards, plan(settings, manifest, source))
+        pending = shards.pending()
+        if pending:
+            shards.remove_index()
+            with connection.connect(settings.address, settings.workers):
+                _check_source(settings)
+                _work(pending, settings)
+        else:
+            Console().print("Every shard exists already: there is nothing to do.")
+        splits, rejects = shards.count()
+        _report(run.shards, splits)
+        _check_rejects(settings, splits, rejects)
+        index = shards.write_index(manifest, to_dict(settings.front_end), splits)
     _report_statistics(index, settings, sum(len(part.clips) for part in pending), time.monotonic() - started)
     return index
 
 
-def _manifest(settings: PrepareSettings) -> tuple[Manifest, Path]:
-    if settings.data.source == "synthetic":
-        source = make_demo_audio(settings.run_dir / "audio")
-        return load_manifest(source, "audioset"), source
+def _source(settings: PrepareSettings, run: RunFolder) -> Path:
+    """Return the data set's folder or manifest; the demo's is made first."""
+    if settings.data.source == SYNTHETIC:
+        return make_demo_audio(run.synthetic_audio)
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    return load_manifest(Path(settings.data.source), settings.data.layout), Path(settings.data.source)
+    return Path(settings.data.source)
 
 
 def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[ShardPart]:
-    """The parts that a manifest's clips are cut into, split by split, in the manifest's order.
+    """Cut a manifest's clips into parts, split by split, in the manifest's order.
 
     Raises:
-        UserError: a split that the settings name is not there.
+        UserError: a split that the settings name does not exist.
     """
     by_split: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
@@ -123,25 +112,12 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
     return parts
 
 
-def _pending(settings: PrepareSettings, parts: Sequence[ShardPart]) -> list[ShardPart]:
-    """The parts that are not there: in the store, if the shards are a working copy, and here otherwise."""
-    store = store_of(settings.shards)
-    check = (
-        is_complete
-        if store is None
-        else functools.partial(is_complete_in_store, store=store, listed=list_stored(settings.shards))
-    )
-    with ThreadPoolExecutor() as pool:
-        done = list(pool.map(check, parts))
-    return [part for part, finished in zip(parts, done, strict=True) if not finished]
-
-
 def _check_source(settings: PrepareSettings) -> None:
-    """Said at once, not as thousands of clips that other nodes miss."""
+    """Refuse at once what would end in thousands of clips that other nodes do not find."""
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
     require(
-        alone or settings.data.source != "synthetic" or store_of(settings.run_dir) is None,
-        "The recipe's audio is made on this node, where the others cannot read it. Give --data.source a folder that "
+        alone or settings.data.source != SYNTHETIC or not sync.object_stores(settings),
+        "The recipe's audio is made on this node, and the other nodes cannot read it. Give --data.source a folder that "
         "every node has at the same path.",
     )
 
@@ -201,56 +177,12 @@ def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, 
         watch.end()
 
 
-Splits = dict[str, SplitCounts]
-
-
-def _books(parts: Sequence[ShardPart]) -> tuple[Splits, list[dict[str, str]]]:
-    """What the markers say, added up by split and checked, and all rejects."""
-    splits: Splits = {}
-    rejects: list[dict[str, str]] = []
-    for part in parts:
-        marker = read_hashed_json(part.marker, "Marker of a shard")
-        missing = sum(reject["stage"] == "missing" for reject in marker["rejects"])
-        own = SplitCounts(
-            listed=len(part.clips), kept=marker["rows"], rejected=len(marker["rejects"]) - missing, missing=missing,
-            count=marker["count"], sum=marker["sum"], sum_sq=marker["sum_sq"],
-            parts=(PartEntry(f"{part.name}.parquet", marker["rows"], marker["sha256"]),),
-        )  # fmt: skip
-        splits[part.split] = splits[part.split] + own if part.split in splits else own
-        rejects += marker["rejects"]
-    for split, own in splits.items():
-        sentence = f"The counts of {split} do not balance: {own.listed} listed, {own.seen} seen. Run again."
-        require(own.listed == own.seen, sentence)
-    return splits, rejects
-
-
-def _write_index(settings: PrepareSettings, manifest: Manifest, splits: Splits) -> ShardIndex:
-    hashes = [[split, *(part.sha256 for part in own.parts)] for split, own in splits.items()]
-    meaning: dict[str, Any] = {"front_end": to_dict(settings.front_end), "labels": list(manifest.labels)}
-    meaning["single_label"] = manifest.single_label
-    index = ShardIndex(**meaning, layout=manifest.layout, splits=splits, data_hash=sha256_of_json([hashes, meaning]))
-    write_hashed_json(settings.shards / INDEX, to_dict(index))
-    return ShardIndex.load(settings.shards)
-
-
-def _remove_stale(shards: Path, parts: Sequence[ShardPart]) -> None:
-    """Remove parts that the index does not name, and what a killed writer left."""
-    keep = {part.marker.with_suffix("") for part in parts}
-    stored = [path for path in list_stored(shards) if path.match("*/part-*") and path.parents[1] == shards]
-    there = {*shards.glob("*/part-*"), *shards.glob("*/.part-*"), *stored}
-    for path in sorted(there, key=lambda path: path.suffix != ".json"):  # markers first
-        if path.with_suffix("") not in keep:
-            remove_file(path)
-    for name in (INDEX, REJECTS):
-        remove_temporary_files(shards, name)
-
-
 def _report(shards: Path, splits: Splits) -> None:
     table = Table(title=f"prepare: {shards}")
     for column in ("split", "listed", "kept", "rejected", "missing", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, own in splits.items():
-        numbers = [own.listed, own.kept, own.rejected, own.missing, len(own.parts)]
+    for split, counts in splits.items():
+        numbers = [counts.listed, counts.kept, counts.rejected, counts.missing, len(counts.parts)]
         table.add_row(split, *(str(number) for number in numbers))
     Console(soft_wrap=True).print(table)
 
@@ -267,9 +199,9 @@ def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int,
 
 
 def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[dict[str, str]]) -> None:
-    """Show the commonest reasons; UserError if more clips were rejected than the settings allow."""
-    rejected = sum(own.rejected for own in splits.values())
-    present = rejected + sum(own.kept for own in splits.values())
+    """Print the most frequent reasons; UserError if more clips were rejected than the settings allow."""
+    rejected = sum(counts.rejected for counts in splits.values())
+    present = rejected + sum(counts.kept for counts in splits.values())
     reasons = Counter(f"{row['stage']}: {row['reason']}" for row in rejects if row["stage"] != "missing")
     for reason, count in reasons.most_common(5):
         Console(soft_wrap=True, highlight=False).print(f"rejected {count}: {reason}", markup=False)
@@ -277,7 +209,7 @@ def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[
         rejected <= settings.prepare.max_reject_share * present,
         f"{rejected} of {present} clips were rejected, more than prepare.max-reject-share "
         f"{settings.prepare.max_reject_share} allows. See {settings.shards / REJECTS}; "
-        "mend the clips or raise the limit.",
+        "fix the clips or raise the limit.",
     )
 
 

@@ -21,13 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
-from ast_core.storage.json_files import read_hashed_json, read_json
-from ast_core.weights.bundle import DESCRIPTION, Bundle
+from ast_core.storage.json_files import read_json
+from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import RegisterSettings
-from pipeline.run_folder import folder_lock, sync
+from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, RunFolder
+from pipeline.run_folder.opened import opened
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.model_card import model_card
 from pipeline.tracking.pyfunc import AUDIO
@@ -36,24 +38,26 @@ from pipeline.tracking.registry import CHALLENGER, CHAMPION
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bundle that is to be a model's version."""
+    """A bundle that becomes a version of a model."""
 
     name: str
     folder: Path
     bundle: Bundle
     evaluation: dict[str, Any]
     """Content of its `evaluation/NAME.json`."""
+    per_class: Path
+    """CSV file with its metrics of each class."""
 
     @property
     def decisions_digest(self) -> str:
-        """Of its thresholds; "" without."""
+        """Digest of its thresholds; "" if it has none."""
         return self.bundle.decisions.digest if self.bundle.decisions else ""
 
     @property
     def tags(self) -> dict[str, str]:
-        """What a version is told by, where it came from, and what promotion looks at."""
+        """Tags of its version: what identifies it, where it came from, and what promotion compares."""
         facts, metrics = self.bundle.facts, self.evaluation["metrics"]
-        metric = "accuracy" if "accuracy" in metrics else "mAP"
+        metric = headline_metric("accuracy" in metrics)
         return {
             "bundle_digest": self.bundle.digest,
             "decisions_digest": self.decisions_digest,
@@ -73,76 +77,74 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     """Register the largest ensemble (or the only member) as NAME, other bundles as NAME-BUNDLE.
 
     A bundle that is registered already keeps its version. An alias is set only after its version was fetched back and
-    its hashes were verified: `challenger` always, `champion` where there is none or the score on the very same test
-    clips is better than its.
+    its hashes were verified: `challenger` always, `champion` if the model has no champion or if the score is better
+    than the champion's on the same test clips.
 
     Returns:
         The version by model name.
 
     Raises:
-        UserError: no bundle, one that was not evaluated, or the registry cannot be reached.
+        UserError: the run has no bundle, a bundle was not evaluated, or the registry cannot be reached.
     """
-    sync.download_inputs(settings, files=["bundles/*", "evaluation/*"])
     # Two registrations of one run at a time would each miss the other's version.
-    with folder_lock.lock_folder(settings.run_dir / "bundles", "registered"):
-        return _registered(settings)
+    with opened(settings, [ALL_BUNDLES, ALL_EVALUATION], exclusive="register") as run:
+        candidates = _candidates(settings, run)
+        mlflow_store.open_store(settings.tracking)
+        tags = {"stage": "register", "run_dir": str(run.path), "model": settings.model_name}
+        with runs.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
+            require(bool(run_id), f"MLflow at {settings.tracking} failed; nothing was registered. Run register again.")
+            versions = {own.name: _version(own, run_id) for own in candidates}
+            for own in candidates:
+                _verify(own, versions[own.name])
+            verdicts = {own.name: _set_aliases(own, versions[own.name], settings.force) for own in candidates}
+    _show(settings, versions, candidates, verdicts)
+    return versions
 
 
-def _registered(settings: RegisterSettings) -> dict[str, int]:
-    candidates = _candidates(settings)
-    mlflow_store.open_store(settings.tracking)
-    tags = {"stage": "register", "run_dir": str(settings.run_dir), "model": settings.model_name}
-    versions: dict[str, int] = {}
-    verdicts: dict[str, str] = {}
-    with runs.start_run(settings.experiment, f"{settings.experiment}-register", {}, tags) as run_id:
-        require(bool(run_id), f"MLflow at {settings.tracking} cannot be used; nothing was registered. Run it again.")
-        for own in candidates:
-            versions[own.name] = _version(own, run_id)
-        for own in candidates:
-            stored = Bundle.load(registry.fetch_bundle(f"models:/{own.name}/{versions[own.name]}"))
-            whole = stored.digest == own.bundle.digest
-            require(whole, f"{own.name} version {versions[own.name]} in the registry is another bundle.")
-        for own in candidates:
-            verdicts[own.name] = _set_aliases(own, versions[own.name], settings.force)
+def _verify(own: Candidate, version: int) -> None:
+    """Fetch a version back from the registry and compare it with the bundle."""
+    stored = Bundle.load(registry.fetch_bundle(f"models:/{own.name}/{version}"))
+    same = stored.digest == own.bundle.digest
+    require(same, f"{own.name} version {version} in the registry is another bundle than {own.folder}.")
+
+
+def _show(
+    settings: RegisterSettings, versions: dict[str, int], candidates: Sequence[Candidate], verdicts: dict[str, str]
+) -> None:
     Console().print(_table(versions, candidates, verdicts))
     for name, verdict in verdicts.items():
         if verdict:
             Console(soft_wrap=True).print(f"{name}: {verdict}", markup=False)
     uri = shlex.quote(without_secrets(settings.tracking))
     Console(soft_wrap=True).print(f"Registry's page: mlflow ui --backend-store-uri {uri}", markup=False)
-    return versions
 
 
-def _candidates(settings: RegisterSettings) -> list[Candidate]:
-    """Members and ensembles, the main one last: its alias is what everyone uses."""
-    bundles = settings.run_dir / "bundles"
-    described = {path.parent: read_hashed_json(path, "Bundle") for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))}
-    roles = {folder: content["facts"].get("role") for folder, content in described.items()}
-    members = [folder for folder, role in roles.items() if role == "member"]
-    ensembles = [folder for folder, role in roles.items() if role == "ensemble"]
-    require(bool(members), f"There is no bundle of a member in {bundles}: run combine first.")
+def _candidates(settings: RegisterSettings, run: RunFolder) -> list[Candidate]:
+    """Return members and ensembles, the main bundle last: its alias is what everyone uses."""
+    main = run.main_bundle()
+    roles = {folder.name: description["facts"].get("role") for folder, description in run.described_bundles()}
+    members = [name for name, role in roles.items() if role == "member"]
+    ensembles = [name for name, role in roles.items() if role == "ensemble"]
+    require(bool(members), f"{run.bundles} holds no bundle of a member: run combine first.")
     require(
         bool(ensembles) or len(members) == 1,
-        f"{bundles} has {len(members)} members and no ensemble: run combine again.",
+        f"{run.bundles} holds {len(members)} members and no ensemble: run combine again.",
     )
-    main = max(ensembles, key=lambda folder: len(described[folder]["members"]), default=members[0])
-    names = {folder: f"{settings.model_name}-{folder.name}" for folder in [*members, *ensembles] if folder != main}
-    if main in members:
-        names[members[0]] = f"{settings.model_name}-{members[0].name}"
-    own = [(name, folder) for folder, name in names.items()] + [(settings.model_name, main)]
-    return [Candidate(name, folder, Bundle.load(folder), _evaluation(settings, folder)) for name, folder in own]
+    others = [name for name in [*members, *ensembles] if name != main or name in members]
+    models = [(f"{settings.model_name}-{name}", name) for name in others] + [(settings.model_name, main)]
+    return [_candidate(run, model, bundle) for model, bundle in models]
 
 
-def _evaluation(settings: RegisterSettings, folder: Path) -> dict[str, Any]:
-    path = settings.run_dir / "evaluation" / f"{folder.name}.json"
-    result: dict[str, Any] = read_json(path, "Evaluation (run evaluate)")
-    own = read_hashed_json(folder / DESCRIPTION, "Bundle")["digest"]
-    require(result["bundle_digest"] == own, f"{folder} changed after it was evaluated: run evaluate again.")
-    return result
+def _candidate(run: RunFolder, model: str, name: str) -> Candidate:
+    folder = run.bundle(name)
+    result: dict[str, Any] = read_json(run.result(name), "Evaluation (run evaluate)")
+    bundle = Bundle.load(folder)
+    require(result["bundle_digest"] == bundle.digest, f"{folder} changed after it was evaluated: run evaluate again.")
+    return Candidate(model, folder, bundle, result, run.per_class(name))
 
 
 def _version(own: Candidate, run_id: str) -> int:
-    """The model's version that holds this bundle: the known one, or a new one. Its texts are set either way."""
+    """Return the version that holds this bundle, a known or a new one, and set its texts."""
     card = model_card(own.name, own.bundle, own.evaluation)
     version = registry.find_version(own.name, own.bundle.digest, own.decisions_digest)
     if version is None:
@@ -153,17 +155,13 @@ def _version(own: Candidate, run_id: str) -> int:
         readme = Path(scratch) / "README.md"
         readme.write_text(card, encoding="utf-8")
         runs.log_artifacts(run_id, readme, under=f"models/{own.name}")
-    runs.log_artifacts(run_id, _per_class(own), under=f"models/{own.name}")
+    runs.log_artifacts(run_id, own.per_class, under=f"models/{own.name}")
     registry.describe_version(own.name, version, card)
     return version
 
 
-def _per_class(own: Candidate) -> Path:
-    return own.folder.parents[1] / "evaluation" / f"{own.folder.name}-per-class.csv"
-
-
 def _set_aliases(own: Candidate, version: int, force: bool) -> str:
-    """Point the aliases; gives why another version stays the champion, "" if this one is it."""
+    """Set the aliases; return why another version stays the champion, "" if this one is the champion."""
     registry.set_alias(own.name, CHALLENGER, version)
     champion = registry.version_of_alias(own.name, CHAMPION)
     if champion is not None and champion.number != version and not force:
@@ -179,7 +177,7 @@ def _set_aliases(own: Candidate, version: int, force: bool) -> str:
 
 
 def _example(rate_hz: int) -> pd.DataFrame:
-    """A second of a 440 Hz tone as a WAV file's bytes."""
+    """Return the bytes of a WAV file: one second of a 440 Hz tone."""
     tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz)
     content = io.BytesIO()
     soundfile.write(content, tone.astype(np.float32), rate_hz, format="WAV", subtype="PCM_16")

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +23,68 @@ from rich.console import Console
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.shards.index import REJECTS, ShardIndex
 from ast_core.shards.reader import ShardReader
-from ast_core.storage.json_files import read_hashed_json, read_json, write_text
-from ast_core.weights.bundle import DESCRIPTION
+from ast_core.storage.json_files import read_json, write_text
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
+from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
 from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
-from pipeline.run_folder import sync
+from pipeline.run_folder.layout import (
+    ALL_BUNDLES,
+    ALL_CALIBRATION,
+    ALL_EVALUATION,
+    ALL_STUDIES,
+    SETTINGS_FILES,
+    RunFolder,
+)
+from pipeline.run_folder.opened import opened
 from pipeline.scoring.results import HEADLINES
 from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.run_note import read_run_note
 
 MOST_DRAWN = 60
-"""Classes of a confusion matrix that one can still read."""
+"""Largest number of classes whose confusion matrix is readable."""
 MOST_REASONS = 12
-READ = (
-    "members/*/run.json", "bundles/*", "evaluation/*", "calibration/*", "studies/*/report/*", "studies/*/bundles/*",
-    "studies/*/evaluation/summary.json",
-)  # fmt: skip
+"""Reasons of rejects that the page lists."""
+READS = (SETTINGS_FILES, ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, *ALL_STUDIES)
 """Files of a run that the page shows."""
 
 
 def report(settings: ReportSettings) -> Path:
-    """Write `report.html` from what a run's stages, and its studies, left on disk; whatever is missing is left out.
+    """Write `report.html` from the files of a run's stages and studies; sections without files are left out.
 
     Returns:
         The page.
 
     Raises:
-        UserError: there are no shards.
+        UserError: the shards do not exist.
     """
-    sync.download_inputs(settings, [settings.data.test_split], READ)
-    index = ShardIndex.load(settings.shards)
-    evaluation = settings.run_dir / "evaluation"
-    summary = _json(evaluation / "summary.json")
-    page = {
-        "title": settings.experiment,
-        "data": _data(settings, index),
-        "rejects": _rejects(settings.shards),
-        "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
-        "results": summary,
-        "gains": _gains(settings.run_dir),
-        "published": PAPER_RESULTS.get(index.layout, ()),
-        "distillation": _json(evaluation / "distillation.json"),
-        "calibration": _json(settings.run_dir / "calibration" / "summary.json"),
-        "pictures": [_inline(path) for path in sorted(evaluation.glob("[lp]*.png"))],
-        "studies": list(_studies(settings.run_dir / "studies")),
-        "settings": _json(next(iter(sorted(settings.run_dir.glob("members/*/run.json"))), Path())),
-        **_of_main_bundle(settings, index, summary),
-    }
-    path = settings.run_dir / "report.html"
-    write_text(path, _template().render(page))
+    with opened(settings, READS, [settings.data.test_split]) as run:
+        index = ShardIndex.load(run.shards)
+        summary = _json(run.summary)
+        page = {
+            "title": settings.experiment,
+            "data": _data(settings, index),
+            "rejects": _rejects(run.shards),
+            "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
+            "results": summary,
+            "front_ends": compare_front_ends(index, settings.data),
+            "gains": _gains(run),
+            "published": PAPER_RESULTS.get(index.layout, ()),
+            "distillation": _json(run.distillation),
+            "calibration": _json(run.calibration / run.summary.name),
+            "pictures": [_inline(path) for path in sorted(run.evaluation.glob("[lp]*.png"))],
+            "studies": list(_studies(run.studies)),
+            "settings": next((_json(member.settings_file) for member in run.members()), {}),
+            **_of_main_bundle(settings, run, index),
+        }
+        write_text(run.report_page, _template().render(page))
     mlflow_store.open_store(settings.tracking)
-    runs.log_artifacts(read_run_note(evaluation), path)
-    Console(soft_wrap=True).print(f"Report: {path}", markup=False)
-    return path
+    runs.log_artifacts(read_run_note(run.evaluation), run.report_page)
+    Console(soft_wrap=True).print(f"Report: {run.report_page}", markup=False)
+    return run.report_page
 
 
 def _template() -> jinja2.Template:
@@ -91,7 +96,7 @@ def _template() -> jinja2.Template:
 
 
 def _number(value: Any, digits: int = 4) -> str:
-    """A table's cell; empty for what is not there."""
+    """Return the text of a table's cell; empty for a missing number."""
     return "" if value is None or isinstance(value, jinja2.Undefined) or value == "" else f"{float(value):.{digits}f}"
 
 
@@ -111,7 +116,7 @@ def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
 
 
 def _rejects(shards: Path) -> list[tuple[str, int]]:
-    """Reasons and how many clips each."""
+    """Return the reasons of rejects and how many clips each has."""
     path = shards / REJECTS
     if not path.is_file():
         return []
@@ -119,19 +124,18 @@ def _rejects(shards: Path) -> list[tuple[str, int]]:
     return Counter(f"{row['stage']}: {row['reason']}" for row in rows).most_common(MOST_REASONS)
 
 
-def _of_main_bundle(settings: ReportSettings, index: ShardIndex, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes, hardest clips and confusion of the bundle that stands for the run."""
-    name = _main(settings.run_dir, summary)
-    if not name:
+def _of_main_bundle(settings: ReportSettings, run: RunFolder, index: ShardIndex) -> dict[str, Any]:
+    """Return classes, hardest clips and confusion of the bundle that stands for the run."""
+    name = run.main_bundle() if any(run.described_bundles()) else ""
+    if not run.result(name).is_file():
         return {"main": "", "classes": {}}
-    evaluation = read_json(settings.run_dir / "evaluation" / f"{name}.json", "Evaluation")
+    evaluation = read_json(run.result(name), "Evaluation")
     found = {"main": name, "classes": evaluation["per_class"], "metrics": evaluation["metrics"]}
-    reader = ShardReader(settings.shards, [settings.data.test_split])
-    path = settings.run_dir / "evaluation" / f"{name}-scores.parquet"
-    scores_NC = read_scores(path, identity_of(evaluation["bundle_digest"], reader))
+    reader = ShardReader(run.shards, [settings.data.test_split])
+    scores_NC = read_scores(run.scores(name), identity_of(evaluation["bundle_digest"], reader))
     if scores_NC is None:
         return found
-    pictures = settings.run_dir / "report"
+    pictures = run.report_pictures
     found["hard"] = [
         {**dataclasses.asdict(card), "picture": _inline(card.picture)}
         for card in hardest_clips(reader, scores_NC, pictures)
@@ -148,20 +152,11 @@ def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> di
     return found
 
 
-def _main(run_dir: Path, summary: Mapping[str, Any]) -> str:
-    """The largest ensemble, else the first member."""
-    roles = {name: _described(run_dir / "bundles" / name / DESCRIPTION) for name in summary}
-    known = [(name, content) for name, content in roles.items() if content]
-    ensembles = [(len(c["members"]), name) for name, c in known if c["facts"].get("role") == "ensemble"]
-    members = [name for name, content in known if content["facts"].get("role") == "member"]
-    return max(ensembles)[1] if ensembles else next(iter(members), "")
-
-
-def _gains(run_dir: Path) -> list[dict[str, Any]]:
-    """Each ensemble of a run beside its members' mean and best."""
-    summary = _json(run_dir / "evaluation" / "summary.json")
-    described = {name: _described(run_dir / "bundles" / name / DESCRIPTION) for name in summary}
-    roles = {name: content.get("facts", {}).get("role") for name, content in described.items()}
+def _gains(run: RunFolder) -> list[dict[str, Any]]:
+    """Return each ensemble of a run with the mean and the best of its members."""
+    summary = _json(run.summary)
+    described = {folder.name: content for folder, content in run.described_bundles() if folder.name in summary}
+    roles = {name: content["facts"].get("role") for name, content in described.items()}
     key = next((key for key in HEADLINES if summary and key in next(iter(summary.values()))), "")
     single = {name: summary[name][key] for name, role in roles.items() if role == "member"}
     rows = []
@@ -175,7 +170,7 @@ def _gains(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _studies(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tables, pictures and ensembles of the studies under a run."""
+    """Yield tables, pictures and ensembles of the studies of a run."""
     for path in sorted(folder.glob("*/report/*.csv")):
         if path.stem != path.parents[1].name:
             continue
@@ -183,23 +178,19 @@ def _studies(folder: Path) -> Iterator[dict[str, Any]]:
             rows = list(csv.DictReader(file))
         picture = path.with_suffix(".png")
         yield {
-            "name": path.stem, "rows": rows, "gains": _gains(path.parents[1]),
+            "name": path.stem, "rows": rows, "gains": _gains(RunFolder(path.parents[1], Path())),
             "picture": _inline(picture) if picture.is_file() else "",
         }  # fmt: skip
 
 
 def _inline(path: Path) -> str:
-    """A picture as a data URI: the page is one file."""
+    """Return a picture as a data URI, so that the page is one file."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path, "Result") if path.is_file() else {}
     return found
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return read_hashed_json(path, "Bundle's description") if path.is_file() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

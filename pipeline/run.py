@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.dataset.manifest import load_manifest
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import write_json
 from pipeline.calibrate import calibrate
@@ -40,18 +41,19 @@ from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.register import register
 from pipeline.report import report
-from pipeline.run_folder import folder_lock
+from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.opened import opened
 from pipeline.tracking import registry
 from pipeline.tracking.registry import CHAMPION
 from pipeline.train import train
 
 ResultT = TypeVar("ResultT")
 SHOWN_RECORDINGS = 3
-"""Test recordings that are predicted at the end, for a person to check by ear."""
+"""Test recordings that are tagged at the end, for the user to check by ear."""
 
 
 def run(settings: RunSettings) -> None:
-    """All stages in order; run again, each does only what is not done yet.
+    """Run all stages in order; run again, each does only what is not done yet.
 
     Raises:
         UserError: as its stages do.
@@ -65,42 +67,42 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
-    with folder_lock.lock_folder(settings.run_dir, "run"), connection.connect(settings.address, settings.workers):
+    with opened(settings, exclusive="run") as folder, connection.connect(settings.address, settings.workers):
         timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
         for seed in settings.ensemble.seeds:
             member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
             timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
         bundles = timed("combine", lambda: combine(select_settings(settings, CombineSettings)))
         summary = timed("evaluate", lambda: evaluate(select_settings(settings, EvaluateSettings)))
-        if settings.data.validation_split:  # thresholds are not for the test split to choose
+        if settings.data.validation_split:  # the test split must not choose thresholds
             timed("calibrate", lambda: calibrate(select_settings(settings, CalibrateSettings)))
         versions = timed("register", lambda: register(select_settings(settings, RegisterSettings)))
-    recordings = _test_recordings(settings)
+    recordings = _test_recordings(settings, folder)
     model = _uri(settings.model_name, versions[settings.model_name])
     again = PredictSettings(inputs=recordings, model=model, top_k=3, tracking=settings.tracking)
     timed("predict", lambda: predict(again))
     timed("report", lambda: report(select_settings(settings, ReportSettings)))
-    write_json(settings.run_dir / "seconds.json", seconds)
-    _show(settings, seconds, summary, bundles[-1], model)
+    write_json(folder.stage_seconds, seconds)
+    _show(settings, folder, seconds, summary[bundles[-1].name], model)
 
 
-def _test_recordings(settings: RunSettings) -> tuple[Path, ...]:
-    """The first recordings of the test split that have a file."""
+def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[Path, ...]:
+    """Return the first recordings of the test split that have a file."""
     synthetic = settings.data.source == "synthetic"
-    source = settings.run_dir / "audio" if synthetic else Path(settings.data.source)
+    source = folder.synthetic_audio if synthetic else Path(settings.data.source)
     clips = load_manifest(source, "audioset" if synthetic else settings.data.layout).clips
     found = [Path(clip.path) for clip in clips if clip.split == settings.data.test_split and clip.path]
     return tuple(found[:SHOWN_RECORDINGS])
 
 
 def _uri(name: str, version: int) -> str:
-    """By its alias if this version is the champion."""
+    """Return the URI of a version: by its alias if it is the champion."""
     champion = registry.version_of_alias(name, CHAMPION)
     return f"models:/{name}@{CHAMPION}" if champion and champion.number == version else f"models:/{name}/{version}"
 
 
 def _show(
-    settings: RunSettings, seconds: dict[str, float], summary: dict[str, dict[str, float]], bundle: Path, model: str
+    settings: RunSettings, folder: RunFolder, seconds: dict[str, float], score: dict[str, float], model: str
 ) -> None:
     table = Table(title="time")
     table.add_column("stage")
@@ -109,14 +111,13 @@ def _show(
         table.add_row(name, f"{value:.1f}")
     table.add_row("all", f"{sum(seconds.values()):.1f}", style="bold")
     Console().print(table)
-    score = summary[bundle.name]
-    key = "accuracy" if "accuracy" in score else "mAP"
-    console = Console(soft_wrap=True, highlight=False)  # whole lines: a person copies the commands
+    key = headline_metric("accuracy" in score)
+    console = Console(soft_wrap=True, highlight=False)  # unbroken lines: the user copies the commands
     console.rule("done")
-    console.print(f"Made: {model}, {bundle.name} of {len(settings.ensemble.seeds)} members")
+    console.print(f"Made: {model}, of {len(settings.ensemble.seeds)} members")
     console.print(f"Test {key}: [bold]{score[key]:.3f}[/] (chance {score[f'chance_{key}']:.3f})")
-    console.print(f"Everything of this run is in {settings.run_dir}", markup=False)
-    console.print(f"One page of it all: {settings.run_dir / 'report.html'}", markup=False)
+    console.print(f"All files of this run are in {folder.path}", markup=False)
+    console.print(f"Report: {folder.report_page}", markup=False)
     console.print("Runs, curves and the registry's page, at http://127.0.0.1:5000/#/models, with this command:")
     console.print(
         f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(without_secrets(settings.tracking))}", markup=False
@@ -126,7 +127,7 @@ def _show(
 
 
 def _program(name: str) -> str:
-    """A program of this virtual environment as one types it here."""
+    """Return the command that starts a program of this virtual environment from this folder."""
     path = Path(sys.executable).parent / name
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from ast_core.redaction import without_secrets
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import write_json
+from ast_core.training.member_folder import MemberFolder
 from ast_core.training.trainer import is_finished
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
@@ -25,72 +27,85 @@ from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
 from pipeline.reporting.history import read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
-from pipeline.run_folder import folder_lock, sync
+from pipeline.run_folder import sync
+from pipeline.run_folder.folder_lock import lock_folder
+from pipeline.run_folder.layout import RunFolder, member_files
 from pipeline.scoring.distillation import score_teacher
-from pipeline.tracking import metrics_follower, mlflow_store, runs
-from pipeline.tracking.run_note import write_run_note
+from pipeline.tracking import mlflow_store, runs
+from pipeline.tracking.metrics_follower import MetricsFollower
+from pipeline.tracking.run_note import NOTE, write_run_note
 
 
 def train(settings: TrainSettings) -> Path:
-    """Train the member `seed-N` of a run.
+    """Train one member of a run, `seed-N`.
 
     Returns:
-        The member's folder, with `epochs/`, `checkpoints/` and `metrics.jsonl`.
+        The member's folder (`ast_core.training.member_folder`).
 
     Raises:
         UserError: the shards are missing or of other settings, another launch holds the run, or the loss is not finite.
     """
-    _bring(settings)
-    index = ShardIndex.load(settings.shards)
+    run, member = RunFolder.of(settings), RunFolder.of(settings).member(settings.seed)
+    _download(settings, member)
+    index = ShardIndex.load(run.shards)
     job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings))
-    run = {
-        "settings": without_secrets(to_dict(settings))
-        | {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}
-    }
-    name = f"{settings.experiment}-{job.folder.name}"
+    with lock_folder(member.path, "train"):
+        mlflow_store.open_store(settings.tracking)
+        stored = _write_settings(settings, member)
+        name, tags = f"{settings.experiment}-{member.name}", _tags(settings, member, index)
+        with (
+            runs.start_run(settings.experiment, name, stored, tags) as run_id,
+            MetricsFollower(run_id, member.history),
+            EpochBar(f"train {member.name}", member.history, job.optim.epochs),
+            sync.follow_store([member.history]),
+        ):
+            write_run_note(member.path, run_id)
+            if is_finished(job):  # metrics that MLflow lacks are sent all the same
+                Console().print(f"{member.name} is trained already.")
+            else:
+                with connection.connect(settings.address, settings.workers):
+                    workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
+                    supervise(job, workers, sync.object_stores(settings))
+        runs.log_artifacts(run_id, member.settings_file)
+    Console().print(metrics_table(f"{member.name}: training", member.history))
+    return member.path
+
+
+def _write_settings(settings: TrainSettings, member: MemberFolder) -> dict[str, Any]:
+    """Write the settings into the member's folder, without passwords, and return them."""
+    paths = {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}
+    stored = without_secrets(to_dict(settings)) | paths
+    write_json(member.settings_file, {"settings": stored})
+    return stored
+
+
+def _tags(settings: TrainSettings, member: MemberFolder, index: ShardIndex) -> dict[str, str]:
+    """Return the tags of the MLflow run; a run with the same tags is resumed."""
     tags = {
         "stage": "train",
         "seed": str(settings.seed),
         "data_hash": index.data_hash,
         "run_dir": str(settings.run_dir),
-        "folder_id": runs.folder_id(job.folder),
-    } | ({runs.PARENT_RUN_TAG: settings.parent_run} if settings.parent_run else {})
-    with folder_lock.lock_folder(job.folder, "trained"):
-        mlflow_store.open_store(settings.tracking)
-        write_json(job.folder / "run.json", run)
-        history = job.folder / "metrics.jsonl"
-        with (
-            runs.start_run(settings.experiment, name, run["settings"], tags) as run_id,
-            metrics_follower.MetricsFollower(run_id, history),
-            EpochBar(f"train {job.folder.name}", history, job.optim.epochs),
-            sync.StoreFollower([history]),
-        ):
-            write_run_note(job.folder, run_id)
-            if is_finished(job):  # what the tracker lacks of it follows all the same
-                Console().print(f"{job.folder.name} is trained already.")
-            else:
-                with connection.connect(settings.address, settings.workers):
-                    workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
-                    supervise(job, workers, sync.object_stores(settings))
-        runs.log_artifacts(run_id, job.folder / "run.json")
-    Console().print(metrics_table(f"{job.folder.name}: training", history))
-    return job.folder
+        "folder_id": runs.folder_id(member.path),
+    }
+    return tags | ({runs.PARENT_RUN_TAG: settings.parent_run} if settings.parent_run else {})
 
 
-def _bring(settings: TrainSettings) -> None:
-    """From the run's store, what this process reads; workers bring what they read themselves."""
-    own = f"members/seed-{settings.seed}"
-    names = ("metrics.jsonl", "run.json", ".folder-id", ".mlflow-run", placement_group_file(Path()).name)
-    sync.download_inputs(settings, files=[f"{own}/{name}" for name in names])
-    if len(read_history(settings.run_dir / own / "metrics.jsonl")) >= settings.optim.epochs:  # it may be finished
-        sync.download_inputs(settings, settings.data.train_splits, [f"{own}/epochs/*"])
-        sync.download_checkpoint(settings.run_dir / own / "checkpoints")
+def _download(settings: TrainSettings, member: MemberFolder) -> None:
+    """Download what this process reads; the workers download what they read themselves."""
+    notes = (".folder-id", NOTE, placement_group_file(Path()).name)
+    names = (member.history.name, member.settings_file.name, *notes)
+    sync.download_inputs(settings, files=member_files(settings.seed, names))
+    if len(read_history(member.history)) >= settings.optim.epochs:  # the training may be finished
+        epochs = member_files(settings.seed, [f"{member.epochs.name}/*"])
+        sync.download_inputs(settings, settings.data.train_splits, epochs)
+        sync.download_checkpoint(member.checkpoints)
 
 
 def job_of(settings: TrainSettings) -> Job:
-    """What `ast_core` needs of a stage's settings."""
+    """Return the settings that `ast_core` trains with."""
     return Job(
-        folder=settings.run_dir / "members" / f"seed-{settings.seed}",
+        folder=RunFolder.of(settings).member(settings.seed).path,
         shards=settings.shards,
         seed=settings.seed,
         data=settings.data,

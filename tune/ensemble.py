@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import UserError
-from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import atomic_write
@@ -32,6 +32,7 @@ from pipeline.evaluate import evaluate
 from pipeline.register import register
 from pipeline.report import report
 from pipeline.run_folder import sync
+from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, RunFolder, trial_files
 from tune.search import SearchSettings, search
 from tune.trial import Trial
 
@@ -62,8 +63,8 @@ def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
         UserError: as `search`, or members that were not tested on the same clips.
     """
     _, trials = search(settings)
-    own = f"studies/{settings.study_dir.name}/trials/*"
-    sync.download_inputs(settings, [settings.data.test_split], [f"{own}/bundles/*", f"{own}/evaluation/*"])
+    reads = trial_files(settings.study_dir.name, [ALL_BUNDLES, ALL_EVALUATION])
+    sync.download_inputs(settings, [settings.data.test_split], reads)
     reader = ShardReader(settings.shards, [settings.data.test_split])
     scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
     first = trials[0].variant
@@ -86,6 +87,15 @@ def _name(trial: Trial) -> str:
     return f"{trial.variant}-seed-{trial.seed}"
 
 
+def _folder(settings: EnsembleSettings) -> RunFolder:
+    """Return the study's folder, which holds bundles and results as a run's does."""
+    return RunFolder(settings.study_dir, settings.shards)
+
+
+def _run_of(trial: Trial) -> RunFolder:
+    return RunFolder.of(trial.settings)
+
+
 def _of_study(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
     """A stage's settings, for the study's folder."""
     return dataclasses.replace(select_settings(settings, kind), run_dir=settings.study_dir)  # type: ignore[type-var]
@@ -94,21 +104,21 @@ def _of_study(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
 def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
     """Copy a trial's standing bundle, and that of its epochs if it has one, beside the others; its scores [N, C]."""
     own = f"seed-{trial.seed}"
-    if (trial.folder / "bundles" / f"{own}-epochs").is_dir():
+    if _run_of(trial).bundle(f"{own}-epochs").is_dir():
         _copy(settings, trial, f"{own}-epochs", f"{_name(trial)}-epochs", reader)
     return _copy(settings, trial, own, _name(trial), reader)
 
 
 def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
-    source = trial.folder / "bundles" / bundle
+    source = _run_of(trial).bundle(bundle)
     description = read_hashed_json(source / DESCRIPTION, "Bundle")
     parts = [
         (name if len(description["members"]) == 1 else part, weights, identity)
         for part, weights, identity in read_members(source)
     ]
-    target = settings.study_dir / "bundles" / name
+    target = _folder(settings).bundle(name)
     bundle_digest = write_bundle(target, parts, reader.index.single_label, description["facts"])
-    stored = trial.folder / "evaluation" / f"{bundle}-scores.parquet"
+    stored = _run_of(trial).scores(bundle)
     scores_NC = read_scores(stored, identity_of(description["digest"], reader))
     if scores_NC is None:
         raise UserError(f"{stored} is not of {source} and the split {settings.data.test_split}: remove it.")
@@ -118,7 +128,7 @@ def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, read
 def _join(
     settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
 ) -> None:
-    bundles = [settings.study_dir / "bundles" / _name(trial) for trial in trials]
+    bundles = [_folder(settings).bundle(_name(trial)) for trial in trials]
     described = [read_hashed_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
     facts = {
         "recipe": settings.experiment,
@@ -129,7 +139,7 @@ def _join(
         "train_runs": [run for own in described for run in own.get("train_runs", [])],
     }
     members = [member for bundle in bundles for member in read_members(bundle)]
-    bundle_digest = write_bundle(settings.study_dir / "bundles" / name, members, reader.index.single_label, facts)
+    bundle_digest = write_bundle(_folder(settings).bundle(name), members, reader.index.single_label, facts)
     _keep(settings, name, bundle_digest, mean_probabilities(scores), reader)
 
 
@@ -137,14 +147,14 @@ def _keep(
     settings: EnsembleSettings, name: str, bundle_digest: str, scores_NC: np.ndarray, reader: ShardReader
 ) -> np.ndarray:
     """Store scores where `evaluate` finds them: it then computes nothing again."""
-    path = settings.study_dir / "evaluation" / f"{name}-scores.parquet"
+    path = _folder(settings).scores(name)
     write_scores(path, identity_of(bundle_digest, reader), scores_NC, reader)
     return scores_NC
 
 
 def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
     """Gains over the members' mean, and over the best of them; the mean of epochs' predictions over its own member."""
-    key = "accuracy" if "accuracy" in results[members[0]] else "mAP"
+    key = headline_metric("accuracy" in results[members[0]])
     groups = {SINGLE: [m for m in members if m.rpartition("-seed-")[0] == members[0].rpartition("-seed-")[0]]}
     groups |= {MULTI: list(members)} | {f"{member}-epochs": [member] for member in members}
     table = rich.table.Table("ensemble", key, "over its members' mean", "over the best", title="gain")
@@ -159,7 +169,7 @@ def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
 def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReader) -> None:
     lines = ["members,metric,value,names"]
     single = reader.index.single_label
-    key = "accuracy" if single else "mAP"
+    key = headline_metric(single)
     for size in range(2, len(scores) + 1):
         for names in itertools.combinations(scores, size):
             mean_NC = mean_probabilities([scores[name] for name in names])

@@ -36,7 +36,10 @@ from pipeline.ray_runtime import cluster_size, connection, placement_groups, pre
 from pipeline.ray_runtime.training_supervisor import placement_group_file
 from pipeline.report import report
 from pipeline.reporting.history import read_history
-from pipeline.run_folder import folder_lock, sync
+from pipeline.run_folder import sync
+from pipeline.run_folder.folder_lock import lock_folder
+from pipeline.run_folder.layout import HISTORIES, RunFolder, trial_files
+from pipeline.run_folder.opened import opened
 from pipeline.tracking import mlflow_store, runs
 from tune.studies import Study, Variant, load_study
 from tune.study_report import Table, tabulate, write_report
@@ -61,7 +64,7 @@ class SearchSettings(RunSettings):
     @property
     def study_dir(self) -> Path:
         """Where the study's trials and results are."""
-        return self.run_dir / "studies" / Path(self.study).stem
+        return RunFolder.of(self).studies / Path(self.study).stem
 
 
 def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
@@ -76,13 +79,21 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
     require(settings.repeats >= 1, f"--repeats is {settings.repeats}; give 1 or more.")
     study = load_study(settings.study)
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
-    trials_of = f"studies/{settings.study_dir.name}/trials/*"
-    sync.download_inputs(settings, files=[f"{trials_of}/{RESULT}", f"{trials_of}/metrics.jsonl"])
-    with folder_lock.lock_folder(settings.study_dir, "searched"):
-        return _searched(settings, study, recipes)
+    with (
+        opened(settings, trial_files(settings.study_dir.name, [RESULT, HISTORIES])),
+        lock_folder(settings.study_dir, "search"),
+    ):
+        table, trials = _run_study(settings, study, recipes)
+    table.show(Console())
+    report(select_settings(settings, ReportSettings))
+    _check(trials)
+    if settings.winner:
+        _write_winner(settings.winner.absolute(), table, recipes)
+    return table, trials
 
 
-def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]) -> tuple[Table, list[Trial]]:
+def _run_study(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]) -> tuple[Table, list[Trial]]:
+    """Run the trials that are not done, under one MLflow run, and write the study's table."""
     mlflow_store.open_store(settings.tracking)
     tags = {
         "stage": "study",
@@ -107,11 +118,6 @@ def _searched(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]
         runs.log_metrics(
             run_id, {f"{row.variant}.{key}": value for row in table.rows for key, value in row.logged.items()}
         )
-    table.show(Console())
-    report(select_settings(settings, ReportSettings))
-    _check(trials)
-    if settings.winner:
-        _write_winner(settings.winner.absolute(), table, recipes)
     return table, trials
 
 
@@ -152,7 +158,7 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
         return
     asha = study.early_stopping == "asha"
     written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
-    with TrialBars(trials), sync.StoreFollower(written), _scratch(settings.study_dir / ".ray") as scratch:
+    with TrialBars(trials), sync.follow_store(written), _scratch(settings.study_dir / ".ray") as scratch:
         try:
             grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:

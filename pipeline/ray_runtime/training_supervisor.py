@@ -20,6 +20,7 @@ from ast_core.storage import writer_fence
 from ast_core.storage.atomic_files import list_stored
 from ast_core.storage.disk_space import FULL_DISK_ERRNOS, write_error
 from ast_core.storage.object_store import ObjectStore
+from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from pipeline.ray_runtime import cluster_size, connection, placement_groups, preemption, watched_start
 from pipeline.ray_runtime.lean_trainer import Trainer
@@ -92,7 +93,7 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
 
 def _newest_step(job: Job) -> str:
     """Name of the newest committed checkpoint, wherever it was committed."""
-    folder = job.folder / "checkpoints"
+    folder = MemberFolder(job.folder).checkpoints
     markers = [*folder.glob(f"*/{checkpoint.MARKER}"), *list_stored(folder)]
     return max((path.parent.name for path in markers if path.name == checkpoint.MARKER), default="")
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ast_core.evaluation.metrics import headline_metric
+from pipeline.run_folder.layout import HISTORIES, TRIALS
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, an epoch each; none if it is not there yet."""
@@ -16,8 +19,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def read_histories(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """The curves of a run's members by name, or, in a study's folder, of its trials."""
-    own = {path.parent.name: path for path in sorted(run_dir.glob("members/*/metrics.jsonl"))}
-    trials = sorted(run_dir.glob("trials/*/*/members/*/metrics.jsonl"))
+    own = {path.parent.name: path for path in sorted(run_dir.glob(HISTORIES))}
+    trials = sorted(run_dir.glob(f"{TRIALS}/*/*/{HISTORIES}"))
     own |= {f"{path.parents[3].name}, {path.parent.name}": path for path in trials}
     return {name: read_history(path) for name, path in own.items()}
 
@@ -30,7 +33,8 @@ def headline(row: dict[str, Any]) -> str:
 
 def headline_key(row: dict[str, Any]) -> str:
     """Its name in the row; "" if there is none."""
-    return next((key for ending in ("_accuracy", "_mAP") for key in row if key.endswith(ending)), "")
+    metric = headline_metric(any(key.endswith("_accuracy") for key in row))
+    return next((key for key in row if key.endswith(f"_{metric}")), "")
 
 
 def headline_value(row: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""One launch at a time works on a folder; a second one is told who holds it, and takes over once that one is gone."""
+"""A lock that lets one launch at a time work on a folder; a second launch is refused and learns who holds it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from ast_core.storage.disk_space import write_error
 
 LOCK, HOLDER = ".lock", ".holder"
 PATIENCE_S = 1.0
-"""For a holder that is just leaving, or has not written down who it is."""
+"""Time for a holder that is about to end, or that has not written its name yet."""
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, doing: str) -> Iterator[None]:
-    """Hold a folder for this process, whose stages may hold it once more inside.
+def lock_folder(folder: Path, stage: str) -> Iterator[None]:
+    """Lock a folder for this process; the same process may lock it again inside.
 
-    The operating system lets go of it when this process dies, however that is; where nodes share the folder, as far as
-    their file system knows `flock`.
+    The operating system releases the lock when this process dies. Nodes that share the folder see the lock if their
+    file system supports `flock`.
 
     Args:
-        folder: made if it is not there.
-        doing: what the holder does with it, for the sentence that a second launch ends with, such as `trained`.
+        folder: created if it does not exist.
+        stage: the stage that works on the folder; a second launch names it in its error.
 
     Raises:
-        UserError: another process holds it; names that, its node, and since when. Or the folder cannot be written to.
+        UserError: another process holds the lock (the error names stage, process, node and time), or the folder cannot
+            be written.
     """
     lock = filelock.FileLock(folder / LOCK, is_singleton=True, thread_local=False)
     holder = folder / HOLDER
@@ -40,21 +41,21 @@ def lock_folder(folder: Path, doing: str) -> Iterator[None]:
     except filelock.Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         raise UserError(
-            f"{folder} is being {doing} by {who}. Wait for it or end it, or choose another --run-dir."
+            f"{folder} is in use by {who}. Wait until it ends or stop it, or choose another --run-dir."
         ) from None
     except OSError as error:
         raise write_error(folder / LOCK, error, 0, 0) from error
     try:
         if lock.lock_counter == 1:
-            _note(holder)
+            _write_holder(holder, stage)
         yield
     finally:
         lock.release()
 
 
-def _note(holder: Path) -> None:
+def _write_holder(holder: Path, stage: str) -> None:
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     try:
-        holder.write_text(f"process {os.getpid()} on {os.uname().nodename}, since {since}", encoding="utf-8")
+        holder.write_text(f"{stage}, process {os.getpid()} on {os.uname().nodename}, since {since}", encoding="utf-8")
     except OSError as error:
         raise write_error(holder, error, 0, 0) from error

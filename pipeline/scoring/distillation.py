@@ -10,7 +10,7 @@ import filelock
 import rich.table
 
 from ast_core.config import FrontEndConfig, ModelConfig
-from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import model_cost
 from ast_core.serialization import from_dict
@@ -19,6 +19,7 @@ from ast_core.storage.json_files import write_json
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync
+from pipeline.run_folder.layout import ALL_TEACHER, RunFolder
 from pipeline.scoring.bundle_scores import DescribedBundle, bundle_scores, describe_bundle, member_scores
 from pipeline.tracking.registry import bundle_folder
 
@@ -34,10 +35,10 @@ def score_teacher(settings: TrainSettings) -> Path | None:
     """
     if not settings.distil.teacher:
         return None
-    folder = settings.run_dir / "teacher"
+    folder = RunFolder.of(settings).teacher
     path = folder / "teacher-scores.parquet"
     folder.mkdir(parents=True, exist_ok=True)
-    sync.download_inputs(settings, settings.data.train_splits, ["teacher/*"])
+    sync.download_inputs(settings, settings.data.train_splits, [ALL_TEACHER])
     with filelock.FileLock(folder / ".lock"):  # members of one run may be trained side by side
         reader = ShardReader(settings.shards, settings.data.train_splits)
         teacher = describe_bundle(_bundle(settings), reader)
@@ -53,10 +54,10 @@ def compare_with_teacher(
 
     It is kept in `evaluation/distillation.json`.
     """
-    teacher = describe_bundle(_bundle(settings), reader)
+    run, teacher = RunFolder.of(settings), describe_bundle(_bundle(settings), reader)
     by_member = member_scores(settings, [teacher], reader)
     single, labels_NC = reader.index.single_label, reader.labels_NC
-    key = "accuracy" if single else "mAP"
+    key = headline_metric(single)
     rows = []
     if len(teacher.places) > 1:
         for place, entry in zip(teacher.places, teacher.content["members"], strict=True):
@@ -66,10 +67,10 @@ def compare_with_teacher(
     entries = teacher.content["members"]
     rows.append(_row("teacher", entries, evaluate_scores(whole_NC, labels_NC, single)[key]))
     for name, result in results.items():
-        own = describe_bundle(settings.run_dir / "bundles" / name, reader)
+        own = describe_bundle(run.bundle(name), reader)
         if own.facts.get("role") in {"member", "ensemble"}:
             rows.append(_row(f"student {name}", own.content["members"], result["metrics"][key]))
-    write_json(settings.run_dir / "evaluation" / "distillation.json", {"metric": key, "rows": rows})
+    write_json(run.distillation, {"metric": key, "rows": rows})
     return _table(key, rows, teacher, reader)
 
 

@@ -246,7 +246,7 @@ def test_a_second_launch_as_a_user_does_it(tmp_path: Path, holder, measured) -> 
     began = time.monotonic()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    assert f"is being trained by process {first.pid} on" in second.stderr
+    assert f"is in use by held, process {first.pid} on" in second.stderr
     assert "Traceback" not in second.stderr
     measured("R19", second_program_ended_s=time.monotonic() - began)
 
