@@ -135,8 +135,8 @@ def test_files_are_decoded_where_memory_cannot_be_limited(tmp_path: Path, monkey
     (name,) = write_clips(tmp_path, 1)
     decoder = Decoder(LIMIT_S)
     np.testing.assert_array_equal(decoder.load(tmp_path / name, 16_000), load_waveform(tmp_path / name, 16_000))
-    (process,) = processes()
-    limits = Path(f"/proc/{process}/limits").read_text()
+    assert decoder._process is not None
+    limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
     assert re.search(r"Max address space +unlimited", limits)
     decoder.close()
 
