@@ -28,21 +28,21 @@ SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".o
 
 
 def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
-    """Predict every file; a broken one is reported and the others go on.
+    """Tag every file; a file that cannot be used is reported, and the others go on.
 
     Returns:
-        Probabilities, float32 [C], by path; calibrated ones with `decide`.
+        Probabilities, float32 [C], by path; calibrated probabilities with `decide`.
 
     Raises:
-        UserError: no such input or model, or no file could be used.
+        UserError: an input or the model does not exist, or no file could be used.
     """
     if settings.output:
         require(
             settings.output.suffix in {".csv", ".json", ".parquet"},
             f"--output {settings.output} must end in .csv, .json or .parquet.",
         )
-    files = list(dict.fromkeys(_files(settings.inputs)))  # a folder, and a file of it
-    require(bool(files), "There is no audio file in what was given.")
+    files = list(dict.fromkeys(_files(settings.inputs)))  # the user may name a folder and a file in it
+    require(bool(files), f"No audio file was found in {', '.join(map(str, settings.inputs))}.")
     bundle = Bundle.load(_bundle_folder(settings))
     require(
         not settings.decide or bundle.decisions is not None,
@@ -57,7 +57,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
             recording = Recording(path, rate_hz, decoder)
             scores_C = predictor.probabilities(recording)
             _draw(settings, predictor, recording)
-            scores[str(path)] = scores_C  # a file that went away meanwhile is refused, not both
+            scores[str(path)] = scores_C  # after drawing: a file that disappears meanwhile counts once, as refused
         except ClipError as error:
             faults[str(path)] = str(error)
     tagging = Predictions(bundle.labels, scores, faults)
@@ -68,14 +68,14 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     require(len(files) == len(scores) + len(faults), "A file was lost between reading and writing. Run again.")
     if settings.output:
         tagging.write(settings.output)
-    require(bool(scores), "None of the files could be used; the table says why.")
+    require(bool(scores), "No file could be used; the table says why.")
     return tagging.scores
 
 
 def _bundle_folder(settings: PredictSettings) -> Path:
     if not settings.model.startswith(("models:/", "runs:/")):
         return Path(settings.model).absolute()
-    from pipeline.tracking.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB, which a folder does not need
+    from pipeline.tracking.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB
 
     return bundle_folder(settings.model, settings.tracking)
 
@@ -88,9 +88,9 @@ def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording)
 
 
 def _files(inputs: Sequence[Path]) -> Iterator[Path]:
-    """Named files as they are; in folders, whatever has an audio file's ending."""
+    """Yield the files that the user named, and those below the named folders that have an audio suffix."""
     for path in inputs:
-        require(path.exists(), f"There is no file or folder {path}.")
+        require(path.exists(), f"{path} does not exist; give a file or a folder.")
         if path.is_dir():
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
         else:

@@ -124,6 +124,11 @@ def _candidates(settings: RegisterSettings, run: RunFolder) -> list[Candidate]:
     roles = {folder.name: description["facts"].get("role") for folder, description in run.described_bundles()}
     members = [name for name, role in roles.items() if role == "member"]
     ensembles = [name for name, role in roles.items() if role == "ensemble"]
+    require(bool(members), f"{run.bundles} holds no bundle of a member: run combine first.")
+    require(
+        bool(ensembles) or len(members) == 1,
+        f"{run.bundles} holds {len(members)} members and no ensemble: run combine again.",
+    )
     others = [name for name in [*members, *ensembles] if name != main or name in members]
     models = [(f"{settings.model_name}-{name}", name) for name in others] + [(settings.model_name, main)]
     return [_candidate(run, model, bundle) for model, bundle in models]

@@ -37,7 +37,7 @@ from pipeline.tracking.run_note import NOTE, write_run_note
 
 
 def train(settings: TrainSettings) -> Path:
-    """Train the member `seed-N` of a run.
+    """Train one member of a run, `seed-N`.
 
     Returns:
         The member's folder (`ast_core.training.member_folder`).

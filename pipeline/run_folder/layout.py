@@ -80,10 +80,10 @@ class RunFolder:
             yield path.parent, read_hashed_json(path, "Bundle")
 
     def main_bundle(self) -> str:
-        """Return the bundle that stands for the run: the largest ensemble, else the only member.
+        """Return the bundle that stands for the run: the largest ensemble, else the first member.
 
         Raises:
-            UserError: no member's bundle exists, or several exist and no ensemble.
+            UserError: no bundle exists.
         """
         sizes: dict[str, dict[str, int]] = {}
         for folder, description in self.described_bundles():
@@ -92,11 +92,7 @@ class RunFolder:
             )  # `combine` writes it; a bundle from elsewhere may lack it
             sizes.setdefault(role, {})[folder.name] = len(description["members"])
         members, ensembles = sizes.get("member", {}), sizes.get("ensemble", {})
-        require(bool(members), f"{self.bundles} holds no bundle of a member: run combine first.")
-        require(
-            bool(ensembles) or len(members) == 1,
-            f"{self.bundles} holds {len(members)} members and no ensemble: run combine again.",
-        )
+        require(bool(members or ensembles), f"{self.bundles} holds no bundle: run combine first.")
         return max(ensembles, key=lambda name: ensembles[name]) if ensembles else next(iter(members))
 
     @property
@@ -140,6 +136,14 @@ class RunFolder:
     def studies(self) -> Path:
         """Folder of the studies."""
         return self.path / STUDIES
+
+    def fold(self, held_out: str) -> Path:
+        """Return the run folder of the training that holds one fold out."""
+        return self.path / "folds" / held_out
+
+    def folds_result(self, seed: int) -> Path:
+        """Return the folder of a cross-validation's results."""
+        return self.path / "folds-result" / member_name(seed)
 
     @property
     def report_page(self) -> Path:

@@ -1,7 +1,8 @@
-"""With `--storage`, what a stage reads is brought to this node before it does; without, nothing here does anything.
+"""Download to this node what a stage or a worker reads, if `--storage` names an object store; else do nothing.
 
-Each node's run folder is a working copy of one place in an object store (`object_store`), and `atomic_files`
-commits to both. So a stage begins with `bring`; workers, which know no settings, with `attach` and what they need.
+The run folder of each node is a working copy of one place in an object store (`ast_core.storage.object_store`), and
+`ast_core.storage.atomic_files` writes to both. A stage starts with `download_inputs`; workers, which have no settings,
+start with `attach_stores` and the downloads that they need.
 """
 
 from __future__ import annotations
@@ -29,38 +30,39 @@ from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION
 from pipeline.run_folder.layout import RunFolder
 
-if TYPE_CHECKING:  # the command line would cost each worker that imports this a part of its start
+if TYPE_CHECKING:  # workers import this module, and the command line would slow their start
     from pipeline.cli.stages import Common
 
 AT_ONCE = 8
-"""Downloads side by side."""
+"""Downloads at the same time."""
 MARKERS = (checkpoint.MARKER, DESCRIPTION)
-"""What is last in a checkpoint's or bundle's folder, and has its files' hashes."""
+"""Files that are written last into the folder of a checkpoint or a bundle, with the hashes of the others."""
 
 
 def object_stores(settings: Common) -> tuple[ObjectStore, ...]:
-    """The stores that a stage's folders are working copies of, for its workers to `attach`."""
+    """Return the object stores that a stage's folders are working copies of, for its workers to attach."""
     found = (store_of(settings.run_dir), store_of(settings.shards))
     return tuple(dict.fromkeys(store for store in found if store is not None))
 
 
 def attach_stores(stores: Iterable[ObjectStore]) -> None:
-    """On a worker's node: make the same folders working copies there. UserError as `Store.attach`."""
+    """Make the same folders working copies on a worker's node; UserError as `ObjectStore.attach`."""
     for store in stores:
         store.attach()
 
 
 def download_inputs(settings: Common, splits: Sequence[str] = (), files: Sequence[str] = ()) -> None:
-    """Attach a stage's folders to the store that its settings name, and bring what it reads.
+    """Attach a stage's folders to the object store of its settings, and download what the stage reads.
 
     Args:
-        settings: of the stage. Without storage, a folder that is a working copy already goes on being one.
-        splits: whose shards it reads; the index comes anyhow.
-        files: of the run folder; `*` stands for folders too. Checkpoints and bundles come whole.
+        settings: of the stage. Without `storage`, a folder that is a working copy stays one.
+        splits: splits whose shards the stage reads; the index is always downloaded.
+        files: patterns of files in the run folder; `*` stands for folders too. Checkpoints and bundles are downloaded
+            complete.
 
     Raises:
-        UserError: the store cannot be reached, or the folders are of another one.
-        DamagedError: the store's bytes are not what was committed.
+        UserError: the store cannot be reached, or the folders are working copies of another one.
+        DamagedError: a file in the store is not the one that was committed.
     """
     _attach_run(settings.run_dir, settings.storage)
     if settings.storage and store_of(settings.shards) is None:
@@ -77,17 +79,17 @@ def _attach_run(run_dir: Path, uri: str) -> None:
         return
     if known is None or known.root == run_dir:
         ObjectStore(run_dir, uri).attach()
-    else:  # a study's trial or a fold lies in the run's folder, and is asked for by the run's URI
+    else:  # a study's trial or a fold lies in the run's folder and is given the run's URI
         fits = uri in {known.uri, known.uri_of(run_dir)}
         require(fits, f"{run_dir} lies in a working copy of {known.uri}, not of {uri}. Choose another folder.")
 
 
 def download_files(folder: Path, patterns: Sequence[str]) -> None:
-    """Bring those files of a folder that the store has; of a checkpoint's or bundle's folder, all."""
+    """Download the files of a folder that fit the patterns; of a checkpoint or a bundle, all files."""
     store = store_of(folder)
     if store is None:
         return
-    with _alone(store):
+    with _lock_store(store):
         listed = store.listed(folder)
         wanted = {
             path for path in listed
@@ -96,14 +98,14 @@ def download_files(folder: Path, patterns: Sequence[str]) -> None:
         units = {path.parent: path for path in wanted if path.name in MARKERS}
         plain = {path: listed[path] for path in wanted if path.parent not in units}
         for marker in units.values():
-            _bring_unit(store, marker, {path: s for path, s in listed.items() if path.parent == marker.parent})
-        _bring_plain(store, plain)
+            _download_unit(store, marker, {path: s for path, s in listed.items() if path.parent == marker.parent})
+        _download_plain(store, plain)
 
 
-def _bring_plain(
+def _download_plain(
     store: ObjectStore, wanted: Mapping[Path, StoredFile], hashes: Mapping[Path, str] | None = None
 ) -> None:
-    """Files that are not the store's already; small ones by their bytes, for two may have a size and a second."""
+    """Download files that differ from the store's; small ones are compared byte by byte, others by size and time."""
 
     def one(path: Path) -> None:
         if path.suffix in {".json", ".jsonl"} or path.name.startswith("."):
@@ -116,31 +118,31 @@ def _bring_plain(
 
 
 def download_if_changed(path: Path, store: ObjectStore | None = None) -> None:
-    """Bring one small file, if the store has it."""
+    """Download one small file if the store has it and its bytes differ."""
     store = store or store_of(path)
     content = None if store is None else store.read(path)
     if store is not None and content is not None and not (path.is_file() and path.read_bytes() == content):
         download_file(store, path)
 
 
-def _bring_unit(store: ObjectStore, marker: Path, listed: Mapping[Path, StoredFile]) -> None:
-    """A checkpoint's or bundle's folder: its files, checked by their hashes, then its marker.
+def _download_unit(store: ObjectStore, marker: Path, listed: Mapping[Path, StoredFile]) -> None:
+    """Download the folder of a checkpoint or a bundle: its files, checked by their hashes, then its marker.
 
     Raises:
-        DamagedError: in the store it is not what was committed.
+        DamagedError: a file in the store is not the one that was committed.
     """
     content = store.read(marker) or b""
     hashes = {marker.parent / name: sha256 for name, sha256 in _hashes(content, store.uri_of(marker)).items()}
     for path, sha256 in hashes.items():
         if not (path.is_file() and sha256_of(path) == sha256):
             if path not in listed:
-                raise DamagedError(f"{store.uri_of(path)} is damaged: there is none, but its marker names it.")
+                raise DamagedError(f"{store.uri_of(path)} is missing, but its marker names it.")
             marker.unlink(missing_ok=True)
             download_file(store, path, listed[path], sha256)
     for path in marker.parent.iterdir() if marker.parent.is_dir() else ():
         if path not in listed and path.is_file() and not path.name.startswith("."):
-            path.unlink()  # such as thresholds of weights that were there before
-    _bring_plain(store, {path: s for path, s in listed.items() if path not in hashes and path != marker})
+            path.unlink()  # such as the thresholds of earlier weights
+    _download_plain(store, {path: s for path, s in listed.items() if path not in hashes and path != marker})
     download_if_changed(marker, store)
 
 
@@ -151,12 +153,12 @@ def _hashes(marker: bytes, name: str) -> dict[str, str]:
             value["sha256"] if "sha256" in value else {own["file"]: own["sha256"] for own in value["members"]}
         )
     except (KeyError, TypeError) as error:
-        raise DamagedError(f"{name} is damaged: it is no marker ({error}).") from error
+        raise DamagedError(f"{name} is damaged: it is not a marker ({error}).") from error
     return found
 
 
 def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
-    """Bring the index, the table of rejects, and the parts of some splits.
+    """Download the index, the table of rejects, and the parts of some splits.
 
     Raises:
         UserError: the store cannot be reached.
@@ -165,7 +167,7 @@ def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
     store = store_of(shards)
     if store is None:
         return
-    with _alone(store):
+    with _lock_store(store):
         download_if_changed(shards / INDEX, store)
         if not (splits and (shards / INDEX).is_file()):
             return
@@ -177,13 +179,13 @@ def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
             absent = [path for path in hashes if path not in listed]
             if absent:
                 raise DamagedError(f"Shard {store.uri_of(absent[0])} is missing. Run prepare again.")
-            _bring_plain(store, {path: listed[path] for path in hashes}, hashes)
+            _download_plain(store, {path: listed[path] for path in hashes}, hashes)
         rejects = {path: s for path, s in store.listed(shards).items() if path == shards / REJECTS}
-        _bring_plain(store, rejects)
+        _download_plain(store, rejects)
 
 
 def download_markers(shards: Path, markers: Iterable[Path]) -> None:
-    """Bring the markers of parts, wherever they were written; a part that is here, but of another marker, goes."""
+    """Download the markers of parts; remove a local part that its marker does not describe."""
     store = store_of(shards)
     if store is None:
         return
@@ -199,7 +201,7 @@ def download_markers(shards: Path, markers: Iterable[Path]) -> None:
 
 
 def download_rank_inputs(job: Job) -> None:
-    """What a rank reads, to its node: shards, the newest checkpoint, its teacher's scores. UserError as `bring`."""
+    """Download what a rank reads: shards, newest checkpoint, teacher's scores; errors as `download_inputs`."""
     download_shards(job.shards, [*job.data.train_splits, job.data.validation_split or job.data.test_split])
     download_checkpoint(MemberFolder(job.folder).checkpoints)
     if job.teacher_scores is not None:
@@ -207,16 +209,16 @@ def download_rank_inputs(job: Job) -> None:
 
 
 def download_checkpoint(folder: Path) -> None:
-    """Bring the store's newest checkpoint whose bytes are good, and leave no other here: all nodes choose the same."""
+    """Download the newest undamaged checkpoint and remove all others here, so that all nodes choose the same."""
     store = store_of(folder)
     if store is None:
         return
-    with _alone(store):
+    with _lock_store(store):
         listed = store.listed(folder)
         chosen: Path | None = None
         for marker in sorted((path for path in listed if path.name == checkpoint.MARKER), reverse=True):
             try:
-                _bring_unit(store, marker, {path: s for path, s in listed.items() if path.parent == marker.parent})
+                _download_unit(store, marker, {path: s for path, s in listed.items() if path.parent == marker.parent})
             except DamagedError as error:
                 print(f"{error} The one before it is used.")
             else:
@@ -229,7 +231,7 @@ def download_checkpoint(folder: Path) -> None:
 
 
 def ray_storage_arguments(folder: Path) -> dict[str, Any]:
-    """Arguments of Ray's `RunConfig` for a folder that all nodes can use."""
+    """Return the arguments of Ray's `RunConfig` for a folder that all nodes can use."""
     store = store_of(folder)
     if store is None:
         return {"storage_path": str(folder)}
@@ -237,7 +239,7 @@ def ray_storage_arguments(folder: Path) -> dict[str, Any]:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what Ray noted there, as far as it can be; nothing reads it again."""
+    """Remove the files that Ray wrote for one training, as far as possible; no later start reads them."""
     store = store_of(folder)
     if store is not None:
         with contextlib.suppress(UserError):
@@ -246,7 +248,7 @@ def remove_scratch(folder: Path) -> None:
 
 
 def share_bundle(bundle: Path, run_dir: Path) -> Path:
-    """A bundle where scorers on every node find it: itself, or a copy in the run's folder, which the store has."""
+    """Return a bundle that every node can read: itself, or a copy in the run folder, which is in the object store."""
     if store_of(run_dir) is None or store_of(bundle) is not None:
         return bundle
     copy = RunFolder(run_dir, run_dir).teacher / "bundle"
@@ -261,18 +263,18 @@ def share_bundle(bundle: Path, run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(store: ObjectStore) -> Iterator[None]:
-    """One process of a node brings; the others wait, and find it there."""
+def _lock_store(store: ObjectStore) -> Iterator[None]:
+    """Let one process of a node download; the others wait and find the files."""
     with filelock.FileLock(store.root / ".store.lock"):
         yield
 
 
 class StoreFollower:
-    """Brings files that other nodes write, every other second, and at the end once more; none outside a store.
+    """Downloads files that other nodes write, every 1.5 s and once at the end; does nothing without an object store.
 
     Args:
-        paths: such as a curve that grows.
-        every_s: seconds between looks.
+        paths: files that grow, such as a training's metrics.
+        every_s: seconds between downloads.
     """
 
     def __init__(self, paths: Iterable[Path], every_s: float = 1.5) -> None:
@@ -290,7 +292,7 @@ class StoreFollower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Bring what is left, and stop."""
+        """Download once more and stop."""
         self._stop.set()
         if self._paths:
             self._thread.join()
@@ -301,6 +303,6 @@ class StoreFollower:
             self._look()
 
     def _look(self) -> None:
-        with contextlib.suppress(UserError):  # whoever writes says so; showing a curve must not end a training
+        with contextlib.suppress(UserError):  # the writer reports it; a progress bar must not stop a training
             for path in self._paths:
                 download_if_changed(path)

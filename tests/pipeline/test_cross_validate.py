@@ -76,5 +76,5 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
 def test_splits_that_are_no_folds_are_refused(tmp_path: Path, save_tone: SaveTone) -> None:
     for split in ("train", "validation", "test"):
         save_tone(tmp_path / "own" / split / "dog" / "a.wav")
-    with pytest.raises(UserError, match="cross-validation takes three folds or more"):
+    with pytest.raises(UserError, match="Cross-validation needs three folds or more"):
         cross_validate(dataclasses.replace(settings_of(tmp_path), data=DataConfig(source=str(tmp_path / "own"))))

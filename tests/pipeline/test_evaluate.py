@@ -107,7 +107,7 @@ def test_intervals_and_a_list_of_clips_score_nothing_again(settings: EvaluateSet
     assert sum(table["positives"]) == 39
     assert json.loads((output / "seed-0.json").read_text())["clips_evaluated"] == CLIPS  # the whole test's stays
     listed.write_text("nothing-here\n")
-    with pytest.raises(UserError, match=r"None of the 1 clips of .*the split such as clip-0"):
+    with pytest.raises(UserError, match=r"has none of the 1 clips of .*the split such as clip-0"):
         evaluate(dataclasses.replace(settings, clip_list=listed))
 
 

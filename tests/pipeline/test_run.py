@@ -132,11 +132,11 @@ def test_predict_of_any_length_rate_and_channels(folder: Path, trained_bundle: P
 
 def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> None:
     bundle = str(trained_bundle)
-    with pytest.raises(UserError, match="There is no file or folder"):
+    with pytest.raises(UserError, match="does not exist; give a file or a folder"):
         predict(PredictSettings(inputs=(folder / "nothing",), model=bundle))
     with pytest.raises(UserError, match=r"must end in .csv, .json or .parquet"):
         predict(PredictSettings(inputs=(folder / "clips",), model=bundle, output=folder / "out.xlsx"))
-    with pytest.raises(UserError, match="None of the files could be used"):
+    with pytest.raises(UserError, match="No file could be used"):
         predict(PredictSettings(inputs=(folder / "clips" / "test" / "high" / "text.wav",), model=bundle))
     with pytest.raises(UserError, match="missing"):
         predict(PredictSettings(inputs=(folder / "clips",), model=str(folder)))
