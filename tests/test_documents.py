@@ -1,4 +1,4 @@
-"""Paths, links, programs and Python names that the documents mention exist."""
+"""Paths, links, programs, Python names and error messages that the documents mention exist."""
 
 from __future__ import annotations
 
@@ -73,6 +73,30 @@ def test_old_imports_have_new_ones() -> None:
         for name in re.findall(r"-> `(\w+)`", renamed):
             wrong += [f"{old}: {name}"] if not any(name in names_in(module) for module in modules) else []
     assert not wrong, f"CONTRIBUTING.md names modules and functions that do not exist: {wrong}"
+
+
+@functools.cache
+def texts_of_the_sources() -> str:
+    """Return every string of the packages, a line each; values of f-strings are left out."""
+    found = []
+    for path in (path for package in TOPS[:3] for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("\n".join(str(part.value) for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_error_messages_of_the_cluster_guide_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    cells = re.findall(r"^\| (.+?) \|", text[text.index("## Failures") :], re.MULTILINE)
+    quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+ [^`]+)`", cell)]
+    values = r"\.\.\.|\d+|Error:|MLflow:|s3://|\b[A-Z]{3,}\b"
+    parts = [part.strip() for quote in quotes for part in re.split(values, quote)]
+    missing = [part for part in parts if " " in part and part not in texts_of_the_sources()]
+    assert len(parts) > len(quotes) > 5
+    assert not missing, f"docs/cluster.md quotes messages that the code does not have: {missing}"
 
 
 def _contributing() -> str:
