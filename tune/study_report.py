@@ -15,6 +15,7 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.model.cost import ModelCost, model_cost
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import atomic_write
@@ -126,7 +127,7 @@ class Table:
 def tabulate(study: Study, trials: Sequence[Trial]) -> Table:
     """The trials' results, a line a variant, in the study's order."""
     index = ShardIndex.load(trials[0].settings.shards)
-    metric = "accuracy" if index.single_label else "mAP"
+    metric = headline_metric(index.single_label)
     rows = []
     for variant in study.variants:
         own = [trial for trial in trials if trial.variant == variant.name]

@@ -60,6 +60,11 @@ def accuracy(scores_NC: np.ndarray, labels_NC: np.ndarray) -> float:
     return float(np.mean(scores_NC.argmax(axis=1) == labels_NC.argmax(axis=1)))
 
 
+def headline_metric(single_label: bool) -> str:
+    """Return the name of the metric that stands for a result: accuracy if every clip has one label, else mAP."""
+    return "accuracy" if single_label else "mAP"
+
+
 def evaluate_scores(scores_NC: np.ndarray, labels_NC: np.ndarray, single_label: bool) -> dict[str, float]:
     """The metrics of a test, beside what chance gives.
 

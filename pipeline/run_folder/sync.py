@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -28,6 +26,7 @@ from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION
+from pipeline.reporting.poller import Poller
 from pipeline.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:  # workers import this module, and the command line would slow their start
@@ -269,40 +268,20 @@ def _lock_store(store: ObjectStore) -> Iterator[None]:
         yield
 
 
-class StoreFollower:
-    """Downloads files that other nodes write, every 1.5 s and once at the end; does nothing without an object store.
+@contextlib.contextmanager
+def follow_store(paths: Iterable[Path], every_s: float = 1.5) -> Iterator[None]:
+    """Download files that other nodes write, again and again and once at the end; do nothing without an object store.
 
     Args:
         paths: files that grow, such as a training's metrics.
         every_s: seconds between downloads.
     """
+    followed = [path for path in paths if store_of(path) is not None]
 
-    def __init__(self, paths: Iterable[Path], every_s: float = 1.5) -> None:
-        self._paths = [path for path in paths if store_of(path) is not None]
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="store-follower", daemon=True)
-
-    def __enter__(self) -> Self:
-        """Start to follow."""
-        if self._paths:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Download once more and stop."""
-        self._stop.set()
-        if self._paths:
-            self._thread.join()
-            self._look()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
+    def look() -> None:
         with contextlib.suppress(UserError):  # the writer reports it; a progress bar must not stop a training
-            for path in self._paths:
+            for path in followed:
                 download_if_changed(path)
+
+    with Poller(every_s, look) if followed else contextlib.nullcontext():
+        yield
