@@ -18,6 +18,7 @@ from ast_core.model.transformer import AST
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import remove_temporary_files
 from ast_core.storage.json_files import sha256_of_json, write_text
+from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.checkpoint import Checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
@@ -101,7 +102,7 @@ def choose_checkpoint(job: Job, rank: int, world: int) -> Checkpoint | None:
     """
     found = None
     if rank == 0:
-        found, passed_over = checkpoint.read_newest(job.folder / "checkpoints")
+        found, passed_over = checkpoint.read_newest(MemberFolder(job.folder).checkpoints)
         for sentence in passed_over:
             LOG.warning("%s The checkpoint before it is used.", sentence)
     if world > 1:
@@ -172,7 +173,7 @@ def finish_epoch(
     state.progress.loss_sum = 0.0
     state.progress.history = [*(state.progress.history or []), row]
     if rank == 0:
-        folder = job.folder / "epochs" / f"epoch-{epoch:04d}"
+        folder = MemberFolder(job.folder).epoch(epoch)
         tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
         checkpoint.save(folder, tables, {"identity": identity["member"], "row": row})
         save(state, job, identity)
@@ -181,7 +182,7 @@ def finish_epoch(
 
 def save(state: State, job: Job, identity: dict[str, Any]) -> None:
     """Commit a checkpoint to resume from, and remove the checkpoints that are no longer needed."""
-    folder = job.folder / "checkpoints"
+    folder = MemberFolder(job.folder).checkpoints
     progress = state.progress
     values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
     checkpoint.save(folder / f"step-{progress.step:08d}", _collect_tables(state), values)
@@ -222,5 +223,6 @@ def require_finite(state: State, job: Job, rank: int) -> None:
 
 
 def _write_history(state: State, job: Job) -> None:
-    remove_temporary_files(job.folder, "metrics.jsonl")
-    write_text(job.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.progress.history or []))
+    history = MemberFolder(job.folder).history
+    remove_temporary_files(job.folder, history.name)
+    write_text(history, "".join(json.dumps(row) + "\n" for row in state.progress.history or []))

@@ -23,6 +23,7 @@ from ast_core.shards.reader import ShardReader
 from ast_core.training import order
 from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
+from ast_core.training.member_folder import MemberFolder
 from ast_core.training.optimizer_step import optimizer_step
 from ast_core.training.run_identity import build_identity
 from ast_core.training.schedule import learning_rate
@@ -162,13 +163,14 @@ def is_finished(job: Job) -> bool:
     Raises:
         UserError: the run folder holds another run, or the data does not fit.
     """
-    newest, _ = checkpoint.read_newest(job.folder / "checkpoints")
-    if newest is None or not (job.folder / "metrics.jsonl").is_file():
+    member = MemberFolder(job.folder)
+    newest, _ = checkpoint.read_newest(member.checkpoints)
+    if newest is None or not member.history.is_file():
         return False
     train = ShardReader(job.shards, job.data.train_splits)
     require_same_run(newest.state["identity"], build_identity(job, train, newest), job)
     last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
-    progress, epochs = newest.state["progress"], checkpoint.epoch_folders(job.folder / "epochs")
+    progress, epochs = newest.state["progress"], checkpoint.epoch_folders(member.epochs)
     evaluated = progress["step"] >= last and len(progress["history"]) >= job.optim.epochs
     return evaluated and set(range(1, job.optim.epochs + 1)) <= set(epochs)
 

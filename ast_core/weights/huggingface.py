@@ -23,8 +23,6 @@ from ast_core.storage.tensor_files import JSON_BYTES, bytes_of, load_tensors, re
 from ast_core.weights.bundle_description import require_labels
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-"""Normalisation of AudioSet: defaults of transformers' `ASTFeatureExtractor`."""
 _PREFIX = "audio_spectrogram_transformer."
 _NAMES = {  # our names to theirs, outside the blocks
     "cls_token": f"{_PREFIX}embeddings.cls_token",
