@@ -103,7 +103,7 @@ def _number(value: Any, digits: int = 4) -> str:
 def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
     mean, std = index.statistics(settings.data.train_splits)
     books = {
-        name: {key: split[key] for key in ("listed", "kept", "rejected", "missing")}
+        name: {key: getattr(split, key) for key in ("listed", "kept", "rejected", "missing")}
         for name, split in index.splits.items()
     }
     source = settings.data.source

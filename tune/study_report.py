@@ -195,8 +195,8 @@ def _standing(trial: Trial, result: dict[str, Any], metric: str) -> float:
 def _data(trial: Trial, index: ShardIndex) -> str:
     data = trial.settings.data
     name = "audio made by the project" if data.source == "synthetic" else Path(data.source or "data").name
-    train = sum(index.splits[split]["kept"] for split in data.train_splits)
-    return f"{name}, {train} training and {index.splits[data.test_split]['kept']} test clips"
+    train = sum(index.splits[split].kept for split in data.train_splits)
+    return f"{name}, {train} training and {index.splits[data.test_split].kept} test clips"
 
 
 def _shown(scores: Sequence[float]) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ast_core.config import DataConfig, FrontEndConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, DataConfig, FrontEndConfig
 from ast_core.shards.index import ShardIndex
 
-PUBLISHED_MEAN, PUBLISHED_STD = -4.2677393, 4.5689974
-"""AudioSet's statistics in the published code; computed there with mixup and masks left on."""
 DECIBELS_PER_UNIT = 10 / math.log(10)
 """log-mel is the natural logarithm of a power."""
 EFFECTS = {
@@ -46,13 +44,13 @@ def compare_front_ends(index: ShardIndex, data: DataConfig) -> list[Comparison]:
         rows.append(Comparison(key, str(here), str(published), effect if here != published else ""))
     mean, std = index.statistics(data.train_splits)
     used = (mean, std) if data.mean is None or data.std is None else (data.mean, data.std)
-    level = f"{DECIBELS_PER_UNIT * (mean - PUBLISHED_MEAN):+.1f} dB: the recordings' level, padding, another decoder or"
+    level = f"{DECIBELS_PER_UNIT * (mean - AUDIOSET_MEAN):+.1f} dB: the recordings' level, padding, another decoder or"
     spread = (
-        f"{std / PUBLISHED_STD:.2f} times AudioSet's: normalise with these, not with AudioSet's, unless a checkpoint"
+        f"{std / AUDIOSET_STD:.2f} times AudioSet's: normalise with these, not with AudioSet's, unless a checkpoint"
     )
     rows += [
-        Comparison("mean of the shards", f"{mean:.4f}", f"{PUBLISHED_MEAN:.4f}", f"{level} resampler"),
-        Comparison("std of the shards", f"{std:.4f}", f"{PUBLISHED_STD:.4f}", f"{spread} is used unchanged"),
+        Comparison("mean of the shards", f"{mean:.4f}", f"{AUDIOSET_MEAN:.4f}", f"{level} resampler"),
+        Comparison("std of the shards", f"{std:.4f}", f"{AUDIOSET_STD:.4f}", f"{spread} is used unchanged"),
     ]
     own = "" if used == (mean, std) else f"the shards' mean becomes {(mean - used[0]) / (2 * used[1]):+.3f}"
     rows.append(Comparison("normalised with", f"{used[0]:.4f} / {used[1]:.4f}", "the data set's own", own))

@@ -89,7 +89,7 @@ def download_files(folder: Path, patterns: Sequence[str]) -> None:
     if store is None:
         return
     with _lock_store(store):
-        listed = store.listed(folder)
+        listed = store.list_files(folder)
         wanted = {
             path for path in listed
             if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
@@ -173,13 +173,13 @@ def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
         index = ShardIndex.load(shards)
         index.require_splits(splits)
         for split in splits:
-            listed = store.listed(shards / split)
-            hashes = {shards / split / part["name"]: str(part["sha256"]) for part in index.splits[split]["parts"]}
+            listed = store.list_files(shards / split)
+            hashes = {shards / split / part.name: part.sha256 for part in index.splits[split].parts}
             absent = [path for path in hashes if path not in listed]
             if absent:
                 raise DamagedError(f"Shard {store.uri_of(absent[0])} is missing. Run prepare again.")
             _download_plain(store, {path: listed[path] for path in hashes}, hashes)
-        rejects = {path: s for path, s in store.listed(shards).items() if path == shards / REJECTS}
+        rejects = {path: s for path, s in store.list_files(shards).items() if path == shards / REJECTS}
         _download_plain(store, rejects)
 
 
@@ -213,7 +213,7 @@ def download_checkpoint(folder: Path) -> None:
     if store is None:
         return
     with _lock_store(store):
-        listed = store.listed(folder)
+        listed = store.list_files(folder)
         chosen: Path | None = None
         for marker in sorted((path for path in listed if path.name == checkpoint.MARKER), reverse=True):
             try:

@@ -34,10 +34,10 @@ def write_shards(folder: Path) -> None:
     rows = [
         Row(f"clip-{n}", (n % 3,), FRAMES, rng.normal(size=(FRAMES, BINS)).astype(np.float16)) for n in range(CLIPS)
     ]
-    books = write_part(folder / "test" / "part-00000.parquet", rows, {}, FRAMES, BINS)
-    parts = [{"name": "part-00000.parquet", **books}]
+    written = to_dict(write_part(folder / "test" / "part-00000.parquet", rows, {}, FRAMES, BINS))
+    parts = [{"name": "part-00000.parquet", **written}]
     split = {"listed": CLIPS + 2, "kept": CLIPS, "rejected": 1, "missing": 1, "parts": parts}
-    split |= {key: books[key] for key in ("sum", "sum_sq", "count")}
+    split |= {key: written[key] for key in ("sum", "sum_sq", "count")}
     front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
     index = {"front_end": front_end, "labels": LABELS, "single_label": True, "layout": "folders", "data_hash": "d"}
     write_hashed_json(folder / "index.json", {**index, "splits": {"test": split}})

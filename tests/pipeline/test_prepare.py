@@ -77,13 +77,13 @@ def rejects(settings: PrepareSettings) -> dict[str, dict[str, str]]:
 
 
 def books(index: ShardIndex, split: str) -> tuple[int, ...]:
-    return tuple(index.splits[split][key] for key in ("listed", "kept", "rejected", "missing"))
+    return tuple(getattr(index.splits[split], key) for key in ("listed", "kept", "rejected", "missing"))
 
 
 def test_shards_hold_the_filterbanks_of_kaldi(settings: PrepareSettings) -> None:
     index = prepare(settings)
     assert books(index, "train") == (7, 7, 0, 0)
-    assert [part["rows"] for part in index.splits["train"]["parts"]] == [3, 3, 1]
+    assert [part.rows for part in index.splits["train"].parts] == [3, 3, 1]
     reader = ShardReader(settings.shards, ["train", "test"])
     assert reader.clip_ids == [f"{split}-{n}" for split, count in CLIPS.items() for n in range(count)]
     assert index.labels == ("high", "low")

@@ -90,7 +90,7 @@ def test_the_reader_refuses_shards_whose_counts_differ(settings: PrepareSettings
     assert len(ShardReader(settings.shards, ["train", "test"])) == CLIPS - 2
     count_one_too_many_in_the_index(settings, "train")
     ShardReader(settings.shards, ["test"])
-    with pytest.raises(DamagedError, match="books of train do not balance: 17 listed, 14 kept in 14 rows"):
+    with pytest.raises(DamagedError, match="counts of train do not balance: 17 listed, 14 kept in 14 rows"):
         ShardReader(settings.shards, ["train"])
     assert ShardIndex.load(settings.shards)
 

@@ -100,6 +100,6 @@ def test_training_resumes_on_changed_data_only_with_the_flag(settings: PrepareSe
     assert len({str(checkpoint.read_state(folder)["identity"]) for folder in epochs}) == 1  # they can be averaged
     Path(settings.data.source).with_name(f"good-{TEST + 2:04d}.wav").write_bytes(b"broken")
     prepare(settings)
-    assert ShardIndex.load(settings.shards).splits["train"]["kept"] == CLIPS - TEST - 1
+    assert ShardIndex.load(settings.shards).splits["train"].kept == CLIPS - TEST - 1
     with pytest.raises(UserError, match=r"run.data_hash, run.train_clips differ"):
         fit(replace(accepting, optim=replace(job.optim, epochs=3)), 0, 1, CPU)

@@ -140,7 +140,7 @@ def download(folder: Path, version: int) -> None:
         ObjectStore(folder, f"file://{place}").attach()
     store = store_of(folder)
     assert store is not None
-    download_file(store, folder / "metrics.jsonl", store.listed(folder)[folder / "metrics.jsonl"])
+    download_file(store, folder / "metrics.jsonl", store.list_files(folder)[folder / "metrics.jsonl"])
 
 
 def attach(folder: Path, version: int) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from prepared import write_shards
 
-from ast_core.config import DataConfig, FrontEndConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, DataConfig, FrontEndConfig
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
-from pipeline.reporting.front_end_comparison import PUBLISHED_MEAN, PUBLISHED_STD, Comparison, compare_front_ends
+from pipeline.reporting.front_end_comparison import Comparison, compare_front_ends
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_only_settings_that_differ_have_a_remark(shards: Path) -> None:
     assert not found["window"].remark
     assert not found["sample_rate_hz"].remark
     assert "dB" in found["mean of the shards"].remark
-    assert found["mean of the shards"].published == f"{PUBLISHED_MEAN:.4f}"
+    assert found["mean of the shards"].published == f"{AUDIOSET_MEAN:.4f}"
     assert not found["normalised with"].remark
 
 
@@ -38,7 +38,7 @@ def test_another_window_rate_and_borrowed_statistics_have_remarks(shards: Path) 
     index = read_hashed_json(shards / "index.json", "index")
     other = to_dict(FrontEndConfig(window="hamming", sample_rate_hz=32_000))
     write_hashed_json(shards / "index.json", index | {"front_end": other})
-    found = compare(shards, mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
+    found = compare(shards, mean=AUDIOSET_MEAN, std=AUDIOSET_STD)
     assert "paper" in found["window"].remark
     assert found["sample_rate_hz"].remark
     assert "mean becomes" in found["normalised with"].remark
