@@ -63,7 +63,7 @@ def test_every_stage_notices_a_lost_row(
     counts = require_balance(prepare.prepare(settings), settings.shards, CLIPS)
     assert (counts["kept"], counts["rejected"], counts["missing"]) == (CLIPS - 2, 1, 1)
     lose_a_reject(settings)
-    assert "do not balance: 16 listed, 15 seen" in error_of(prepare.main, flags(settings), capsys)
+    assert "differ: 16 clips listed, 15 seen" in error_of(prepare.main, flags(settings), capsys)
     for path in settings.shards.glob("train/*.json"):
         path.unlink()
     assert require_balance(prepare.prepare(settings), settings.shards, CLIPS) == counts
