@@ -67,7 +67,7 @@ class Predictor:
         """
         require(
             len(self._front_ends) == 1,
-            f"The bundle's members have {len(self._front_ends)} different front ends, so they share no timeline. "
+            f"A timeline needs members of one front end; this bundle's members have {len(self._front_ends)}. "
             "Predict with the bundle of a single member.",
         )
         fbank = next(iter(self._front_ends.values()))

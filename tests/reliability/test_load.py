@@ -59,8 +59,8 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
 def test_parallel_clients_get_the_bundles_own_answers(tmp_path: Path, many, measured, fault_seed: int) -> None:
     seconds = many(8, 300)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    asked = load_serving.questions(load_serving.registered(tmp_path / "bundle", store), fault_seed)
-    with load_serving.served(store, tmp_path) as (port, server):
+    asked = load_serving.make_questions(load_serving.register_model(tmp_path / "bundle", store), fault_seed)
+    with load_serving.serve(store, tmp_path) as (port, server):
         seen = load_serving.ask(port, server, asked, load_serving.CLIENTS, seconds)
     figures = load_serving.figures(seen, seconds)
     measured("Load", clients=load_serving.CLIENTS, seconds=seconds, **figures)
