@@ -55,10 +55,10 @@ def ray_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """The folder of a study that nothing befell."""
-    from studies import new_study, searched_in  # noqa: PLC0415  # most tests do without Ray Tune
+    from studies import new_study, run_search  # noqa: PLC0415  # most tests do without Ray Tune
 
     folder = new_study(tmp_path_factory.mktemp("study"))
-    searched_in(folder, "--ensemble.epochs")
+    run_search(folder, "--ensemble.epochs")
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
-from studies import new_study, study_flags, trials_of
+from studies import new_study, study_flags, trials_folder
 
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import read_scores
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.timeout(600)
 def test_finished_study_is_not_run_again_and_its_members_become_ensembles(searched: Path) -> None:
     settings = parse_settings(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
-    trials = trials_of(searched)
+    trials = trials_folder(searched)
     done = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
     assert len(done) == 3
     table, _ = search(settings)
