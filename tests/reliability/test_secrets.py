@@ -132,7 +132,7 @@ def test_what_is_put_into_a_trial_or_shown_by_a_cluster(flags) -> None:
     given = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}
     plan = Plan(**given, tracking=settings.tracking, changes={}, ray_cluster="ast", ray_job="{}")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
-        plan.settled()
+        plan.resolve()
 
 
 def test_a_servers_login_is_given_to_mlflow_out_of_the_address(tmp_path: Path) -> None:
