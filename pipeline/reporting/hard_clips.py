@@ -1,4 +1,4 @@
-"""The test clips that a model is most wrong about, each as a card with its spectrogram; and what it takes for what."""
+"""The test clips with the highest loss, each with its spectrogram, and the classes that the model confuses."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ from ast_core.weights.decisions import NEAREST
 from pipeline.reporting.plots import plot_spectrogram
 
 SHOWN, GUESSES, PAIRS = 8, 3, 12
+"""Numbers of hard clips, of predicted labels per clip, and of confused pairs of classes in the report."""
 
 
 @dataclass(frozen=True)
 class HardClip:
-    """One clip, and what was said of it."""
+    """One clip, its labels and what the model predicted."""
 
     clip_id: str
     labels: tuple[str, ...]
     guesses: tuple[tuple[str, float], ...]
-    """Most probable labels."""
+    """The most probable labels and their probabilities."""
     missed: tuple[tuple[str, float], ...]
-    """What the model gave the true ones."""
+    """The clip's own labels and the probabilities that the model predicted for them."""
     picture: Path
+    """A PNG of the clip's spectrogram."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often a class was taken for another one."""
+    """A pair of classes, and how often the first was predicted as the second."""
 
     true: str
     taken_for: str
     clips: int
+    """Number of clips of the class `true` that were predicted as `taken_for`."""
     of: int
+    """Number of all clips of the class `true`."""
 
 
 def clip_losses(scores_NC: np.ndarray, labels_NC: np.ndarray, one_label: bool) -> np.ndarray:
-    """Each clip's loss, [N]: cross-entropy of one label, mean binary cross-entropy of several."""
+    """Return the loss of each clip, [N]: cross-entropy if it has one label, else the mean binary cross-entropy."""
     kept_NC = np.clip(scores_NC.astype(np.float64), NEAREST, 1 - NEAREST)
     true_NC = -np.log(kept_NC) * labels_NC
     if one_label:
@@ -47,7 +51,7 @@ def clip_losses(scores_NC: np.ndarray, labels_NC: np.ndarray, one_label: bool) -
 
 
 def hardest_clips(reader: ShardReader, scores_NC: np.ndarray, folder: Path) -> list[HardClip]:
-    """The clips of the highest loss, with pictures of what the model was given, written to a folder."""
+    """Return the clips with the highest loss, and write pictures of their spectrograms to a folder."""
     losses_N = clip_losses(scores_NC, reader.labels_NC, reader.index.single_label)
     chosen = np.argsort(-losses_N, kind="stable")[:SHOWN]
     shift_ms = float(reader.index.front_end["frame_shift_ms"])
@@ -73,14 +77,14 @@ def _card(reader: ShardReader, index: int, scores_C: np.ndarray, picture: Path) 
 
 
 def confusion_matrix(scores_NC: np.ndarray, labels_NC: np.ndarray) -> np.ndarray:
-    """Clips of each class (rows) by the class they were taken for (columns), int64 [C, C]; of single-label clips."""
+    """Count single-label clips by their class (rows) and the predicted class (columns), int64 [C, C]."""
     matrix_CC = np.zeros((labels_NC.shape[1],) * 2, np.int64)
     np.add.at(matrix_CC, (labels_NC.argmax(axis=1), scores_NC.argmax(axis=1)), 1)
     return matrix_CC
 
 
 def most_confused_pairs(matrix_CC: np.ndarray, labels: tuple[str, ...]) -> list[Confusion]:
-    """The commonest mistakes."""
+    """Return the `PAIRS` most frequent confusions of two classes, the most frequent first."""
     wrong_CC = matrix_CC - np.diag(np.diag(matrix_CC))
     order = np.argsort(-wrong_CC, axis=None, kind="stable")[:PAIRS]
     pairs = [divmod(int(place), len(labels)) for place in order]

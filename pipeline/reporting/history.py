@@ -1,4 +1,4 @@
-"""What a person sees of a long training: a bar that follows the curve on disk, and its table at the end."""
+"""The training curves on disk and the score that stands for an epoch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.run_folder.layout import HISTORIES, TRIALS
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, an epoch each; none if it is not there yet."""
+    """Read the rows of a `metrics.jsonl`, one per epoch; return an empty list if the file does not exist yet."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_histories(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The curves of a run's members by name, or, in a study's folder, of its trials."""
+    """Read the curves of a run's members by name, or, in a study's folder, those of its trials."""
     own = {path.parent.name: path for path in sorted(run_dir.glob(HISTORIES))}
     trials = sorted(run_dir.glob(f"{TRIALS}/*/*/{HISTORIES}"))
     own |= {f"{path.parents[3].name}, {path.parent.name}": path for path in trials}
@@ -25,16 +25,16 @@ def read_histories(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def headline(row: dict[str, Any]) -> str:
-    """The row's score as a person names it: accuracy where there is one, else mAP."""
+    """Return name and value of the row's score: accuracy if the row has one, else mAP; "" if it has neither."""
     key = headline_key(row)
     return f"{key.replace('_', ' ')} {row[key]:.3f}" if key else ""
 
 
 def headline_key(row: dict[str, Any]) -> str:
-    """Its name in the row; "" if there is none."""
+    """Return the key of the row's score; "" if the row has no score."""
     return next((key for ending in ("_accuracy", "_mAP") for key in row if key.endswith(ending)), "")
 
 
 def headline_value(row: dict[str, Any]) -> float:
-    """The score itself."""
+    """Return the row's score."""
     return float(row[headline_key(row)])

@@ -1,4 +1,4 @@
-"""Log lines of workers in logfmt, which say whose they are."""
+"""Log lines of workers in logfmt, labelled with run, member and rank."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.reporting.prometheus import LOG
 
 
 def label_log_lines(labels: dict[str, str]) -> None:
-    """Let `ast_core`'s log lines of this process say whose they are, in logfmt: `run=... rank=0 msg="..."`.
+    """Label the log lines of `ast_core` in this process, in logfmt: `run=... rank=0 msg="..."`.
 
-    The environment's AST_LOG_LEVEL says from which level on there are lines; at DEBUG there is one a step.
+    The environment variable AST_LOG_LEVEL sets the lowest level that is logged; at DEBUG each step logs a line.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Logfmt(labels))

@@ -1,4 +1,4 @@
-"""The paper's own results, to stand beside ours: Gong, Chung, Glass, Interspeech 2021, tables 1, 7 and 8."""
+"""The results of the paper, shown next to ours: Gong, Chung, Glass, Interspeech 2021, tables 1, 7 and 8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperResult:
-    """One number of the paper."""
+    """One number that the paper reports."""
 
     what: str
     data: str
@@ -35,4 +35,4 @@ PAPER_RESULTS = {
         PaperResult("AST-P, from AudioSet", "Speech Commands V2, 35 words", "accuracy", 0.9788),
     ),
 }
-"""By a data set's layout."""
+"""The results of the paper by the layout of the data set."""

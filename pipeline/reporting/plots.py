@@ -1,4 +1,7 @@
-"""Pictures of an evaluation, as PNG files."""
+"""Pictures of an evaluation as PNG files.
+
+Shape suffixes: N clips, C classes, W windows, T frames, M mel bins.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from matplotlib.figure import Figure
 from ast_core.storage.atomic_files import atomic_write
 
 MOST_BARS = 60
-"""With more classes than this only the best and the worst are drawn."""
+"""Number of classes above which only the best and the worst are drawn."""
 BAR_INCHES = 0.22
+"""Height of the figure per bar."""
 MOST_ROWS = 12
-"""Labels of a timeline."""
+"""Highest number of labels in a timeline."""
 
 
 def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chance: float) -> None:
@@ -25,21 +29,21 @@ def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chanc
 
     Args:
         path: PNG to write.
-        title: of the picture.
-        precision: average precision by label; NaN where there was no positive, which is left out.
-        chance: mean share of positives, drawn as a line.
+        title: title of the picture.
+        precision: average precision by label; NaN for a label without positive clips, which is not drawn.
+        chance: average precision of chance, the mean share of positives; drawn as a line.
     """
     known = sorted(((value, label) for label, value in precision.items() if not math.isnan(value)), reverse=True)
     shown = known
     if len(known) > MOST_BARS:
         half = MOST_BARS // 2
         shown = known[:half] + known[-half:]
-        title += f"\nthe best and the worst {half} of {len(known)} classes"
+        title += f"\nthe {half} best and the {half} worst of {len(known)} classes"
     figure = Figure(figsize=(8, 1.5 + BAR_INCHES * max(4, len(shown))), layout="constrained")
     axes = figure.subplots()
     places = range(len(shown))
     axes.barh(places, [value for value, _ in shown], color="#3b6ea5", height=0.75)
-    # A dollar sign in a label would start a formula.
+    # Matplotlib would read a dollar sign in a label as the start of a formula.
     axes.set_yticks(places, [label[:40].replace("$", r"\$") for _, label in shown], fontsize=8)
     axes.axvline(chance, color="#c44e52", linestyle="--", label=f"chance {chance:.3f}")
     axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision", title=title)
@@ -52,7 +56,7 @@ def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
 
     Args:
         path: PNG to write.
-        histories: rows of `metrics.jsonl` by member.
+        histories: the rows of `metrics.jsonl` by member.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
@@ -77,10 +81,10 @@ def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.nda
 
     Args:
         path: PNG to write.
-        title: of the picture.
-        times_s: windows' starts, [W].
+        title: title of the picture.
+        times_s: start of each window in seconds, [W].
         scores_WC: probabilities.
-        labels: C names.
+        labels: names of the C classes.
     """
     shown = np.argsort(-scores_WC.max(axis=0), kind="stable")[:MOST_ROWS]
     figure = Figure(figsize=(11, 1.6 + 0.28 * len(shown)), layout="constrained")
@@ -96,14 +100,14 @@ def plot_timeline(path: Path, title: str, times_s: np.ndarray, scores_WC: np.nda
 
 
 def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.ndarray, seconds: float) -> None:
-    """Draw a spectrogram, and under it the same where the model looked.
+    """Draw a spectrogram, and below it the same spectrogram with the attention of the model over it.
 
     Args:
         path: PNG to write.
-        title: of the picture.
-        fbank_TM: raw log-mel.
+        title: title of the picture.
+        fbank_TM: log-mel, not normalised.
         share_TM: attention of each point, 0 to 1.
-        seconds: that T frames are.
+        seconds: duration of the T frames.
     """
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -118,12 +122,12 @@ def plot_attention(path: Path, title: str, fbank_TM: np.ndarray, share_TM: np.nd
 
 
 def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
-    """Draw a clip's log-mel as a small picture.
+    """Draw the log-mel spectrogram of a clip as a small picture.
 
     Args:
         path: PNG to write.
-        fbank_TM: raw log-mel.
-        seconds: that T frames are.
+        fbank_TM: log-mel, not normalised.
+        seconds: duration of the T frames.
     """
     figure = Figure(figsize=(4.2, 1.9), layout="constrained")
     axes = figure.subplots()
@@ -135,12 +139,12 @@ def plot_spectrogram(path: Path, fbank_TM: np.ndarray, seconds: float) -> None:
 
 
 def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> None:
-    """Draw a confusion matrix as shares of each true class, a row a class.
+    """Draw a confusion matrix, one row per true class, coloured by the share of the class.
 
     Args:
         path: PNG to write.
-        matrix_CC: clips by true and by predicted class.
-        labels: C names.
+        matrix_CC: numbers of clips by true class (rows) and predicted class (columns).
+        labels: names of the C classes.
     """
     share_CC = matrix_CC / np.maximum(matrix_CC.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.26 * len(labels)
@@ -154,18 +158,18 @@ def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> 
         light = share_CC[row, column] > 0.5
         count = str(matrix_CC[row, column])
         axes.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if light else "black")
-    axes.set(xlabel="taken for", ylabel="is")
+    axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(drawn, ax=axes, label="share of the class")
     save_figure(figure, path)
 
 
 def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The headline metric: accuracy where there is one, else mAP."""
+    """Return the key of the score: accuracy if the rows have one, else mAP."""
     keys = sorted({key for row in rows for key in row})
     return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Commit a figure as PNG."""
+    """Write a figure as PNG, atomically."""
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]

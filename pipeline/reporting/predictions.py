@@ -1,4 +1,4 @@
-"""What `predict` found out about recordings: as a table on the screen, and as a file."""
+"""The result of `predict` as a table on the screen and as a file."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import Bundle
 
 DECIDED = "decided"
-"""Column of the labels that a recording has, `;` between them."""
+"""Column with the labels that the model decided on, separated by `;`."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Recordings' probabilities, and decisions where they were asked for."""
+    """Probabilities of recordings, and decisions if the user asked for them."""
 
     labels: tuple[str, ...]
     scores: dict[str, np.ndarray]
-    """Float32 [C], by path."""
+    """Probabilities by path of the recording, float32 [C]."""
     faults: dict[str, str]
-    """Why a recording could not be used, by path."""
+    """The reasons why recordings could not be used, by path."""
     decided: dict[str, list[int]] | None = None
-    """The classes that a recording has, the most probable first."""
+    """The indices of the classes decided on by path, the most probable first."""
 
     def decide(self, bundle: Bundle) -> Predictions:
-        """The same with calibrated probabilities, and decisions; the bundle has those."""
+        """Return calibrated probabilities and decisions; return the same object if the bundle is not calibrated."""
         rule = bundle.decisions
         if rule is None:
             return self
@@ -45,20 +45,20 @@ class Predictions:
         return Predictions(self.labels, calibrated, self.faults, decided)
 
     def table(self, top_k: int) -> Table:
-        """The labels it has, or its `top_k` most probable ones; then what was refused."""
+        """Return a table of the labels decided on, or the `top_k` most probable, and of the refused files."""
         table = Table(title="predictions")
         table.add_column("file", overflow="fold")
         table.add_column("labels")
         for path, scores_C in self.scores.items():
             top = np.argsort(-scores_C, kind="stable")[:top_k] if self.decided is None else self.decided[path]
             shown = ", ".join(f"{self.labels[c]} {scores_C[c]:.3f}" for c in top)
-            table.add_row(Path(path).name, shown.replace("[", "\\[") or "none of the classes")
+            table.add_row(Path(path).name, shown.replace("[", "\\[") or "no class")
         for path, reason in self.faults.items():
             table.add_row(Path(path).name, f"refused: {reason}".replace("[", "\\["), style="red")
         return table
 
     def write(self, path: Path) -> None:
-        """Commit a row a file to .csv, .json or .parquet: path, error, decision, and each label's probability."""
+        """Write .csv, .json or .parquet, one row per recording: path, error, decision, probability of each label."""
         rows = self._rows()
         if path.suffix == ".json":
             write_json(path, rows)
@@ -77,9 +77,9 @@ class Predictions:
             if self.decided is not None:
                 row[DECIDED] = ";".join(self.labels[c] for c in self.decided[path])
             rows.append(row | dict(zip(self.labels, scores_C.tolist(), strict=True)))
-        none = {} if self.decided is None else {DECIDED: None}
+        no_decision = {} if self.decided is None else {DECIDED: None}
         rows += [
-            {"path": path, "error": reason, **none, **dict.fromkeys(self.labels)}
+            {"path": path, "error": reason, **no_decision, **dict.fromkeys(self.labels)}
             for path, reason in self.faults.items()
         ]
         return rows

@@ -1,4 +1,4 @@
-"""What the user sees of a training: a progress bar while it runs, and a table at the end."""
+"""The progress bar of a running training, and the table at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.reporting.history import headline, read_history
 
 
 class EpochBar:
-    """A progress bar over epochs, fed by the training's `metrics.jsonl` and so by any worker on any node."""
+    """A progress bar over epochs that reads `metrics.jsonl`, so it shows a training on any node."""
 
     def __init__(self, title: str, history: Path, epochs: int) -> None:
         self._history = history
@@ -28,7 +28,7 @@ class EpochBar:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start to show."""
+        """Start the progress bar."""
         self._progress.start()
         self._thread.start()
         return self
@@ -36,7 +36,7 @@ class EpochBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show the last state and stop."""
+        """Show the last state and stop the progress bar."""
         self._stop.set()
         self._thread.join()
         self._show()
@@ -54,7 +54,7 @@ class EpochBar:
 
 
 def metrics_table(title: str, history: Path) -> Table:
-    """The curve as a table: first, every fifth and last epoch."""
+    """Return the training curve as a table with the first, every fifth and the last epoch."""
     rows = read_history(history)
     table = Table(title=title)
     for column in ("epoch", "train loss", "rate", "score", "seconds", "clips/s"):

@@ -1,4 +1,4 @@
-"""What `predict` writes of a recording besides its tags: probabilities over time, and what the model looked at."""
+"""The pictures that `predict` writes of a recording: probabilities over time, and the attention of the model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from pipeline.reporting.plots import plot_attention, plot_timeline
 
 
 def write_pictures(settings: PredictSettings, predictor: Predictor, recording: Recording) -> None:
-    """Write what was asked for, under the recording's own name with its ending, so that a.wav and a.mp3 both stay."""
+    """Write the pictures that the settings ask for.
+
+    Their names keep the suffix of the recording: those of a.wav and a.mp3 do not overwrite each other.
+    """
     if settings.timeline:
-        _timeline(settings.timeline / recording.path.name, settings.hop_s, predictor, recording)
+        _write_timeline(settings.timeline / recording.path.name, settings.hop_s, predictor, recording)
     if settings.attention:
-        _attention(settings.attention / f"{recording.path.name}.png", predictor, recording)
+        _write_attention(settings.attention / f"{recording.path.name}.png", predictor, recording)
 
 
-def _timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recording) -> None:
+def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recording) -> None:
     labels = predictor.bundle.labels
     times_s, scores_WC = predictor.timeline(recording, hop_s)
     columns: dict[str, Any] = {"start_s": times_s} | {label: scores_WC[:, c] for c, label in enumerate(labels)}
@@ -35,7 +38,7 @@ def _timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recordi
     plot_timeline(stem.with_name(f"{stem.name}.png"), stem.name, times_s, scores_WC, labels)
 
 
-def _attention(path: Path, predictor: Predictor, recording: Recording) -> None:
+def _write_attention(path: Path, predictor: Predictor, recording: Recording) -> None:
     member = predictor.bundle.members[0]
     front_end = member.front_end
     window_s = ((front_end.target_frames - 1) * front_end.frame_shift_ms + front_end.frame_length_ms) / 1000
