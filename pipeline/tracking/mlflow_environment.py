@@ -1,4 +1,4 @@
-"""Set the environment that MLflow reads when it is imported: each module of this folder imports this one before it."""
+"""The environment variables that MLflow reads at import; each module of this folder imports this one before MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 waits minutes for a tracker that is gone
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7 waits minutes for a tracker that does not answer
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }.items():

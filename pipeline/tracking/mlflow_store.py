@@ -1,6 +1,6 @@
-"""MLflow's tracking: the store, runs, metrics that follow a training, artifacts.
+"""MLflow's tracking store, and the warnings that replace its errors.
 
-Training never waits for the tracker or dies with it: what a run logs is tried, and a failure is one line on stderr.
+A training neither waits for the tracker nor fails with it: if a run cannot log, it prints one line on stderr.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from ast_core.redaction import without_secrets
 ResultT = TypeVar("ResultT")
 SQLITE = "sqlite:///"
 DATABASE_TRIES = 5
-"""Within 3 s."""
-_LENT: dict[str, str] = {}
-"""The login that this process put into its environment."""
+"""MLflow's attempts to connect to a database; five take at most 3 s."""
+_LOGIN: dict[str, str] = {}
+"""The user and password that this process has set in its environment."""
 
 
 def open_store(uri: str) -> None:
-    """Use a tracking store; a sqlite file is made, with all its tables, by one process at a time.
+    """Open a tracking store; create a sqlite file with all its tables if it does not exist, one process at a time.
 
     Args:
-        uri: `sqlite:////folder/mlflow.db`, or a server's `http://host:port`. A server's `http://user:password@host`
-            is put where MLflow looks for it, so that no address that it prints or complains of has it.
+        uri: `sqlite:////folder/mlflow.db`, or a server's `http://host:port`. The user and
+            password of `http://user:password@host` are moved to the environment, where MLflow reads them, so that no
+            address in its output or errors contains them.
 
     Raises:
         UserError: the store is of another MLflow version, damaged, or cannot be written.
     """
     for source in ("mlflow", "alembic"):
-        logging.getLogger(source).setLevel(logging.ERROR)  # their notes would drown the stage's own lines
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
-    uri = _without_login(uri)
+        logging.getLogger(source).setLevel(logging.ERROR)  # their messages would hide the lines of the stage
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # it logs a traceback and raises the same error
+    uri = _move_login_to_environment(uri)
     if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
-        _wait_briefly()
+        _limit_database_tries()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     database = sqlite_file(uri)
@@ -55,7 +58,7 @@ def open_store(uri: str) -> None:
         return
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that race to make the tables leave a store that none can open.
+        # Two processes that create the tables at the same time leave a store that no process can open.
         with filelock.FileLock(f"{database}.lock"):
             client = MlflowClient()
             client.search_experiments(max_results=1)
@@ -63,28 +66,34 @@ def open_store(uri: str) -> None:
     except Exception as error:
         raise UserError(
             f"The MLflow store {uri} cannot be opened: {first_line(error)}. If another MLflow version made it, run "
-            f"`mlflow db upgrade {uri}`; else mend it or give another --tracking."
+            f"`mlflow db upgrade {uri}`; otherwise repair the store or use another --tracking."
         ) from error
 
 
-def _wait_briefly() -> None:
-    """MLflow waits 100 s for a database that is gone, at every call, and a training's end would wait with it."""
-    from mlflow.store.db import utils  # noqa: PLC0415 - SQLAlchemy, which takes its time and no server's address needs
+def _limit_database_tries() -> None:
+    """Limit MLflow's attempts to connect to a database.
+
+    By default each call waits 100 s for a database that does not answer, and the end of a training would wait too.
+    """
+    from mlflow.store.db import utils  # noqa: PLC0415 - imports SQLAlchemy, slow and not needed for a server
 
     utils.MAX_RETRY_COUNT = DATABASE_TRIES
 
 
-def _without_login(uri: str) -> str:
-    """A server's address, its user and password in the environment; what another address brought there goes."""
-    for name in [name for name, value in _LENT.items() if os.environ.get(name) == value]:
+def _move_login_to_environment(uri: str) -> str:
+    """Move user and password of a server's address to the environment, and return the address without them.
+
+    The login of an address that was opened before is removed from the environment.
+    """
+    for name in [name for name, value in _LOGIN.items() if os.environ.get(name) == value]:
         del os.environ[name]
-    _LENT.clear()
+    _LOGIN.clear()
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in {"http", "https"} or parts.password is None:
         return uri
-    _LENT["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username or "")
-    _LENT["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)
-    os.environ.update(_LENT)
+    _LOGIN["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username or "")
+    _LOGIN["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)
+    os.environ.update(_LOGIN)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
@@ -94,7 +103,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def try_or_warn(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
-    """Return what `action` returns; if it fails, warn that `what` and return `otherwise`."""
+    """Return the result of `action`; if it fails, print the warning `what` with the error and return `otherwise`."""
     try:
         return action()
     except Exception as error:
@@ -108,5 +117,5 @@ def warn(sentence: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, without its full stop and passwords."""
+    """Return the first line of an error without its full stop and without passwords."""
     return (without_secrets(str(error)).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

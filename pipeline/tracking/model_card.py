@@ -1,4 +1,4 @@
-"""The model card: what a registered model is, how good it is and on what, where it came from, how to use it."""
+"""The model card of a registered model: scores, architecture, origin and use."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ NAMES = {
     "mAP": "mAP",
     "mAUC": "mean ROC AUC",
     "d_prime": "d'",
-    "chance_mAP": "mAP by chance",
-    "chance_accuracy": "accuracy by chance",
+    "chance_mAP": "mAP of chance",
+    "chance_accuracy": "accuracy of chance",
 }
-"""Metrics as a person names them."""
+"""Names of the metrics in the card."""
 SHOWN_CLASSES = 5
-"""Best and worst; all are in the artifact `per_class`."""
+"""Number of best and of worst classes in the card; the artifact `per_class` has all classes."""
 
 
 def model_card(name: str, bundle: Bundle, evaluation: dict[str, Any]) -> str:
-    """Markdown for a registered model.
+    """Write the Markdown text of a registered model.
 
     Args:
-        name: in the registry.
-        bundle: what is registered.
-        evaluation: content of its `evaluation/NAME.json`.
+        name: name of the model in the registry.
+        bundle: the registered bundle.
+        evaluation: content of the bundle's `evaluation/NAME.json`.
 
     Returns:
-        The card. A paragraph is one line: MLflow's page breaks lines where the text does.
+        The card. Each paragraph is one line, because MLflow's page keeps the line breaks of the text.
     """
     front = bundle.front_end
-    kind = "one label a clip" if bundle.single_label else "any number of labels a clip"
-    members = "\n".join(_member_line(bundle, number) for number in range(len(bundle.members)))
+    kind = "one label per clip" if bundle.single_label else "any number of labels per clip"
+    members = "\n".join(_describe_member(bundle, number) for number in range(len(bundle.members)))
     return f"""# {name}
 
-Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels)} classes, {kind}.
+An Audio Spectrogram Transformer. It predicts the probabilities of {len(bundle.labels)} classes for a recording, {kind}.
 
-## How good it is
+## Results
 
-{_results(evaluation)}
+{_describe_results(evaluation)}
 
-{_classes(evaluation)}
+{_describe_classes(evaluation)}
 
-{_decisions(bundle)}
+{_describe_decisions(bundle)}
 
-## What it is
+## Model
 
 - Input: mono at {front.sample_rate_hz} Hz (other rates and channels are converted), {front.num_mel_bins} mel bins, \
-{front.frame_shift_ms:g} ms a frame. Longer recordings are cut into windows of {front.target_frames} frames \
-({front.target_frames * front.frame_shift_ms / 1000:g} s); their mean counts.
+{front.frame_shift_ms:g} ms per frame. Longer recordings are cut into windows of {front.target_frames} frames \
+({front.target_frames * front.frame_shift_ms / 1000:g} s), and the probabilities of the windows are averaged.
 {members}
 
-## Where it came from
+## Origin
 
-{_lineage(bundle, evaluation)}
+{_describe_origin(bundle, evaluation)}
 
 ## Use
 
@@ -63,14 +63,15 @@ Audio Spectrogram Transformer: recordings to probabilities of {len(bundle.labels
 python pipeline/predict.py RECORDING --model models:/{name}@champion
 ```
 
-As MLflow pyfunc model, a row a recording: `audio` (the bytes of a file; base64 in JSON), or `waveform` (mono samples) \
-with `sample_rate_hz`. The answer has a column a label, and `clip_error` where a recording could not be used.
+As an MLflow pyfunc model, each row of the input is a recording: `audio` (the bytes of a file; base64 in JSON), or \
+`waveform` (mono samples) with `sample_rate_hz`. The output has one column per label, and `clip_error`, the reason why \
+a recording could not be used.
 
-## What to know
+## Limitations
 
-It knows only the sounds that it was trained on, and gives each of its classes a probability whatever it hears. \
-Recordings from other microphones, rooms and distances than the training set's are recognised less well than the \
-figures above say.
+The model knows only the classes that it was trained on, and predicts a probability for each of them whatever the \
+recording contains. Expect lower scores than those above for recordings from other microphones, rooms and distances \
+than those of the training set.
 
 ## Classes
 
@@ -78,40 +79,48 @@ figures above say.
 """
 
 
-def _results(evaluation: dict[str, Any]) -> str:
+def _describe_results(evaluation: dict[str, Any]) -> str:
     listed, seen = evaluation["clips_listed"], evaluation["clips_evaluated"]
     intervals = evaluation.get("intervals", {})
     rows = "\n".join(
-        f"| {NAMES.get(key, key)} | {_shown(value)}{_interval(intervals.get(key))} |"
+        f"| {NAMES.get(key, key)} | {_format_number(value)}{_format_interval(intervals.get(key))} |"
         for key, value in sorted(evaluation["metrics"].items(), key=lambda item: [*NAMES, item[0]].index(item[0]))
     )
     return (
-        f"Measured on {seen} of the {listed} clips listed in the split `{evaluation['split']}`, each once.\n\n"
+        f"Measured on {seen} of the {listed} clips listed in the split `{evaluation['split']}`, each clip once.\n\n"
         f"| metric | value |\n|---|---|\n{rows}"
     )
 
 
-def _classes(evaluation: dict[str, Any]) -> str:
-    """Average precision of the best and the worst classes."""
+def _describe_classes(evaluation: dict[str, Any]) -> str:
+    """Return a table of the average precision of the best and the worst classes."""
     classes = evaluation.get("per_class", {}).items()
     known = [(row["ap"], label, row["positives"]) for label, row in classes if row["ap"] is not None]
     ranked = sorted(known, key=lambda row: -row[0])
     if not ranked:
         return ""
     shown = ranked if len(ranked) <= 2 * SHOWN_CLASSES else ranked[:SHOWN_CLASSES] + ranked[-SHOWN_CLASSES:]
-    title = "Classes" if shown == ranked else f"The best and the worst {SHOWN_CLASSES} of {len(ranked)} classes"
+    title = (
+        "Classes"
+        if shown == ranked
+        else f"The {SHOWN_CLASSES} best and the {SHOWN_CLASSES} worst of {len(ranked)} classes"
+    )
     rows = "\n".join(f"| {label.replace('|', '/')} | {count:.0f} | {ap:.3f} |" for ap, label, count in shown)
     return f"{title}:\n\n| class | test clips | average precision |\n|---|---|---|\n{rows}"
 
 
-def _decisions(bundle: Bundle) -> str:
+def _describe_decisions(bundle: Bundle) -> str:
     if bundle.decisions is None:
-        return "It has no thresholds: `calibrate` fits them on a validation split."
-    how = "a temperature" if bundle.decisions.one_label else "Platt's scaling and the threshold of the best F1, a class"
-    return f"Calibrated on the split `{bundle.decisions.fitted_on.get('split', '')}` ({how}): `predict --decide`."
+        return "The model has no thresholds yet; `calibrate` fits them on a validation split."
+    how = (
+        "a temperature"
+        if bundle.decisions.one_label
+        else "Platt scaling and the threshold of the best F1 for each class"
+    )
+    return f"Calibrated on the split `{bundle.decisions.fitted_on.get('split', '')}` ({how}). `predict --decide` uses the calibration."
 
 
-def _lineage(bundle: Bundle, evaluation: dict[str, Any]) -> str:
+def _describe_origin(bundle: Bundle, evaluation: dict[str, Any]) -> str:
     facts = bundle.facts
     values = {
         "recipe": facts.get("recipe", ""),
@@ -122,18 +131,18 @@ def _lineage(bundle: Bundle, evaluation: dict[str, Any]) -> str:
         "test clips": f"`{evaluation.get('evaluated_on', '')}`",
         "bundle": f"`{bundle.digest}`",
     }
-    return "| what | which |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in values.items())
+    return "| property | value |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in values.items())
 
 
-def _shown(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "not defined" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _interval(ends: list[float | None] | None) -> str:
-    return f" (95 %: {_shown(ends[0])} to {_shown(ends[1])})" if ends else ""
+def _format_interval(ends: list[float | None] | None) -> str:
+    return f" (95 %: {_format_number(ends[0])} to {_format_number(ends[1])})" if ends else ""
 
 
-def _member_line(bundle: Bundle, number: int) -> str:
+def _describe_member(bundle: Bundle, number: int) -> str:
     member = bundle.members[number]
     model = member.config
     millions = sum(parameter.numel() for parameter in member.model.parameters()) / 1e6

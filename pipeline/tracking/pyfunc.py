@@ -1,4 +1,4 @@
-"""A registered bundle as MLflow's pyfunc model. MLflow loads this module by its name: nothing of it is pickled."""
+"""A registered bundle as an MLflow pyfunc model. MLflow loads this module by its name, so nothing is pickled."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
 
 AUDIO = "audio"
-"""Input column: a recording's bytes, in any format that libsndfile reads. Base64 in a JSON request."""
+"""Input column with the bytes of a recording, in any format that libsndfile reads; base64 in a JSON request."""
 WAVEFORM, RATE = "waveform", "sample_rate_hz"
-"""Input columns: or a recording's samples, mono, nominally in [-1, 1], and their rate; without it, the model's."""
+"""Input columns with mono samples, nominally in [-1, 1], and their rate; the default is the rate of the model."""
 ERROR = "clip_error"
-"""Output column: why a recording could not be used, else ""."""
+"""Output column with the reason why a recording could not be used, else ""."""
 MOST_DECODERS = 8
-"""Processes of 40 MB; the model takes far longer over a recording than they do."""
+"""Highest number of decoder processes, of 40 MB each; decoding is much faster than the model."""
 
 
 class Tagger:
-    """Recordings to probabilities.
+    """The pyfunc model: it predicts the probabilities of recordings.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
     """
 
     def __init__(self, folder: Path) -> None:
         self._predictor = Predictor(Bundle.load(folder), "cuda" if torch.cuda.is_available() else "cpu")
-        # Requests come in threads. A decoder takes one recording at a time, and has no process before its first.
+        # Requests come in threads, and a decoder reads one recording at a time. It starts its process at the first.
         self._decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for _ in range(min(MOST_DECODERS, os.cpu_count() or 1)):
             self._decoders.put(Decoder())
@@ -49,24 +49,26 @@ class Tagger:
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002, MLflow calls with both
     ) -> pd.DataFrame:
-        """Probabilities of recordings.
+        """Predict the probabilities of recordings.
 
         Args:
-            model_input: a row a recording: `audio`, its bytes, or `waveform`, its samples, with `sample_rate_hz`. A
-                row whose `audio` is a list of recordings is as many rows.
+            model_input: one recording per row: its bytes in `audio`, or its samples in `waveform` with
+                `sample_rate_hz`. A row whose `audio` is a list stands for one row per element.
             params: not used.
 
         Returns:
-            A row a recording: a column a label, float32; where `clip_error` says why there is none, None, which
-            JSON can say.
+            One row per recording with the probability of each label, float32, and `clip_error`. If a recording could
+            not be used, its probabilities are None, which is valid in JSON, unlike NaN.
 
         Raises:
-            ValueError: no column of a recording, in all of the table.
+            ValueError: the table has neither the column `audio` nor `waveform`.
         """
         if not {AUDIO, WAVEFORM} & set(model_input.columns):
-            raise ValueError(f"the request has neither {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples)")
+            raise ValueError(
+                f"The request has neither the column {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples); send one."
+            )
         if AUDIO in model_input:
-            # MLflow makes one row of {"audio": [recording, recording]}: its signature has an array, the waveform.
+            # MLflow reads {"audio": [recording, recording]} as one row, because its signature has an array, the waveform.
             model_input = model_input.explode(AUDIO)
         labels = self._predictor.bundle.labels
         scores, errors = [], []
@@ -84,7 +86,7 @@ class Tagger:
         return table.assign(**{ERROR: errors})
 
     def _probabilities(self, row: dict[Any, Any]) -> np.ndarray:
-        """Of one recording, float32 [C]."""
+        """Return the probabilities of one recording, float32 [C]."""
         content = row.get(AUDIO)
         if not isinstance(content, bytes):
             return self._predictor.probabilities(self._waveform(row))
@@ -99,39 +101,41 @@ class Tagger:
             self._decoders.put(decoder)
 
     def _waveform(self, row: dict[Any, Any]) -> np.ndarray:
-        """Mono samples [N] at the model's rate."""
+        """Return the mono samples of a row, resampled to the rate of the model, [N]."""
         rate_hz = self._predictor.bundle.front_end.sample_rate_hz
         samples = row.get(WAVEFORM)
-        if samples is None or isinstance(samples, float):  # pandas' way to say that a row has none
+        if samples is None or isinstance(samples, float):  # pandas stores NaN for a missing value
             raise ClipError("read", f"the row has neither {AUDIO} (bytes) nor {WAVEFORM} (samples)")
-        waveform_N = _samples(samples)
-        from_hz = _rate(row.get(RATE), rate_hz)
+        waveform_N = _parse_samples(samples)
+        from_hz = _parse_rate(row.get(RATE), rate_hz)
         return resample(waveform_N, from_hz, rate_hz)
 
 
-def _samples(samples: Any) -> np.ndarray:
-    """Float32 [N] of a request's list, whatever is in it; ClipError if that is no sound."""
+def _parse_samples(samples: Any) -> np.ndarray:
+    """Convert the samples of a request to float32 [N]; raise ClipError if they are not a waveform."""
     try:
         waveform_N = np.asarray(samples, np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ClipError("read", f"{WAVEFORM} is no list of samples ({shorten(str(error))})") from error
+        raise ClipError("read", f"{WAVEFORM} is not a list of numbers ({shorten(str(error))})") from error
     if waveform_N.ndim != 1 or not len(waveform_N):
         raise ClipError("read", f"{WAVEFORM} has the shape {waveform_N.shape}; give one list of mono samples")
     if not np.abs(waveform_N).max() <= MAX_AMPLITUDE:
-        raise ClipError("read", f"{WAVEFORM} has samples that are not finite or far from [-1, 1]")
+        raise ClipError(
+            "read", f"{WAVEFORM} has samples that are not finite or above {MAX_AMPLITUDE:g}; scale them to [-1, 1]"
+        )
     return waveform_N
 
 
-def _rate(given: Any, own_hz: int) -> int:
-    """A request's rate; the model's own where it has none. ClipError if that is no rate."""
+def _parse_rate(given: Any, own_hz: int) -> int:
+    """Return the rate of a request, by default that of the model; raise ClipError if the rate is not valid."""
     if given is None or (isinstance(given, float) and math.isnan(given)):
         return own_hz
     known = isinstance(given, int | float | np.integer | np.floating)
     if not (known and MIN_RATE_HZ <= given <= MAX_RATE_HZ):
-        raise ClipError("read", f"{RATE} is {shorten(str(given))}; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+        raise ClipError("read", f"{RATE} is {shorten(str(given))}; use a number from {MIN_RATE_HZ} to {MAX_RATE_HZ}")
     return int(given)
 
 
 def _load_pyfunc(data_path: str) -> Tagger:
-    """What MLflow calls with the bundle's folder."""
+    """Load the model from the folder of its bundle; MLflow calls this function by its name."""
     return Tagger(Path(data_path))

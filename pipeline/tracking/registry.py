@@ -1,4 +1,7 @@
-"""MLflow's model registry: versions that hold bundles, their texts and aliases. What it cannot do is a `UserError`."""
+"""MLflow's model registry: versions that hold bundles, their descriptions and aliases.
+
+Each function raises `UserError` if the registry cannot be reached or refuses the call.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ from ast_core.weights.bundle import DESCRIPTION
 from pipeline.tracking import mlflow_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases: the best version so far, which everyone uses, and the newest."""
+"""The aliases of the best version so far, which users load by default, and of the newest version."""
 REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
 )  # fmt: skip
-"""What a registered model needs, at the versions it was registered with."""
+"""The packages that a registered model needs, in the versions installed when it is registered."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,16 @@ class Version:
 
 
 def find_version(name: str, bundle_digest: str, decisions_digest: str) -> int | None:
-    """The newest version of a model that holds this bundle with these decisions."""
-    with _registry(f"{name} could not be looked up"):
+    """Return the newest version of a model that holds this bundle with these decisions, or None."""
+    with _report_errors(f"{name} could not be looked up"):
         found = MlflowClient().search_model_versions(f"name = '{name}' and tags.bundle_digest = '{bundle_digest}'")
         own = [int(v.version) for v in found if v.tags.get("decisions_digest", "") == decisions_digest]
         return max(own, default=None)
 
 
 def version_of_alias(name: str, alias: str) -> Version | None:
-    """The version that an alias points at; None if there is none."""
-    with _registry(f"{name} could not be looked up"):
+    """Return the version that an alias points at, or None if the alias does not exist."""
+    with _report_errors(f"{name} could not be looked up"):
         try:
             version = MlflowClient().get_model_version_by_alias(name, alias)
         except MlflowException as error:
@@ -67,27 +70,27 @@ def add_version(
     name: str, bundle: Path, run_id: str, example: pd.DataFrame, labels: tuple[str, ...],
     metrics: Mapping[str, float], tags: Mapping[str, str],
 ) -> int:  # fmt: skip
-    """Upload a bundle as a pyfunc model, then register it. No pickle: weights stay the bundle's own files.
+    """Upload a bundle as a pyfunc model, then register it. Nothing is pickled: the bundle's files are copied.
 
     Args:
-        name: in the registry; made if it is not there.
-        bundle: folder.
+        name: name in the registry; the model is created if it does not exist.
+        bundle: folder of the bundle.
         run_id: active run that the model belongs to.
-        example: input to show.
-        labels: what it gives probabilities of.
-        metrics: shown beside the model.
-        tags: of the version.
+        example: example of an input.
+        labels: names of the classes.
+        metrics: metrics shown next to the model.
+        tags: tags of the version.
 
     Returns:
-        The version. Nothing shows in the registry before the upload is whole.
+        The number of the version. The registry shows nothing before the upload is complete.
 
     Raises:
         UserError: the registry cannot be reached or written.
     """
     packages = [Path(__file__).resolve().parents[2] / package for package in ("ast_core", "pipeline")]
-    with _registry(f"{name} could not be registered"):
+    with _report_errors(f"{name} could not be registered"):
         model = mlflow.pyfunc.log_model(
-            name=re.sub(r"[/:.%\"']", "-", name),  # a variant such as learning_rate=0.001 has what MLflow forbids here
+            name=re.sub(r"[/:.%\"']", "-", name),  # MLflow forbids these, and learning_rate=0.001 has one
             loader_module="pipeline.tracking.pyfunc",
             data_path=str(bundle),
             code_paths=[str(package) for package in packages],
@@ -103,27 +106,27 @@ def add_version(
 
 
 def describe_version(name: str, version: int, description: str) -> None:
-    """Show a text beside a version and its model. UserError if the registry does not take it."""
-    with _registry(f"{name} could not be described"):
+    """Set the description of a version and of its model; raise UserError if the registry refuses it."""
+    with _report_errors(f"{name} could not be described"):
         MlflowClient().update_model_version(name, str(version), description)
         MlflowClient().update_registered_model(name, description)
 
 
 def set_alias(name: str, alias: str, version: int) -> None:
-    """Point an alias at a version. UserError if the registry does not take it."""
-    with _registry(f"the alias {alias} could not be set"):
+    """Point an alias at a version; raise UserError if the registry refuses it."""
+    with _report_errors(f"the alias {alias} could not be set"):
         MlflowClient().set_registered_model_alias(name, alias, str(version))
 
 
 def bundle_folder(model: str, store: str) -> Path:
-    """The folder of a bundle, or of a registered model: downloaded from `store` unless that is on this machine.
+    """Return the folder of a bundle; download it from `store` if it is a registered model on another machine.
 
     Args:
         model: a folder, `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`.
         store: MLflow tracking URI.
 
     Raises:
-        UserError: no such model, or it holds no bundle.
+        UserError: the model does not exist, or does not hold exactly one bundle.
     """
     if not model.startswith(("models:/", "runs:/")):
         return Path(model).absolute()
@@ -132,16 +135,20 @@ def bundle_folder(model: str, store: str) -> Path:
 
 
 def fetch_bundle(uri: str) -> Path:
-    """As `bundle_folder`, from the store that is open."""
-    with _registry(f"{uri} could not be fetched"):
+    """Download a model from the store that is open, and return the folder of its bundle."""
+    with _report_errors(f"{uri} could not be fetched"):
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     found = sorted(folder.glob(f"**/{DESCRIPTION}"))
-    require(len(found) == 1, f"{uri} is not a model of this pipeline: {len(found)} bundles in {folder}.")
+    require(
+        len(found) == 1,
+        f"{uri} is not a model of this pipeline: it has {len(found)} bundles in {folder}, not 1. Use a model that "
+        "`register` made.",
+    )
     return found[0].parent
 
 
 def _signature(labels: tuple[str, ...]) -> ModelSignature:
-    """The input's columns are all optional to MLflow; a row without audio is told in its own `clip_error`."""
+    """Return the signature. All input columns are optional: `clip_error` reports a row without audio."""
     inputs = Schema(
         [
             ColSpec(DataType.binary, "audio", required=False),
@@ -154,7 +161,7 @@ def _signature(labels: tuple[str, ...]) -> ModelSignature:
 
 
 @contextlib.contextmanager
-def _registry(what: str) -> Iterator[None]:
+def _report_errors(what: str) -> Iterator[None]:
     try:
         yield
     except UserError:

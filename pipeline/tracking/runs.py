@@ -1,4 +1,4 @@
-"""MLflow runs: start or resume one, log to it, read from it."""
+"""MLflow runs: starting or resuming a run, logging to it, and reading from it."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from ast_core.storage.atomic_files import atomic_write
 from pipeline.tracking.mlflow_store import first_line, sqlite_file, try_or_warn
 
 PARENT_RUN_TAG = "mlflow.parentRunId"
-"""The tag that puts a run under another one."""
+"""The tag that names the parent of a run."""
 
 
 PARAM_CHARACTERS = 500
-"""Longer values are cut; the whole settings are in the run folder."""
+"""Length to which values are cut; the run folder has the complete settings."""
 
 
 BATCH = 100
-"""Parameters or tags that one request may hold."""
+"""MLflow's limit of parameters or tags in one request."""
 
 
 @contextlib.contextmanager
 def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-    """The newest MLflow run with this name and these tags, gone on with, or a new one; samples system metrics.
+    """Resume the newest MLflow run with this name and these tags, or start a new one; record system metrics.
 
     Args:
-        experiment: made if it is not there; on sqlite its artifacts lie in a folder beside the database.
-        name: of the run.
-        params: settings, nested; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`, without passwords.
-        tags: what the run is; the same again is the same run.
+        experiment: created if it does not exist; with sqlite its artifacts are in a folder next to the database.
+        name: name of the run.
+        params: nested settings; `{"optim": {"epochs": 5}}` is logged as `optim.epochs`, without passwords.
+        tags: tags that identify the run; a call with the same tags resumes the same run.
 
     Yields:
-        The run's id, or "" if the tracker cannot be reached: whatever takes a run's id then does nothing.
+        The run's id, or "" if the tracker cannot be reached. The functions that take a run's id do nothing with "".
     """
     run_id = try_or_warn("the run could not be started", lambda: _begin(experiment, name, params, tags), "")
     status = RunStatus.FAILED
@@ -68,7 +68,10 @@ def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mappi
 
 
 def folder_id(folder: Path) -> str:
-    """A random name that a folder keeps (`.folder-id`): as a tag, it tells a resumed run from one started anew."""
+    """Return the random name that a folder keeps in `.folder-id`, and create it at the first call.
+
+    As a tag it distinguishes a resumed run from a new run.
+    """
     path = folder / ".folder-id"
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
@@ -79,10 +82,10 @@ def folder_id(folder: Path) -> str:
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
-    """Log final numbers, those that the run does not have already. Never raises.
+    """Log the final numbers that the run does not have yet. Never raises.
 
-    A study's variants may have names that MLflow takes for none of a metric: `learning_rate=0.001` becomes
-    `learning_rate:0.001`, other characters a blank.
+    The names of a study's variants may have characters that MLflow refuses in a metric's name:
+    `learning_rate=0.001` becomes `learning_rate:0.001`, other characters become a space.
     """
 
     def log() -> None:
@@ -98,12 +101,12 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
 
 
 def log_artifacts(run_id: str, path: Path, under: str | None = None) -> None:
-    """Copy a file, or a folder's content, to the run's artifacts. Never raises.
+    """Copy a file, or the content of a folder, to the run's artifacts. Never raises.
 
     Args:
-        run_id: of the run.
+        run_id: id of the run; nothing is logged with "".
         path: file or folder.
-        under: folder among the artifacts; their root by default.
+        under: folder among the artifacts, by default their root.
     """
 
     def log() -> None:
@@ -117,7 +120,10 @@ def log_artifacts(run_id: str, path: Path, under: str | None = None) -> None:
 
 
 def newest_run(experiment: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
-    """Id and last metrics of the newest run with these tags; "" and none if there is none or the tracker is away."""
+    """Return id and last metrics of the newest run with these tags.
+
+    Return "" and no metrics if no run has these tags or the tracker cannot be reached.
+    """
 
     def look() -> tuple[str, dict[str, float]]:
         found = MlflowClient().get_experiment_by_name(experiment)
@@ -129,30 +135,36 @@ def newest_run(experiment: str, tags: Mapping[str, str]) -> tuple[str, dict[str,
         return (str(runs[0].info.run_id), dict(runs[0].data.metrics)) if runs else ("", {})
 
     nothing: tuple[str, dict[str, float]] = ("", {})
-    return try_or_warn(f"{experiment} could not be searched", look, nothing)
+    return try_or_warn(f"the experiment {experiment} could not be searched", look, nothing)
 
 
 def fetch_artifact(run_id: str, artifact: str, to: Path) -> None:
-    """Copy one artifact of a run to a file. UserError if it is not there or cannot be fetched."""
+    """Copy one artifact of a run to a file; raise UserError if it does not exist or cannot be fetched."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
             shutil.copyfile(MlflowClient().download_artifacts(run_id, artifact, scratch), to)
     except (MlflowException, OSError) as error:
-        raise UserError(f"{artifact} of MLflow's run {run_id} cannot be fetched: {first_line(error)}.") from error
+        raise UserError(
+            f"The artifact {artifact} of the MLflow run {run_id} cannot be fetched: {first_line(error)}. Check that the "
+            "run has it and that the tracker answers."
+        ) from error
 
 
 def _begin(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    experiment_id = _experiment(experiment)
-    known = _run_with(experiment_id, name, tags)
+    experiment_id = _find_or_create_experiment(experiment)
+    known = _find_run(experiment_id, name, tags)
     if importlib.util.find_spec("psutil"):
         mlflow.enable_system_metrics_logging()
     run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=name, tags=dict(tags))
-    _log_params(run.info.run_id, _flat(params), run.data.params)
+    _log_params(run.info.run_id, _flatten(params), run.data.params)
     return str(run.info.run_id)
 
 
-def _experiment(name: str) -> str:
-    """Id of the experiment. Two processes may make it at once: the second finds the first's."""
+def _find_or_create_experiment(name: str) -> str:
+    """Return the id of the experiment, and create it if it does not exist.
+
+    If two processes create it at the same time, the second one finds the experiment of the first.
+    """
     database = sqlite_file(mlflow.get_tracking_uri())
     where = None if database is None else (database.parent / f"{database.stem}-artifacts" / name).absolute().as_uri()
     found = MlflowClient().get_experiment_by_name(name)
@@ -161,21 +173,21 @@ def _experiment(name: str) -> str:
             return str(MlflowClient().create_experiment(name, artifact_location=where))
         found = MlflowClient().get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
-        raise UserError(f"the MLflow experiment {name} was deleted; restore it or give another --experiment")
+        raise UserError(f"the MLflow experiment {name} was deleted; restore it or use another --experiment")
     return str(found.experiment_id)
 
 
-def _run_with(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+def _find_run(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
     wanted = {"mlflow.runName": name, **tags}
     if any("'" in value and '"' in value for value in wanted.values()):
-        return None  # MLflow's filters cannot quote it: a new run then
+        return None  # MLflow's filters cannot quote such a value: start a new run
     quoted = [f"tags.`{key}` = " + (f'"{value}"' if "'" in value else f"'{value}'") for key, value in wanted.items()]
     runs = MlflowClient().search_runs([experiment_id], " and ".join(quoted), max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
 
 def _log_params(run_id: str, params: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Parameters cannot change in MLflow: what a resume was given otherwise becomes a tag."""
+    """Log parameters. MLflow cannot change a parameter: a value that a resume changed becomes a tag `changed.KEY`."""
     client = MlflowClient()
     new = [Param(key, value) for key, value in params.items() if key not in known]
     changed = [RunTag(f"changed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
@@ -185,11 +197,11 @@ def _log_params(run_id: str, params: Mapping[str, str], known: Mapping[str, str]
         client.log_batch(run_id, tags=changed[first : first + BATCH])
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = without_secrets(str(value))[:PARAM_CHARACTERS]
     return flat

@@ -50,7 +50,7 @@ def test_the_page_is_one_file_with_the_numbers_of_the_evaluation(run_dir: Path, 
     assert sources
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
     assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
-    for section in ("Data", "Hardest clips", "What is taken for what", "Curves and classes"):
+    for section in ("Data", "Hardest clips", "Confusion matrix", "Curves and classes"):
         assert section in page
     assert page.count('class="card"') == 8
 
