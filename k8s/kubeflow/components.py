@@ -107,7 +107,7 @@ def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
 
 @component
 def report(plan: str, page: dsl.Output[dsl.HTML]):
-    """Write the report of the whole run and show it."""
+    """Write the report of the run and show it."""
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import fetch_logged

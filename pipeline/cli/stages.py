@@ -134,7 +134,7 @@ class RegisterSettings(Common):
 
 @dataclass(frozen=True)
 class RunSettings(Common, Recipe):
-    """Settings of `run`: the whole recipe."""
+    """Settings of `run`: those of every stage and all sections of the recipe."""
 
     model_name: Annotated[str, _show_default("ast-RECIPE")] = ""
     """Name of the model in the registry."""

@@ -128,7 +128,7 @@ def _setting_names(stage: str) -> set[str]:
 
 
 def _restore_integers(value: Any) -> Any:
-    """Turn whole floats into integers, because Kubeflow makes all numbers floats."""
+    """Turn floats such as 10.0 into integers, because Kubeflow makes all numbers floats."""
     if isinstance(value, list):
         return [_restore_integers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -178,9 +178,9 @@ def test_queued_cluster_fits_its_quota() -> None:
     cluster = one(documents, "RayCluster")
     queue = one(documents, "LocalQueue")
     assert cluster["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
-    whole = one(documents, "ClusterQueue")
-    assert queue["spec"]["clusterQueue"] == whole["metadata"]["name"]
-    (group,) = whole["spec"]["resourceGroups"]
+    cluster_queue = one(documents, "ClusterQueue")
+    assert queue["spec"]["clusterQueue"] == cluster_queue["metadata"]["name"]
+    (group,) = cluster_queue["spec"]["resourceGroups"]
     assert {flavor["name"] for flavor in group["flavors"]} == {one(documents, "ResourceFlavor")["metadata"]["name"]}
     assert cluster["spec"]["enableInTreeAutoscaling"] is False  # Kueue admits a cluster of one size
     spec = cluster["spec"]

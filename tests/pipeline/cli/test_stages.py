@@ -94,7 +94,7 @@ def test_user_error_prints_one_sentence_and_exits_with_code_1(capsys):
 
 def test_workers_that_cannot_share_the_batch_raise_a_user_error():
     with pytest.raises(
-        UserError, match="batch-size 12 cannot be split over 8 workers. Set --workers to one of 1, 2, 3, 4, 6, 12, or"
+        UserError, match=r"batch-size 12 cannot be split over 8 workers\. Set --workers to one of 1, 2, 3, 4, 6, 12, or"
     ):
         parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
     assert parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
