@@ -62,7 +62,11 @@ class PrometheusCallback(TrainerCallback):
         if done.waiting_s > 0:  # Ray's counters refuse 0
             self._waiting.inc(done.waiting_s)
         LOG.debug(
-            "Step %d, loss %.6g, %.3f s, of which %.3f s waiting for data", done.step, done.loss, done.seconds, done.waiting_s
+            "Step %d, loss %.6g, %.3f s, of which %.3f s waiting for data",
+            done.step,
+            done.loss,
+            done.seconds,
+            done.waiting_s,
         )
 
     def on_checkpoint_saved(self, step: int, seconds: float) -> None:  # noqa: ARG002
