@@ -1,4 +1,4 @@
-"""The tracking store on a new sqlite file: resumed runs, metrics logged exactly once, a tracker that does not answer."""
+"""The tracking store on a new sqlite file: resumed runs, metrics logged exactly once, an unreachable tracker."""
 
 from __future__ import annotations
 
