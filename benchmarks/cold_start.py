@@ -1,6 +1,6 @@
-"""Wall time from the start of `python pipeline/train.py`, on a Ray and an MLflow store of its own, to its first step.
+"""Wall time from the start of `python pipeline/train.py`, with its own Ray and MLflow store, to its first step.
 
-Beside it what bounds it: a bare Ray Train of two workers whose function only imports torch.
+The lower bound is printed next to it: a bare Ray Train with two workers whose function only imports torch.
 
 python benchmarks/cold_start.py
 """
@@ -48,30 +48,34 @@ TorchTrainer(begun, train_loop_config={"folder": sys.argv[1]}, scaling_config=sc
 """
 
 
-def bare_s(folder: Path) -> float:
-    """Seconds until the first of two bare workers of Ray Train runs."""
+def measure_bare_s(folder: Path) -> float:
+    """Return the seconds until the first of two bare Ray Train workers runs."""
     folder.mkdir()
-    return _until([sys.executable, "-c", BARE, str(folder)], folder, (folder / "begun").exists)
+    return _time_until([sys.executable, "-c", BARE, str(folder)], folder, (folder / "begun").exists)
 
 
-def first_step_s(shards: Path, folder: Path) -> float:
-    """Seconds until the first step's checkpoint is there, a few milliseconds after the step; then lets the run end."""
+def measure_first_step_s(shards: Path, folder: Path) -> float:
+    """Return the seconds until the first step's checkpoint exists, a few milliseconds after the step.
+
+    The run is then left to end by itself.
+    """
     command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *FLAGS.split()]
     command += ["--shards", str(shards), "--run-dir", str(folder), "--tracking", f"sqlite:///{folder / 'mlflow.db'}"]
     checkpoints = folder / "members" / "seed-0" / "checkpoints"
     folder.mkdir()
-    return _until(command, folder, lambda: any(checkpoints.glob("step-*/COMMITTED.json")))
+    return _time_until(command, folder, lambda: any(checkpoints.glob("step-*/COMMITTED.json")))
 
 
-def _until(command: list[str], folder: Path, there: Callable[[], bool]) -> float:
+def _time_until(command: list[str], folder: Path, ready: Callable[[], bool]) -> float:
+    """Start a program and return the seconds until `ready` returns True."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with (folder / "log").open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)  # noqa: S603
         try:
-            while not there():
+            while not ready():
                 if process.poll() is not None:
-                    raise SystemExit(f"It ended before its time:\n{(folder / 'log').read_text()}")
+                    raise SystemExit(f"{command[1]} ended before it was ready:\n{(folder / 'log').read_text()}")
                 time.sleep(0.005)
             seconds = time.monotonic() - started
         finally:
@@ -83,13 +87,13 @@ def _until(command: list[str], folder: Path, there: Callable[[], bool]) -> float
 
 
 def main() -> None:
-    """The demo's model on two workers, three times anew."""
+    """Start the demo's model on two workers three times, and print the median."""
     args = arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         shards = write_shards(Path(name) / "shards", {"train": 16, "test": 8}, FRONT_END, classes=4)
         count = range(1 if args.quick else RUNS)
-        runs = [first_step_s(shards, Path(name) / f"run-{number}") for number in count]
-        bare = statistics.median(bare_s(Path(name) / f"bare-{number}") for number in count)
+        runs = [measure_first_step_s(shards, Path(name) / f"run-{number}") for number in count]
+        bare = statistics.median(measure_bare_s(Path(name) / f"bare-{number}") for number in count)
     middle = statistics.median(runs)
     print(f"first step after {', '.join(f'{seconds:.1f}' for seconds in runs)} s, ", end="")
     print(f"median {middle:.1f} s; goal under {GOAL_S} s: {verdict(middle < GOAL_S)}")

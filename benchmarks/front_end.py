@@ -1,4 +1,4 @@
-"""The front end against `torchaudio.compliance.kaldi.fbank`, the reference: CPU time of a 10 s clip on one core.
+"""CPU time of the front end on one core for a 10 s clip, against the reference, `torchaudio.compliance.kaldi.fbank`.
 
 python benchmarks/front_end.py
 """
@@ -18,7 +18,7 @@ RATE_HZ, SECONDS = 16_000, 10
 
 
 def main() -> None:
-    """Time both on one clip of noise, and compare what they give."""
+    """Time both on one clip of noise, and compare their results."""
     args = arguments(__doc__).parse_args()
     one_core()
     config = FrontEndConfig()

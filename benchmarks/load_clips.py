@@ -1,4 +1,4 @@
-"""Many short clips prepared and trained on: what memory they need, against a tenth of them, and how fast it goes.
+"""Memory and speed of preparing and training on many short clips, against a tenth of them.
 
 python benchmarks/load_clips.py [--clips 20000]
 """
@@ -32,14 +32,14 @@ from pipeline.train import job_of, train
 
 CLIPS, QUICK, WORKERS = 20_000, 200, 2
 GOAL = 1.25
-"""Times as much memory as a tenth of the clips needs."""
+"""Largest ratio of the memory that all clips need to the memory that a tenth of them needs."""
 CLASSES, RATE_HZ = 5, 16_000
 FORGET_S = 20
-"""Within which Ray's object store must have let go of a stage's objects."""
+"""Longest time until Ray's object store has dropped a stage's objects."""
 COMPARED = {"driver": "driver_own", "heaviest worker": "worker_own", "all with mapped shards": "tree"}
-"""Which of `Peak` must not grow with the number of clips."""
+"""Fields of `Peak` that must not grow with the number of clips, by the name that is printed."""
 BROKEN_EVERY = 200
-"""Every such clip cannot be used: half a percent, where the recipe allows one."""
+"""Clips for each broken one: half a percent is broken, and the recipe allows one percent."""
 FRAMES, BINS = 64, 64
 FLAGS = f"""
     --recipe esc50_small --workers {WORKERS} --experiment load --front-end.target-frames {FRAMES}
@@ -53,20 +53,22 @@ TRAIN_FLAGS = f"""
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One stage over some clips."""
+    """Time and memory of one stage over some clips."""
 
     stage: str
+    """Name of the stage."""
     clips: int
-    """That it took in."""
+    """Clips that the stage read."""
     seconds: float
-    """Of all of `prepare`, and of `train`'s epoch without the start of its workers."""
+    """Seconds of all of `prepare`, or of the epoch of `train` without the start of its workers."""
     peak: Peak
+    """Largest memory during the stage."""
     objects_left_mb: float
-    """In Ray's object store at the end, beyond what was there before."""
+    """MiB that the stage left in Ray's object store."""
 
 
 def make_clips(folder: Path, count: int) -> int:
-    """Clips of 0.5 to 1 s in `CLASS/NUMBER.wav`, tones in noise; gives how many of them are broken on purpose."""
+    """Write clips of 0.5 to 1 s as `CLASS/NUMBER.wav`, tones in noise; return how many are broken on purpose."""
     rng = np.random.default_rng(count)
     noise_N = rng.normal(0, 0.02, 4 * RATE_HZ).astype(np.float32)
     times_N = np.arange(RATE_HZ) / RATE_HZ
@@ -84,25 +86,25 @@ def make_clips(folder: Path, count: int) -> int:
 
 
 def _break(path: Path, number: int) -> None:
-    """Empty, cut in the middle, or no audio at all."""
+    """Replace a file by an empty one, by its first half, or by a page of HTML."""
     whole = path.read_bytes()
     path.write_bytes((b"", whole[: len(whole) // 2], b"<!DOCTYPE html><title>404</title>")[number % 3])
 
 
 def prepare_clips(source: Path, folder: Path, clips: int, broken: int) -> Load:
-    """Prepare in this process, on the Ray that is there.
+    """Prepare in this process, on the Ray that it is connected to.
 
     Args:
-        source: the clips.
-        folder: the run's.
-        clips: in the source.
-        broken: of these.
+        source: folder of the clips.
+        folder: folder of the run.
+        clips: number of clips in the source.
+        broken: number of broken clips among them.
 
     Raises:
-        SystemExit: the books do not say what there was.
+        SystemExit: the counts of kept and rejected clips are wrong.
     """
     flags = [*FLAGS.split(), "--data.source", str(source), "--run-dir", str(folder)]
-    done = _watched("prepare", clips, lambda: prepare(parse_settings(PrepareSettings, "", flags)))
+    done = _measure("prepare", clips, lambda: prepare(parse_settings(PrepareSettings, "", flags)))
     kept, rejected = (sum(books[key] for books in _splits(folder).values()) for key in ("kept", "rejected"))
     if (kept, rejected) != (clips - broken, broken):
         raise SystemExit(f"{clips} clips, {broken} of them broken, became {kept} kept and {rejected} rejected")
@@ -110,11 +112,11 @@ def prepare_clips(source: Path, folder: Path, clips: int, broken: int) -> Load:
 
 
 def train_on_clips(folder: Path) -> Load:
-    """Train an epoch on what `prepare_clips` left, in this process, on the Ray that is there."""
+    """Train an epoch on the shards of `prepare_clips`, in this process, on the Ray that it is connected to."""
     store = f"sqlite:///{folder / 'mlflow.db'}"
     flags = [*FLAGS.split(), *TRAIN_FLAGS.split(), "--run-dir", str(folder), "--tracking", store]
     settings = parse_settings(TrainSettings, "", flags)
-    done = _watched("train", _splits(folder)["train"]["kept"], lambda: train(settings))
+    done = _measure("train", _splits(folder)["train"]["kept"], lambda: train(settings))
     rows = (job_of(settings).folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return dataclasses.replace(done, seconds=json.loads(rows[-1])["seconds"])
 
@@ -124,21 +126,22 @@ def _splits(folder: Path) -> dict[str, dict[str, int]]:
     return splits
 
 
-def _watched(stage: str, clips: int, work: Callable[[], object]) -> Load:
+def _measure(stage: str, clips: int, work: Callable[[], object]) -> Load:
+    """Run a stage and return its time and memory."""
     before = objects_mb()
     with Watch(os.getpid()) as watch:
         started = time.monotonic()
         work()
         seconds = time.monotonic() - started
-        gc.collect()  # Ray Data's plans refer to themselves
+        gc.collect()  # Ray Data's plans hold references to themselves
         deadline = time.monotonic() + FORGET_S
-        while (left := objects_mb() - before) > 1 and time.monotonic() < deadline:  # Ray forgets in its own time
+        while (left := objects_mb() - before) > 1 and time.monotonic() < deadline:  # Ray frees objects with a delay
             time.sleep(0.1)
     return Load(stage, clips, seconds, watch.peak, left)
 
 
 def growth(few: Load, many: Load) -> dict[str, float]:
-    """Times as much memory as fewer clips needed, by `COMPARED`'s names."""
+    """Return the ratio of the memory of many clips to that of few, by the names of `COMPARED`."""
     return {name: _of(many, name) / max(1.0, _of(few, name)) for name in COMPARED}
 
 
@@ -146,14 +149,14 @@ def _of(load: Load, name: str) -> float:
     return float(getattr(load.peak, COMPARED[name]))
 
 
-def alone(source: Path, folder: Path, clips: int, broken: int) -> list[Load]:
-    """Both stages on a Ray of their own, so that nothing that ran before counts; what they say goes to stderr."""
+def measure_stages(source: Path, folder: Path, clips: int, broken: int) -> list[Load]:
+    """Run both stages on a Ray of their own, so that no earlier work counts; their output goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr), connection.connect("", WORKERS):
         return [prepare_clips(source, folder, clips, broken), train_on_clips(folder)]
 
 
 def report(few: Load, many: Load) -> None:
-    """Speed and memory of both, and what a million clips would need by the slope between them."""
+    """Print speed and memory of both, and the memory of a million clips, extrapolated from the two."""
     for load in (few, many):
         peak = load.peak
         print(
@@ -173,7 +176,7 @@ def report(few: Load, many: Load) -> None:
 
 
 def main() -> None:
-    """A tenth of the clips, then all of them, each in a process and on a Ray of its own."""
+    """Measure a tenth of the clips, then all of them, each in a new process with a new Ray."""
     parser = arguments(__doc__)
     parser.add_argument("--clips", type=int, default=CLIPS)
     args = parser.parse_args()
@@ -184,7 +187,7 @@ def main() -> None:
             folder = Path(name) / str(clips)
             broken = make_clips(folder / "audio", clips)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                loads.append(fresh.submit(alone, folder / "audio", folder / "run", clips, broken).result())
+                loads.append(fresh.submit(measure_stages, folder / "audio", folder / "run", clips, broken).result())
     for few, many in zip(*loads, strict=True):
         report(few, many)
     print_machine()

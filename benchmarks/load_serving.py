@@ -1,4 +1,4 @@
-"""A registered model served by the README's command, asked by many clients at once: errors, wrong answers, latency.
+"""Errors, wrong answers and latency of a registered model, served by the README's command to many clients at once.
 
 python benchmarks/load_serving.py [--clients 64] [--seconds 300] [--workers 1]
 """
@@ -45,9 +45,9 @@ MODEL = "ast-load"
 LABELS = ("dog", "rain", "siren", "speech", "wind")
 TOLERANCE = 1e-6
 WARM_SHARE = 0.2
-"""Of the time, after which memory must not grow any more: threads and their buffers are there by then."""
+"""Share of the time after which memory must not grow: by then all threads and their buffers exist."""
 START_S, ANSWER_S = 180, 600
-"""Patience: with the server's start, and with one answer."""
+"""Longest waits, for the server's start and for one answer."""
 KINDS = (
     ("WAV", "PCM_16", 16_000, 1),
     ("WAV", "PCM_16", 44_100, 2),
@@ -56,36 +56,37 @@ KINDS = (
 )
 """Format, subtype, rate and channels of the recordings, in turn."""
 QUESTIONS, BROKEN_EVERY, THREE_EVERY = 48, 6, 8
-"""How many different ones there are, which of them cannot be used, and which hold three recordings."""
+"""Number of different questions; one in six has a broken recording, one in eight has three recordings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A request, and what must come back."""
+    """Request and its correct answer."""
 
     body: bytes
+    """Body of the HTTP request."""
     expected: tuple[np.ndarray | None, ...]
-    """Probabilities [C] of each recording; None where it is broken."""
+    """Probabilities [C] of each recording; None for a broken one."""
 
 
 @dataclasses.dataclass
 class Answers:
-    """What the clients saw."""
+    """Answers that all clients received."""
 
     latencies_s: list[float] = dataclasses.field(default_factory=list)
-    """Of each request that was answered."""
+    """Seconds of each request that was answered."""
     refused: int = 0
-    """Broken recordings that came back with their reason."""
+    """Broken recordings that were refused with a reason."""
     errors: list[str] = dataclasses.field(default_factory=list)
-    """HTTP's, and answers that differ."""
+    """Errors of HTTP, and wrong answers."""
     server_mb: list[float] = dataclasses.field(default_factory=list)
     """Resident memory of the server, once a second."""
     files: tuple[int, int] = (0, 0)
-    """That the server had open before and after."""
+    """Files that the server had open before and after."""
 
 
-def registered(folder: Path, store: str) -> Path:
-    """Register a small model of random weights as champion; gives its bundle's folder."""
+def register_model(folder: Path, store: str) -> Path:
+    """Register a small model with random weights as champion, and return the folder of its bundle."""
     front_end = FrontEndConfig(target_frames=256)
     model = ModelConfig(
         backbone="ast_micro", patch_freq=128, patch_time=8, freq_stride=128, time_stride=8, init="scratch"
@@ -103,8 +104,8 @@ def registered(folder: Path, store: str) -> Path:
     return folder
 
 
-def questions(bundle: Path, seed: int = 0) -> list[Question]:
-    """Requests of one recording of 1 to 10 s or of three, some of them broken, and the bundle's own answers."""
+def make_questions(bundle: Path, seed: int = 0) -> list[Question]:
+    """Return requests with one or three recordings of 1 to 10 s, some of them broken, and the bundle's own answers."""
     rng, predictor = np.random.default_rng(seed), Predictor(Bundle.load(bundle))
     made: list[Question] = []
     for number in range(QUESTIONS):
@@ -117,7 +118,7 @@ def questions(bundle: Path, seed: int = 0) -> list[Question]:
     known = [scores_C for question in made for scores_C in question.expected if scores_C is not None]
     apart = min(np.abs(a - b).max() for n, a in enumerate(known) for b in known[:n])
     if apart < 10 * TOLERANCE:
-        raise SystemExit("two recordings have the same answer: mistaking one for the other would not be seen")
+        raise SystemExit("Two recordings have the same answer, so an exchange of answers would not be noticed.")
     return made
 
 
@@ -134,7 +135,7 @@ def _encoded(wave_NK: np.ndarray, file_format: str, subtype: str | None, rate_hz
 
 
 def _broken(rng: np.random.Generator, content: bytes, kind: int) -> bytes:
-    """Cut, of zero bytes, noise, or a page of HTML."""
+    """Return a broken recording: its first half, no bytes, noise, or a page of HTML."""
     return (content[: len(content) // 2], b"", rng.bytes(5000), b"<!DOCTYPE html><title>404</title>")[kind % 4]
 
 
@@ -146,13 +147,13 @@ def _answer(predictor: Predictor, content: bytes) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def served(store: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
-    """The README's command over loopback, until left; gives the server's port and process.
+def serve(store: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """Run the README's command on loopback, and yield the port and process id of the server.
 
     Args:
-        store: MLflow's, with the registered model.
-        folder: where its log goes.
-        options: more of `mlflow models serve`.
+        store: MLflow's store with the registered model.
+        folder: folder of the server's log.
+        options: further options of `mlflow models serve`.
     """
     programs = Path(sys.executable).parent
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -169,7 +170,7 @@ def served(store: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tu
         deadline = time.monotonic() + START_S
         while not _ready(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
+                raise SystemExit(f"The server did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
             time.sleep(0.2)
         yield port, process.pid
     finally:
@@ -192,14 +193,14 @@ def _ready(port: int) -> bool:
 
 
 def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds: float) -> Answers:
-    """Let clients ask, each one question after the other, all of them first in order, then at random.
+    """Send each question once in order, then let clients send random questions, each one after the other.
 
     Args:
-        port: of the server.
-        server: its process.
-        asked: the questions.
-        clients: that ask at the same time.
-        seconds: for which they begin new ones.
+        port: port of the server.
+        server: process id of the server.
+        asked: questions to choose from.
+        clients: number of clients that ask at the same time.
+        seconds: time during which clients send new questions.
     """
     seen = Answers()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
@@ -217,7 +218,7 @@ def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds
         for client in running:
             client.result()
     seen.server_mb.append(resident_mb(server))
-    time.sleep(1)  # for the server to close the connections
+    time.sleep(1)  # the server needs a moment to close the connections
     seen.files = before, open_files(server)
     return seen
 
@@ -257,7 +258,7 @@ def _ask_once(connection: http.client.HTTPConnection, question: Question, seen: 
 
 
 def figures(seen: Answers, seconds: float) -> dict[str, float]:
-    """Requests, latencies and the server's memory, in numbers."""
+    """Return the counts of requests, their latencies, and the server's memory and open files."""
     percentiles = statistics.quantiles(seen.latencies_s, n=100, method="inclusive")
     warm = seen.server_mb[int(WARM_SHARE * len(seen.server_mb)) :]
     return {
@@ -278,20 +279,20 @@ def figures(seen: Answers, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """All clients for the whole time."""
+    """Serve a model, let all clients ask for the given time, and print the figures."""
     parser = arguments(__doc__)
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--workers", type=int, default=1, help="of `mlflow models serve`")
-    parser.add_argument("--timeout", type=int, default=60, help="of `mlflow models serve`, in seconds")
+    parser.add_argument("--workers", type=int, default=1, help="workers of `mlflow models serve`")
+    parser.add_argument("--timeout", type=int, default=60, help="timeout of `mlflow models serve`, in seconds")
     args = parser.parse_args()
     seconds = QUICK_S if args.quick else args.seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = f"sqlite:///{folder / 'mlflow.db'}"
-        asked = questions(registered(folder / "bundle", store))
+        asked = make_questions(register_model(folder / "bundle", store))
         options = ["--workers", str(args.workers), "--timeout", str(args.timeout)]
-        with served(store, folder, options) as (port, server):
+        with serve(store, folder, options) as (port, server):
             seen = ask(port, server, asked, args.clients, seconds)
     for key, value in figures(seen, seconds).items():
         print(f"{key.replace('_', ' ')}: {value:.4g}")

@@ -1,4 +1,6 @@
-"""Training inputs delivered from shards, against the published loader that decodes and filters anew; half are mixed.
+"""CPU time of a training input read from shards, against the published loader, which decodes and filters each clip.
+
+Half of the inputs are mixed with another clip (mixup).
 
 python benchmarks/loader.py
 """
@@ -26,7 +28,7 @@ BATCH, CLIPS, FILES, ROUNDS = 12, 480, 48, 25
 
 
 class OurInputs:
-    """Batches as `ast_core.training.optimizer_step` gives them to the model, one after the other."""
+    """Batches as `ast_core.training.optimizer_step` passes them to the model."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -35,7 +37,7 @@ class OurInputs:
         self.steps = itertools.cycle(order.rank_steps(len(self.reader), job.optim.batch_size, 0, 1))
 
     def next_batch(self) -> torch.Tensor:
-        """Normalised [B, T, M]."""
+        """Return the next batch, normalised [B, T, M]."""
         batch = read_batch(self.job, self.reader, 1, self.order_N, next(self.steps))
         mean, std = published_loader.MEAN, published_loader.STD
         return augment.apply(batch.draws, self.job.augment, batch.fbank_BTM, batch.partner_KTM, mean, std)
@@ -49,13 +51,13 @@ class PublishedInputs:
         self.rng = np.random.default_rng(0)
 
     def next_batch(self) -> torch.Tensor:
-        """Normalised [B, T, M]."""
+        """Return the next batch, normalised [B, T, M]."""
         chosen = self.rng.integers(len(self.paths), size=BATCH)
         return torch.stack([published_loader.training_sample(self.paths, int(index), self.rng) for index in chosen])
 
 
 def main() -> None:
-    """16 kHz wav, the kindest to the published loader: nothing to decompress or to resample."""
+    """Time both loaders on 16 kHz wav, which is best for the published one: it need not decompress or resample."""
     args = arguments(__doc__).parse_args()
     one_core()
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Lists of a million clips read and checked: seconds and memory, against the reader that comes with Python.
+"""CPU time and memory of reading and checking a list of a million clips, against a plain reader of the same format.
 
 python benchmarks/manifest.py
 """
@@ -30,23 +30,23 @@ clips = len(load_manifest(Path(sys.argv[1])).clips)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
 print(clips, time.process_time() - started, int(peak) // 1024)
 """
-"""Reads a list in a process of its own: the peak of memory is of one reading alone."""
+"""Program that reads one list, so that its peak of memory is that of a single read."""
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows by `csv.DictReader`, unchecked."""
+    """Read rows with `csv.DictReader`, unchecked."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def read_segments(folder: Path) -> list[list[str]]:
-    """Rows of AudioSet's list, unchecked."""
+    """Read the rows of AudioSet's list, unchecked."""
     with (folder / "eval_segments.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file, skipinitialspace=True))
 
 
 def read_lines(path: Path) -> list[object]:
-    """Rows by `json.loads` a line, unchecked."""
+    """Read each line with `json.loads`, unchecked."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -61,7 +61,7 @@ PEERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 def main() -> None:
-    """Every kind of list in turn."""
+    """Time each format in turn."""
     args = arguments(__doc__).parse_args()
     rows, rounds = (1000, 1) if args.quick else (ROWS, ROUNDS)
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""How far the front end is from torchaudio's and from transformers' extractor, and an ONNX export from its bundle.
+"""Differences of the front end from torchaudio and from transformers' extractor, and of an ONNX export from its bundle.
 
 python benchmarks/parity.py [--audio FOLDER] [--model BUNDLE]
 """
@@ -24,11 +24,11 @@ from ast_core.weights.onnx_export import export_onnx
 RATE_HZ = 16_000
 MOST, MADE = 400, 40
 GOALS = {"largest": 2e-2, "99.99 %": 2e-3, "mean": 1e-5}
-"""Kaldi's own rounding: torchaudio is 5e-3 from float64 at worst."""
+"""Largest differences, about Kaldi's rounding: torchaudio differs from float64 by up to 5e-3."""
 
 
-def reference(wave_N: torch.Tensor) -> torch.Tensor:
-    """Log-mel of torchaudio [T, M]."""
+def compute_reference(wave_N: torch.Tensor) -> torch.Tensor:
+    """Return torchaudio's log-mel [T, M]."""
     return kaldi.fbank(
         (wave_N - wave_N.mean())[None], htk_compat=True, sample_frequency=RATE_HZ, use_energy=False,
         window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10,
@@ -36,7 +36,7 @@ def reference(wave_N: torch.Tensor) -> torch.Tensor:
 
 
 def print_difference(what: str, differences: Sequence[torch.Tensor], goals: dict[str, float]) -> None:
-    """Largest, nearly largest and mean absolute difference, beside their goals."""
+    """Print the largest, the 99.99th percentile and the mean absolute difference, with their goals."""
     error = torch.cat([difference.flatten().abs() for difference in differences]).double()
     sorted_error = error.sort().values
     values = {
@@ -44,24 +44,24 @@ def print_difference(what: str, differences: Sequence[torch.Tensor], goals: dict
         "99.99 %": float(sorted_error[int(0.9999 * (len(error) - 1))]),
         "mean": float(error.mean()),
     }
-    told = [
+    parts = [
         f"{name} {value:.2g}" + (f" (goal {goals[name]:g}: {verdict(value <= goals[name])})" if name in goals else "")
         for name, value in values.items()
     ]
-    print(f"difference from {what}: {', '.join(told)}")
+    print(f"difference from {what}: {', '.join(parts)}")
 
 
 def compare_front_end(waves: list[torch.Tensor]) -> None:
-    """Log-mel against torchaudio's, then normalised inputs against transformers' extractor."""
+    """Compare log-mel with torchaudio's, then normalised inputs with those of transformers' extractor."""
     fbank = Fbank(FrontEndConfig())
     own = [fbank(wave_N) for wave_N in waves]
     print(f"{sum(len(fbank_TM) for fbank_TM in own)} frames of {len(waves)} clips")
     pairs = zip(own, waves, strict=True)
-    print_difference("torchaudio, log-mel", [fbank_TM - reference(wave_N) for fbank_TM, wave_N in pairs], GOALS)
+    print_difference("torchaudio, log-mel", [fbank_TM - compute_reference(wave_N) for fbank_TM, wave_N in pairs], GOALS)
     try:
         from transformers import ASTFeatureExtractor  # noqa: PLC0415, an optional peer
     except ImportError:
-        print("transformers is not installed: without this peer")
+        print("transformers is not installed: its extractor is not compared")
         return
     extractor = ASTFeatureExtractor()
     differences = []
@@ -73,7 +73,7 @@ def compare_front_end(waves: list[torch.Tensor]) -> None:
 
 
 def compare_onnx(folder: Path, waves: list[torch.Tensor]) -> None:
-    """Probabilities of a bundle against those of its ONNX export under onnxruntime."""
+    """Compare the probabilities of a bundle with those of its ONNX export under onnxruntime."""
     import onnxruntime  # noqa: PLC0415, an optional peer
 
     bundle = Bundle.load(folder)
@@ -85,16 +85,16 @@ def compare_onnx(folder: Path, waves: list[torch.Tensor]) -> None:
         export_onnx(bundle, path)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for wave_N in waves:
-            samples_N = wave_N[:longest].numpy()  # the graph hears one window
+            samples_N = wave_N[:longest].numpy()  # the graph takes one window
             theirs_BC = session.run(None, {"waveform": samples_N[None]})[0]
             differences.append(torch.from_numpy(predictor.probabilities(samples_N) - theirs_BC[0]))
     print_difference("the ONNX export's probabilities", differences, {"largest": 1e-3})
 
 
 def main() -> None:
-    """Over a folder of recordings, or made sounds."""
+    """Compare on a folder of recordings, or on synthetic sounds."""
     parser = arguments(__doc__)
-    parser.add_argument("--audio", type=Path, help="folder of recordings to take instead of made ones")
+    parser.add_argument("--audio", type=Path, help="folder of recordings to use instead of synthetic sounds")
     parser.add_argument("--model", type=Path, help="bundle to export to ONNX and compare")
     args = parser.parse_args()
     one_core()

@@ -1,4 +1,4 @@
-"""Our training step with 4 rows and 40 columns of patches left out, as PaSST-S has it, against all patches.
+"""Time of a training step without 4 rows and 40 columns of patches, as in PaSST-S, against one with all patches.
 
 python benchmarks/patchout.py
 python benchmarks/patchout.py --device cuda --precision bf16 --compile --batch 96
@@ -17,12 +17,12 @@ from peers.training import OurStep, clock_of, finishing, job_on
 
 GOAL = 2
 PATCHOUT = (4, 40)
-"""Rows of 12 and columns of 101, another choice for each clip."""
+"""Rows (of 12) and columns (of 101) that are removed, drawn anew for each clip."""
 CPU_ROUNDS, GPU_ROUNDS = 3, 20
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Two trainers over the same shards, which differ in the patchout alone."""
+    """Time two trainers over the same shards that differ only in patchout."""
     args = parse()
     device = torch.device(args.device)
     if args.device == "cpu":

@@ -1,4 +1,4 @@
-"""What a worker of `prepare` does with a part, against the published loader's steps and pyarrow's defaults; no Ray.
+"""CPU time of a `prepare` worker on a part, against the published loader's steps with pyarrow's defaults; without Ray.
 
 python benchmarks/prepare.py [--audio FOLDER]
 """
@@ -35,12 +35,13 @@ FORMATS = {
     "44.1 kHz stereo flac": (".flac", 44_100, 2, 1.5),
     "44.1 kHz stereo ogg": (".ogg", 44_100, 2, 1.5),
 }
-"""Suffix, rate, channels, and the goal."""
+"""Suffix, rate in Hz, channels, and the goal."""
 GOAL_OVER_DECODING = 1.25
+"""Largest ratio of the complete work to decoding and resampling alone, for compressed files."""
 
 
-def part_of(paths: list[Path], folder: Path) -> ShardPart:
-    """The part that `prepare` would make of these files."""
+def make_part(paths: list[Path], folder: Path) -> ShardPart:
+    """Return the part that `prepare` would make of these files."""
     clips = tuple(Clip(path.stem, str(path), (0,), "train") for path in paths)
     front_end = to_dict(FrontEndConfig())
     metadata = {"front_end": front_end, "labels": ["sound"], "single_label": False}
@@ -48,8 +49,8 @@ def part_of(paths: list[Path], folder: Path) -> ShardPart:
 
 
 def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float | None) -> None:
-    """The whole work on some files: ours, the published steps, and decoding and resampling alone."""
-    part = part_of(paths, folder / "shards")
+    """Time the complete work on some files: ours, the published steps, and decoding and resampling alone."""
+    part = make_part(paths, folder / "shards")
     rate_hz = FrontEndConfig().sample_rate_hz
     ways = {
         "published": lambda: write_table(paths, folder / "published.parquet"),
@@ -62,15 +63,15 @@ def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float
     compressed = paths[0].suffix != ".wav"
     shares = sorted(whole / alone for whole, alone in zip(seconds["ours"], seconds["decoding alone"], strict=True))
     times = shares[len(shares) // 2]
-    # A wav file needs no decoding: there the front end is most of the work.
+    # A wav file needs no decoding, so the front end is most of its work and the ratio says little.
     aim = f"; goal {GOAL_OVER_DECODING} or less: {verdict(times <= GOAL_OVER_DECODING)}" if compressed else ""
     print(f"{times:.2f} times decoding and resampling alone{aim}")
 
 
 def main() -> None:
-    """Each format in turn, or the files of a folder; decoding is libsndfile's for both."""
+    """Time each format in turn, or the files of a folder; both ways decode with libsndfile."""
     parser = arguments(__doc__)
-    parser.add_argument("--audio", type=Path, help="folder of recordings to take instead of made ones")
+    parser.add_argument("--audio", type=Path, help="folder of recordings to use instead of synthetic sounds")
     args = parser.parse_args()
     one_core()
     clips, rounds = (2, 1) if args.quick else (CLIPS, ROUNDS)

@@ -1,4 +1,4 @@
-"""What Ray Train costs a step: the seconds of epochs under `pipeline.train`, one worker, against the bare trainer's.
+"""Cost of Ray Train for each step: epochs of `pipeline.train` with one worker against those of the bare trainer.
 
 python benchmarks/ray_train.py
 """
@@ -37,62 +37,67 @@ FLAGS = """
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is trained."""
+    """Amount of training."""
 
     steps: int
-    """In an epoch."""
+    """Steps in an epoch."""
     batch: int
+    """Clips in a step."""
     epochs: int
-    """In a turn; the first, in which everything warms up, is not counted."""
+    """Epochs in a turn; the first one warms up and is not counted."""
     turns: int
+    """Turns of each way."""
 
 
 FULL, QUICK = Size(steps=80, batch=4, epochs=5, turns=2), Size(steps=4, batch=2, epochs=2, turns=1)
 
 
 def settings_in(folder: Path, name: str, size: Size, epochs: int) -> TrainSettings:
-    """Settings of a run over the made shards."""
+    """Return the settings of a run over the synthetic shards."""
     flags = [*FLAGS.split(), "--shards", str(folder / "shards"), "--run-dir", str(folder / name)]
     flags += ["--tracking", f"sqlite:///{folder / 'mlflow.db'}"]
     flags += ["--optim.epochs", str(epochs), "--optim.batch-size", str(size.batch)]
     return parse_settings(TrainSettings, "", flags)
 
 
-def epoch_seconds(settings: TrainSettings, size: Size) -> list[float]:
-    """Of the last turn's epochs but its first."""
+def read_epoch_seconds(settings: TrainSettings, size: Size) -> list[float]:
+    """Return the seconds of the last turn's epochs, without its first one."""
     lines = (job_of(settings).folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["seconds"] for line in lines[1 - size.epochs :]]
 
 
 def take_turns(folder: Path, size: Size) -> tuple[list[float], list[float]]:
-    """Both ways go on with their own run, turn by turn; seconds of epochs, bare and under Ray."""
+    """Continue both runs turn by turn; return the seconds of their epochs, bare and under Ray."""
     bare, under_ray = [], []
     for turn in range(1, size.turns + 1):
         settings = settings_in(folder, "bare", size, turn * size.epochs)
-        torch.set_num_threads(os.cpu_count() or 1)  # as a single worker has
+        torch.set_num_threads(os.cpu_count() or 1)  # the number that a single worker uses
         fit(job_of(settings), 0, 1, torch.device("cpu"))
-        bare += epoch_seconds(settings, size)
+        bare += read_epoch_seconds(settings, size)
         settings = settings_in(folder, "under-ray", size, turn * size.epochs)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train(settings)
-        under_ray += epoch_seconds(settings, size)
+        under_ray += read_epoch_seconds(settings, size)
     return bare, under_ray
 
 
 def report(bare: list[float], under_ray: list[float], steps: int) -> None:
-    """A step's median and least time, and what Ray adds to the least: what others run on the machine only adds."""
+    """Print the median and least time of a step, and the ratio of the least times.
+
+    Other programs on the machine only add time, so the least times compare best.
+    """
     own, theirs = ([1000 * value / steps for value in seconds] for seconds in (bare, under_ray))
-    told = [f"{statistics.median(times):.3g} ms (least {min(times):.3g})" for times in (own, theirs)]
-    print(f"bare {told[0]}, under Ray Train {told[1]}: wall time of a step; medians of {len(own)} epochs each")
+    texts = [f"{statistics.median(times):.3g} ms (least {min(times):.3g})" for times in (own, theirs)]
+    print(f"bare {texts[0]}, under Ray Train {texts[1]}: wall time of a step; medians of {len(own)} epochs each")
     ratio = min(theirs) / min(own)
     print(f"ratio {ratio:.3f} of the least; goal under {1 + GOAL:g}: {verdict(ratio < 1 + GOAL)}")
 
 
 def main() -> None:
-    """A small model on made shards, on one Ray of two CPUs."""
+    """Train a small model on synthetic shards, on one Ray with two CPUs."""
     args: argparse.Namespace = arguments(__doc__).parse_args()
     size = QUICK if args.quick else FULL
-    # Ray's workers give way to whatever else runs here; the bare loop does not.
+    # Ray's workers run at a lower priority than the bare loop by default.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, Ray's spelling
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,8 +1,8 @@
-"""A model of 500 versions: what finding one, its alias and one more registration cost at 10, 100 and 500.
+"""Time to find a version, to read an alias and to register one more, in a model of 10, 100 and 500 versions.
 
 python benchmarks/registry.py
 
-The versions between are registered with one upload for all; those that are timed are whole ones.
+The versions in between share one upload; the versions that are timed are registered completely.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS = 5
 
 
 def write_run(folder: Path, seed: int) -> str:
-    """A run of one tiny member, better than those of smaller seeds; gives its bundle's digest."""
+    """Write a run of one tiny member, better than those of smaller seeds; return its bundle's digest."""
     torch.manual_seed(seed)
     front_end = FrontEndConfig(target_frames=32, num_mel_bins=16)
     model = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")
@@ -56,7 +56,7 @@ def write_run(folder: Path, seed: int) -> str:
 
 
 def add_fillers(count: int) -> None:
-    """Versions up to a number, with tags of their own, over the upload of the first."""
+    """Add versions up to a number, with different tags, that share the upload of the first version."""
     source = MlflowClient().get_model_version(NAME, "1")
     first = len(MlflowClient().search_model_versions(f"name = '{NAME}'", max_results=10_000)) + 1
     for number in range(first, count + 1):
@@ -64,8 +64,8 @@ def add_fillers(count: int) -> None:
         MlflowClient().create_model_version(NAME, source.source, source.run_id, tags=tags)
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """The shortest of a few."""
+def measure_s(action: Callable[[], object]) -> float:
+    """Return the shortest time of a few calls, in seconds."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -75,7 +75,7 @@ def seconds_of(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Register, fill up, look, register again."""
+    """Register a version, fill the model up, register and find another version; repeat for each size."""
     parser = arguments(__doc__)
     parser.add_argument("--versions", type=int, default=500)
     args = parser.parse_args()
@@ -103,8 +103,8 @@ def main() -> None:
             assert champion.number == mark  # noqa: S101 - the better one was promoted
             stored = Bundle.load(registry.fetch_bundle(f"models:/{NAME}@champion"))
             assert stored.digest == digest  # noqa: S101
-            find_s = seconds_of(lambda digest=digest: registry.find_version(NAME, digest, ""))  # type: ignore[misc]
-            alias_s = seconds_of(lambda: registry.version_of_alias(NAME, registry.CHAMPION))
+            find_s = measure_s(lambda digest=digest: registry.find_version(NAME, digest, ""))  # type: ignore[misc]
+            alias_s = measure_s(lambda: registry.version_of_alias(NAME, registry.CHAMPION))
             print(
                 f"version {mark}: registered, checked and promoted in {once_s:.2f} s with its member's model; "
                 f"found by its bundle in {1000 * find_s:.1f} ms, by its alias in {1000 * alias_s:.1f} ms"

@@ -1,7 +1,7 @@
-"""What AudioSet's two million clips and Ensemble-M take on 1, 8 and 64 GPUs: bytes, machines, hours, money, bottleneck.
+"""Bytes, machines, hours, money and bottleneck of AudioSet's two million clips and Ensemble-M on 1, 8 and 64 GPUs.
 
-Preparation's time a clip is measured in this run. What GPUs, disks and networks do, and prices, are assumptions: they
-are printed with the table, and each is a flag.
+This run measures the time to prepare a clip. The speeds of GPUs, disks and networks, and the prices, are assumptions:
+they are printed with the table, and each is a flag.
 
 python benchmarks/scaling.py [--batch 96 --gpu-share 0.3 --gpu-hour 3]
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from peers.comparison import arguments, cpu_seconds, one_core, print_machine
 from peers.made_data import save_sounds
-from prepare import part_of
+from prepare import make_part
 
 from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.model.cost import ModelCost, model_cost
@@ -26,47 +26,49 @@ from pipeline.ray_runtime.shard_part import write_shard_part
 CLIPS, CLASSES = 1_953_082, 527
 """Balanced and unbalanced training clips of the published run."""
 EPOCHS, BATCH = 5, 12
-"""The published full recipe's."""
+"""Epochs and batch size of the published full recipe."""
 STRIDES = (10, 10, 10, 12, 14, 16)
-"""Ensemble-M's members."""
+"""Strides of the members of Ensemble-M."""
 SIZES = (1, 8, 64)
-"""GPUs."""
+"""Numbers of GPUs in the table."""
 MACHINE_GPUS = 8
 PARAMETER_BYTES = 4
 OPERATIONS = 6
-"""Of a multiply-accumulate in a training step: two, forward and twice backward."""
+"""Operations for each multiply-accumulate in a training step: two forward, and twice that backward."""
 MIXED = 0.5
 """Share of training clips that are read with a partner."""
 TEST_CLIPS = 20_371
-"""Official evaluation set."""
+"""Clips of the official evaluation set."""
 KEPT = 2
-"""Checkpoints of a member that is trained."""
+"""Checkpoints that a training keeps."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One size of cluster, with its members trained in the quickest way."""
+    """One size of cluster, with the fastest way to train the members on it."""
 
     gpus: int
+    """GPUs of the cluster."""
     at_once: int
-    """Members that train side by side."""
+    """Members that train at the same time."""
     each: int
-    """GPUs of one."""
+    """GPUs for each member."""
     hours: dict[str, float]
-    """What each part alone would take; the parts of a step overlap, the others follow each other."""
+    """Hours that each part alone would take; the parts of a step overlap, the others follow each other."""
     train_h: float
+    """Hours of training."""
     read_gib_s: float
-    """From a machine's own disk."""
+    """GiB per second that are read from a machine's own disk."""
 
     @property
     def machines(self) -> int:
-        """That hold the GPUs in use."""
+        """Machines that hold the GPUs in use."""
         return -(-self.at_once * self.each // MACHINE_GPUS)
 
     @property
     def wall_h(self) -> float:
-        """From recordings to the last member."""
+        """Hours from recordings to the last member."""
         return self.hours["decode"] + self.hours["copy"] + self.train_h
 
     @property
@@ -75,20 +77,20 @@ class Plan:
         return max(self.hours, key=lambda part: self.hours[part])
 
     def money(self, args: argparse.Namespace) -> float:
-        """Cores while they decode, the GPUs in use while they copy and train."""
+        """Return the price of the cores while they decode, and of the GPUs in use while they copy and train."""
         rented = self.at_once * self.each * (self.hours["copy"] + self.train_h)
         return float(self.hours["decode"] * args.cores * args.core_hour + rented * args.gpu_hour)
 
 
 def plan(gpus: int, args: argparse.Namespace, clip_s: float) -> Plan:
-    """The quickest of all ways to share GPUs among members; of equal ones, the one with the fewest GPUs."""
+    """Return the fastest way to share GPUs among members; among equally fast ways, the one with the fewest GPUs."""
     shares = [workers for workers in range(1, args.batch + 1) if args.batch % workers == 0]
     ways = [(at_once, each) for at_once in range(1, len(STRIDES) + 1) for each in shares if at_once * each <= gpus]
-    plans = [_trained(gpus, at_once, each, args, clip_s) for at_once, each in ways]
+    plans = [_estimate(gpus, at_once, each, args, clip_s) for at_once, each in ways]
     return min(plans, key=lambda one: (round(one.wall_h, 3), one.at_once * one.each))
 
 
-def _trained(gpus: int, at_once: int, each: int, args: argparse.Namespace, clip_s: float) -> Plan:
+def _estimate(gpus: int, at_once: int, each: int, args: argparse.Namespace, clip_s: float) -> Plan:
     steps = EPOCHS * CLIPS / args.batch
     parts = [_step_s(_member_cost(stride), each, args) for stride in STRIDES]
     rounds = [parts[first : first + at_once] for first in range(0, len(parts), at_once)]
@@ -108,10 +110,13 @@ def _member_cost(stride: int) -> ModelCost:
 
 
 def _step_s(one: ModelCost, each: int, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each part of one step; they overlap: kernels are queued, gradients are exchanged during backward."""
+    """Return the seconds of each part of one step.
+
+    The parts overlap: kernels are queued, and gradients are exchanged during the backward pass.
+    """
     compute = OPERATIONS * one.macs * args.batch / each / (args.gpu_tflops * 1e12 * args.gpu_share)
     link = args.link_gib_s if each <= MACHINE_GPUS else args.network_gib_s
-    exchange = 2 * (each - 1) / each * one.parameters * PARAMETER_BYTES / (link * GIB)  # a ring's
+    exchange = 2 * (each - 1) / each * one.parameters * PARAMETER_BYTES / (link * GIB)  # ring all-reduce
     read = (1 + MIXED) * args.batch * _shard_bytes() / (args.disk_gib_s * GIB)
     return {"GPUs": compute, "launches": args.launch_ms / 1000, "gradients": exchange, "read": read}
 
@@ -121,12 +126,12 @@ def _shard_bytes() -> int:
     return front.target_frames * front.num_mel_bins * 2
 
 
-def measured_clip_s(quick: bool) -> float:
-    """CPU seconds in which a core decodes, filters and writes a 10 s clip, 44.1 kHz ogg: the slowest usual format."""
+def measure_clip_s(quick: bool) -> float:
+    """Return the CPU seconds to decode, filter and write a 10 s clip of 44.1 kHz ogg, the slowest usual format."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = save_sounds(folder / "ogg", ".ogg", 44_100, 2 if quick else 24, 1)
-        part, times = part_of(paths, folder / "shards"), []
+        part, times = make_part(paths, folder / "shards"), []
         for _ in range(2 if quick else 5):
             started = cpu_seconds()
             write_shard_part(part)
@@ -135,7 +140,7 @@ def measured_clip_s(quick: bool) -> float:
 
 
 def show(plans: list[Plan], args: argparse.Namespace, clip_s: float) -> None:
-    """The assumptions, and a Markdown table."""
+    """Print the assumptions and a Markdown table."""
     print(f"measured: {1000 * clip_s:.1f} ms of one core a clip (10 s, 44.1 kHz ogg): decode, filter, write")
     print(
         f"assumed: {args.gpu_tflops:g} TFLOP/s a GPU, {args.gpu_share:.0%} of it used, no step under "
@@ -159,7 +164,7 @@ def show(plans: list[Plan], args: argparse.Namespace, clip_s: float) -> None:
 
 
 def show_bytes() -> None:
-    """What lies on disk, as a Markdown table."""
+    """Print the sizes on disk as a Markdown table."""
     weights = model_cost(ModelConfig(), FrontEndConfig(), CLASSES).parameters * PARAMETER_BYTES
     rows = {
         "shards": CLIPS * _shard_bytes(),
@@ -174,22 +179,24 @@ def show_bytes() -> None:
 
 
 def main() -> None:
-    """Three sizes of cluster."""
+    """Print the plans of three sizes of cluster."""
     parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=BATCH, help="clips a step over a member's GPUs")
     parser.add_argument("--gpu-tflops", type=float, default=790, help="bf16 matrix products of one GPU (an H200's)")
-    parser.add_argument("--gpu-share", type=float, default=0.4, help="of these, used by a training step")
+    parser.add_argument("--gpu-share", type=float, default=0.4, help="share of it that a training step uses")
     parser.add_argument("--launch-ms", type=float, default=15, help="least time of a step, however few its clips")
-    parser.add_argument("--cores", type=int, default=256, help="that decode")
-    parser.add_argument("--storage-gib-s", type=float, default=2, help="of the object store, to all machines together")
-    parser.add_argument("--disk-gib-s", type=float, default=3, help="of a machine's own disk, at random")
-    parser.add_argument("--link-gib-s", type=float, default=200, help="between a machine's GPUs")
-    parser.add_argument("--network-gib-s", type=float, default=10, help="between machines, of one GPU")
+    parser.add_argument("--cores", type=int, default=256, help="cores that decode")
+    parser.add_argument(
+        "--storage-gib-s", type=float, default=2, help="speed of the object store, to all machines together"
+    )
+    parser.add_argument("--disk-gib-s", type=float, default=3, help="speed of a machine's own disk, at random")
+    parser.add_argument("--link-gib-s", type=float, default=200, help="speed between a machine's GPUs")
+    parser.add_argument("--network-gib-s", type=float, default=10, help="speed between machines, for one GPU")
     parser.add_argument("--gpu-hour", type=float, default=3, help="price, in your money")
     parser.add_argument("--core-hour", type=float, default=0.04, help="price, in your money")
     args = parser.parse_args()
     one_core()
-    clip_s = measured_clip_s(args.quick)
+    clip_s = measure_clip_s(args.quick)
     show([plan(gpus, args, clip_s) for gpus in SIZES], args, clip_s)
     show_bytes()
     print_machine()

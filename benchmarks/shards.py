@@ -1,4 +1,6 @@
-"""Shards in the page cache read in random order and in sequence, against a list column with pyarrow's defaults.
+"""CPU time of reading shards from the page cache in random order and in sequence, and of writing them.
+
+The peer is a list column with pyarrow's defaults.
 
 python benchmarks/shards.py
 """
@@ -21,24 +23,24 @@ from ast_core.shards.writer import Row, write_part
 GOAL = 0.5
 CLIPS, ROUNDS = 512, 9
 BATCH = 24
-"""Rows a read: the paper's batch of 12 clips and their partners in mixup."""
+"""Rows of one read: the paper's batch of 12 clips and their mixup partners."""
 
 
 def read_all(reader: ShardReader, order_N: np.ndarray) -> None:
-    """Every clip once, batch by batch."""
+    """Read every clip once, batch by batch."""
     for first in range(0, len(order_N), BATCH):
         reader.read(order_N[first : first + BATCH])
 
 
 def read_list_column(path: Path) -> np.ndarray:
-    """All filterbanks of a list column, [N, T * M]."""
+    """Read all filterbanks of a list column, [N, T * M]."""
     column = pq.read_table(path, columns=["fbank"]).column(0).combine_chunks()
     rows: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     return rows
 
 
 def compare_writing(folder: Path, fbank_NTM: np.ndarray, rounds: int) -> None:
-    """A part of these rows against a list column with pyarrow's defaults."""
+    """Time writing these rows as a part, against a list column with pyarrow's defaults."""
     clips, frames, bins = fbank_NTM.shape
     names = [str(number) for number in range(clips)]
 
@@ -55,7 +57,7 @@ def compare_writing(folder: Path, fbank_NTM: np.ndarray, rounds: int) -> None:
 
 
 def compare_reading(folder: Path, reader: ShardReader, rounds: int) -> None:
-    """Orders against each other; a list column is read from first to last, which is the best it can."""
+    """Time both orders against each other, and against a list column read in sequence, its fastest order."""
     clips = len(reader)
     random_N = np.random.default_rng(0).permutation(clips)
     ways = {
@@ -73,7 +75,7 @@ def compare_reading(folder: Path, reader: ShardReader, rounds: int) -> None:
 
 
 def main() -> None:
-    """Make shards, time reading and writing."""
+    """Write shards, then time reading and writing."""
     args = arguments(__doc__).parse_args()
     one_core()
     clips, rounds = (48, 2) if args.quick else (CLIPS, ROUNDS)

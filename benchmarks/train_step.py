@@ -1,10 +1,12 @@
-"""A training step against the published model's and transformers': time, activations, optimiser; on a GPU also TFLOP/s.
+"""Time, activation memory and optimizer of a training step, against the published model's and transformers' steps.
+
+On a GPU it also prints TFLOP/s.
 
 python benchmarks/train_step.py
 python benchmarks/train_step.py --device cuda --precision bf16 --compile --batch 96 --peer-batch 24
 
-Ours is the trainer's own step: clips read from shards, augmented, forward, backward, fused Adam. A peer's is forward,
-backward and Adam on one batch that stays in memory.
+Our step is that of the trainer: clips read from shards, augmentation, forward, backward, fused Adam. The step of a peer
+is forward, backward and Adam on one batch that stays in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from peers.training import (
     clock_of,
     finishing,
     job_on,
-    profiled,
+    print_profile,
     published_step,
     saved_mib,
     transformers_step,
@@ -50,7 +52,7 @@ CPU_ROUNDS, GPU_ROUNDS = 3, 20
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -58,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stride", type=int, default=10)
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1, help="clips of our step")
-    parser.add_argument("--peer-batch", type=int, help="clips of the peers' steps, where memory asks for fewer")
+    parser.add_argument("--peer-batch", type=int, help="clips of the peers' steps, if their memory needs fewer")
     parser.add_argument("--patchout", type=int, nargs=2, default=(0, 0), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--compile", action="store_true", help="our blocks through torch.compile")
     parser.add_argument("--rounds", type=int)
@@ -73,8 +75,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def our_job(args: argparse.Namespace, folder: Path) -> Job:
-    """AudioSet's recipe with the command line's sizes, and shards of at least four batches."""
+def make_job(args: argparse.Namespace, folder: Path) -> Job:
+    """Return AudioSet's recipe with the command line's sizes, after writing shards of at least four batches."""
     job = job_on(
         folder, batch=args.batch, backbone=args.backbone, stride=args.stride, frames=args.frames,
         precision=args.precision, patchout=tuple(args.patchout), compiled=args.compile,
@@ -83,26 +85,26 @@ def our_job(args: argparse.Namespace, folder: Path) -> Job:
     return job
 
 
-def peer_steps(args: argparse.Namespace, job: Job, device: torch.device) -> dict[str, PeerStep]:
-    """The published model's step, and transformers' with either attention where it is installed."""
+def make_peer_steps(args: argparse.Namespace, job: Job, device: torch.device) -> dict[str, PeerStep]:
+    """Return the published model's step, and transformers' with either attention if transformers is installed."""
     theirs = dataclasses.replace(job, optim=dataclasses.replace(job.optim, batch_size=args.peer_batch))
     steps = {"published": published_step(theirs, device)}
     try:
         for attention in ("eager", "sdpa"):
             steps[f"transformers {attention}"] = transformers_step(theirs, device, attention)
     except ImportError:
-        print("transformers is not installed: without this peer")
+        print("transformers is not installed: its steps are not timed")
     return steps
 
 
-def timed(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
-    """Seconds of each step: CPU time, or on a GPU wall time until it has finished."""
+def time_steps(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
+    """Return the seconds of each step: CPU time, or on a GPU wall time until it has finished."""
     finished = {name: finishing(step, device) for name, step in steps.items()}
     return interleave(finished, rounds, clock_of(device), warm=True)
 
 
 def compare_activations(ours: OurStep, peers: dict[str, PeerStep], device: torch.device, per: dict[str, int]) -> None:
-    """Memory of a step a clip, which is also each step's warm-up."""
+    """Print the memory of a step for each clip; this run is also the warm-up of each step."""
     what = "peak above the state between steps" if device.type == "cuda" else "saved for the backward pass"
     own = saved_mib(ours, ours.state.model, device) / per["ours"]
     theirs = {name: saved_mib(step, step.model, device) / per[name] for name, step in peers.items()}
@@ -114,16 +116,16 @@ def compare_activations(ours: OurStep, peers: dict[str, PeerStep], device: torch
 
 
 def compare_adam(ours: OurStep, published: PeerStep, device: torch.device) -> None:
-    """The optimisers' steps alone, on the gradients that are there."""
+    """Time the optimizers alone, on the gradients of the last step."""
     steps: dict[str, Callable[[], object]] = {"Adam as published": published.optimizer.step}
     steps["ours"] = ours.state.optimizer.step
-    seconds = timed(steps, 5, device)
-    print_medians(seconds, "an optimiser's step")
+    seconds = time_steps(steps, 5, device)
+    print_medians(seconds, "an optimizer's step")
     print_ratio(seconds, "Adam as published")
 
 
 def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) -> None:
-    """Clips and floating-point operations a second, and what share of the device's peak that is."""
+    """Print clips and floating-point operations per second, and their share of the device's peak."""
     gmacs = model_cost(ours.job.model, ours.job.front_end, CLASSES, ours.job.augment).macs / 1e9
     clips_per_s = 1 / statistics.median(seconds)
     tflops = clips_per_s * 6 * gmacs / 1000  # forward, and twice that backward; two operations a multiply-accumulate
@@ -134,18 +136,18 @@ def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) ->
 
 
 def main() -> None:
-    """Memory first, then time, then the optimisers."""
+    """Compare memory, then time, then the optimizers."""
     args = parse()
     if args.device == "cpu":
         one_core()
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as name:
-        job = our_job(args, Path(name))
+        job = make_job(args, Path(name))
         ours = OurStep(job, device)
-        peers = {} if args.no_peers else peer_steps(args, job, device)
+        peers = {} if args.no_peers else make_peer_steps(args, job, device)
         per = dict.fromkeys(peers, args.peer_batch) | {"ours": args.batch}
         compare_activations(ours, peers, device, per)
-        seconds = timed({**peers, "ours": ours}, args.rounds, device)
+        seconds = time_steps({**peers, "ours": ours}, args.rounds, device)
         seconds = {name: [value / per[name] for value in values] for name, values in seconds.items()}
         print_medians(seconds, f"a clip's training step, {args.backbone}, stride {args.stride}, {args.precision}")
         for peer in peers:
@@ -154,7 +156,7 @@ def main() -> None:
         if peers:
             compare_adam(ours, peers["published"], device)
         if args.profile:
-            with profiled(device):
+            with print_profile(device):
                 ours()
     print_machine(args.device)
 

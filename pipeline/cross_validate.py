@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.storage.json_files import write_json
 from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings, select_settings
@@ -50,7 +51,7 @@ def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
     with connection.connect(settings.address, settings.workers):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))
-        key = "test_accuracy" if index.single_label else "test_mAP"
+        key = f"test_{headline_metric(index.single_label)}"
         curves = {}
         for held_out in names:
             Console().rule(f"{held_out} held out")

@@ -27,6 +27,7 @@ from ast_core.storage.json_files import read_json, write_text
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
+from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
 from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
@@ -69,6 +70,7 @@ def report(settings: ReportSettings) -> Path:
             "rejects": _rejects(run.shards),
             "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
             "results": summary,
+            "front_ends": compare_front_ends(index, settings.data),
             "gains": _gains(run),
             "published": PAPER_RESULTS.get(index.layout, ()),
             "distillation": _json(run.distillation),
@@ -101,7 +103,7 @@ def _number(value: Any, digits: int = 4) -> str:
 def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
     mean, std = index.statistics(settings.data.train_splits)
     books = {
-        name: {key: split[key] for key in ("listed", "kept", "rejected", "missing")}
+        name: {key: getattr(split, key) for key in ("listed", "kept", "rejected", "missing")}
         for name, split in index.splits.items()
     }
     source = settings.data.source

@@ -1,4 +1,4 @@
-"""Ensemble-S and Ensemble-M: members trained as the trials of a study, then only arithmetic on their stored scores.
+"""Ensemble-S and Ensemble-M, made of the trials of a study by averaging their stored scores.
 
 python tune/ensemble.py --recipe audioset_full --data.source AUDIOSET
 """
@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import UserError
-from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import atomic_write
@@ -37,7 +37,7 @@ from tune.search import SearchSettings, search
 from tune.trial import Trial
 
 SINGLE, MULTI = "ensemble-s", "ensemble-m"
-"""Members of the study's first variant, and all."""
+"""Bundle names: the members of the first variant (S), and the members of all variants (M)."""
 
 
 @dataclass(frozen=True)
@@ -45,90 +45,102 @@ class EnsembleSettings(SearchSettings):
     """Settings of `ensemble`."""
 
     study: str = "ensemble"
-    """Members: the paper's (16 x 16 patches at strides 10, 12, 14, 16), or a TOML file's: its first variant with
-    `--repeats` seeds is Ensemble-S, all its variants are Ensemble-M."""
+    """Members to train: `ensemble` for the paper's (16 x 16 patches at strides 10, 12, 14, 16), or a TOML file of your
+    own. Ensemble-S is the first variant with `--repeats` seeds, Ensemble-M is all variants."""
     repeats: int = 3
-    """Seeds of the first variant; variants of the paper's study have one each but for it."""
+    """Number of seeds of the first variant. The other variants of the paper's study have one seed each."""
     subsets: bool = False
-    """Also score every subset of two members and more, to `report/subsets.csv`."""
+    """Scores of every subset of two or more members, written to `report/subsets.csv`."""
 
 
 def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:
-    """Train what members are missing; evaluate and register each member, S and M as bundles of the study's folder.
+    """Train the missing members, then evaluate and register the members, Ensemble-S and Ensemble-M.
+
+    All of them are bundles in the study's folder.
 
     Returns:
         Metrics by bundle.
 
     Raises:
-        UserError: as `search`, or members that were not tested on the same clips.
+        UserError: `search` failed, or the members were not tested on the same clips.
     """
     _, trials = search(settings)
     reads = trial_files(settings.study_dir.name, [ALL_BUNDLES, ALL_EVALUATION])
     sync.download_inputs(settings, [settings.data.test_split], reads)
     reader = ShardReader(settings.shards, [settings.data.test_split])
-    scores = {_name(trial): _collect(settings, trial, reader) for trial in trials}
+    scores = {_bundle_name(trial): _copy_bundles(settings, trial, reader) for trial in trials}
     first = trials[0].variant
     groups = {SINGLE: [t for t in trials if t.variant == first], MULTI: list(trials)}
     for name, members in groups.items():
         if len(members) > 1 and (name == SINGLE or len(members) > len(groups[SINGLE])):
-            _join(settings, name, members, reader, [scores[_name(trial)] for trial in members])
-    results = evaluate(_of_study(settings, EvaluateSettings))
+            _write_ensemble(settings, name, members, reader, [scores[_bundle_name(trial)] for trial in members])
+    results = evaluate(_select_study_settings(settings, EvaluateSettings))
     if settings.data.validation_split:
-        calibrate(_of_study(settings, CalibrateSettings))
-    _show(results, list(scores))
+        calibrate(_select_study_settings(settings, CalibrateSettings))
+    _print_gains(results, list(scores))
     if settings.subsets:
         _write_subsets(settings.study_dir / "report" / "subsets.csv", scores, reader)
-    register(_of_study(settings, RegisterSettings))
-    report(_of_study(settings, ReportSettings))
+    register(_select_study_settings(settings, RegisterSettings))
+    report(_select_study_settings(settings, ReportSettings))
     return results
 
 
-def _name(trial: Trial) -> str:
+def _bundle_name(trial: Trial) -> str:
+    """Return the bundle name of a trial in the study's folder."""
     return f"{trial.variant}-seed-{trial.seed}"
 
 
-def _folder(settings: EnsembleSettings) -> RunFolder:
+def _study_folder(settings: EnsembleSettings) -> RunFolder:
     """Return the study's folder, which holds bundles and results as a run's does."""
     return RunFolder(settings.study_dir, settings.shards)
 
 
-def _run_of(trial: Trial) -> RunFolder:
+def _trial_run(trial: Trial) -> RunFolder:
     return RunFolder.of(trial.settings)
 
 
-def _of_study(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
-    """A stage's settings, for the study's folder."""
+def _select_study_settings(settings: EnsembleSettings, kind: type[SettingsT]) -> SettingsT:
+    """Return the settings of a stage that runs on the study's folder."""
     return dataclasses.replace(select_settings(settings, kind), run_dir=settings.study_dir)  # type: ignore[type-var]
 
 
-def _collect(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
-    """Copy a trial's standing bundle, and that of its epochs if it has one, beside the others; its scores [N, C]."""
+def _copy_bundles(settings: EnsembleSettings, trial: Trial, reader: ShardReader) -> np.ndarray:
+    """Copy a trial's bundle, and the one of its epochs if it exists, to the study's folder.
+
+    Returns:
+        Scores [N, C] of the trial's bundle.
+    """
     own = f"seed-{trial.seed}"
-    if _run_of(trial).bundle(f"{own}-epochs").is_dir():
-        _copy(settings, trial, f"{own}-epochs", f"{_name(trial)}-epochs", reader)
-    return _copy(settings, trial, own, _name(trial), reader)
+    if _trial_run(trial).bundle(f"{own}-epochs").is_dir():
+        _copy_bundle(settings, trial, f"{own}-epochs", f"{_bundle_name(trial)}-epochs", reader)
+    return _copy_bundle(settings, trial, own, _bundle_name(trial), reader)
 
 
-def _copy(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
-    source = _run_of(trial).bundle(bundle)
+def _copy_bundle(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
+    """Copy one bundle of a trial and its scores under a new name, and return the scores [N, C]."""
+    source = _trial_run(trial).bundle(bundle)
     description = read_hashed_json(source / DESCRIPTION, "Bundle")
     parts = [
         (name if len(description["members"]) == 1 else part, weights, identity)
         for part, weights, identity in read_members(source)
     ]
-    target = _folder(settings).bundle(name)
+    target = _study_folder(settings).bundle(name)
     bundle_digest = write_bundle(target, parts, reader.index.single_label, description["facts"])
-    stored = _run_of(trial).scores(bundle)
+    stored = _trial_run(trial).scores(bundle)
     scores_NC = read_scores(stored, identity_of(description["digest"], reader))
     if scores_NC is None:
-        raise UserError(f"{stored} is not of {source} and the split {settings.data.test_split}: remove it.")
-    return _keep(settings, name, bundle_digest, scores_NC, reader)
+        raise UserError(
+            f"{stored} does not hold scores of {source} on the split {settings.data.test_split}. "
+            "Delete it and run the same command again."
+        )
+    return _store_scores(settings, name, bundle_digest, scores_NC, reader)
 
 
-def _join(
+def _write_ensemble(
     settings: EnsembleSettings, name: str, trials: Sequence[Trial], reader: ShardReader, scores: Sequence[np.ndarray]
 ) -> None:
-    bundles = [_folder(settings).bundle(_name(trial)) for trial in trials]
+    """Write a bundle that averages these trials' members, and its scores."""
+    bundles = [_study_folder(settings).bundle(_bundle_name(trial)) for trial in trials]
     described = [read_hashed_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
     facts = {
         "recipe": settings.experiment,
@@ -139,22 +151,25 @@ def _join(
         "train_runs": [run for own in described for run in own.get("train_runs", [])],
     }
     members = [member for bundle in bundles for member in read_members(bundle)]
-    bundle_digest = write_bundle(_folder(settings).bundle(name), members, reader.index.single_label, facts)
-    _keep(settings, name, bundle_digest, mean_probabilities(scores), reader)
+    bundle_digest = write_bundle(_study_folder(settings).bundle(name), members, reader.index.single_label, facts)
+    _store_scores(settings, name, bundle_digest, mean_probabilities(scores), reader)
 
 
-def _keep(
+def _store_scores(
     settings: EnsembleSettings, name: str, bundle_digest: str, scores_NC: np.ndarray, reader: ShardReader
 ) -> np.ndarray:
-    """Store scores where `evaluate` finds them: it then computes nothing again."""
-    path = _folder(settings).scores(name)
+    """Store scores where `evaluate` finds them, so that it does not compute them again."""
+    path = _study_folder(settings).scores(name)
     write_scores(path, identity_of(bundle_digest, reader), scores_NC, reader)
     return scores_NC
 
 
-def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
-    """Gains over the members' mean, and over the best of them; the mean of epochs' predictions over its own member."""
-    key = "accuracy" if "accuracy" in results[members[0]] else "mAP"
+def _print_gains(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
+    """Print what each ensemble gains over the mean of its members and over the best one.
+
+    A mean over epochs is compared with its own member.
+    """
+    key = headline_metric("accuracy" in results[members[0]])
     groups = {SINGLE: [m for m in members if m.rpartition("-seed-")[0] == members[0].rpartition("-seed-")[0]]}
     groups |= {MULTI: list(members)} | {f"{member}-epochs": [member] for member in members}
     table = rich.table.Table("ensemble", key, "over its members' mean", "over the best", title="gain")
@@ -167,9 +182,10 @@ def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
 
 
 def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReader) -> None:
+    """Write the metric of every subset of two or more members as CSV."""
     lines = ["members,metric,value,names"]
     single = reader.index.single_label
-    key = "accuracy" if single else "mAP"
+    key = headline_metric(single)
     for size in range(2, len(scores) + 1):
         for names in itertools.combinations(scores, size):
             mean_NC = mean_probabilities([scores[name] for name in names])
@@ -180,7 +196,7 @@ def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReade
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run it as a program."""
+    """Run `ensemble` as a program."""
     run_stage(lambda: ensemble(parse_settings(EnsembleSettings, __doc__, argv)))
 
 

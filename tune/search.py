@@ -1,4 +1,4 @@
-"""Run a study: its variants, each with several seeds, as Ray Tune trials over the pipeline's own stages.
+"""Run a study: every variant with several seeds, each as a Ray Tune trial that calls the pipeline's stages.
 
 python tune/search.py --study overlap --recipe esc50 --data.source ESC-50 --repeats 3
 """
@@ -42,12 +42,12 @@ from pipeline.run_folder.layout import HISTORIES, RunFolder, trial_files
 from pipeline.run_folder.opened import opened
 from pipeline.tracking import mlflow_store, runs
 from tune.studies import Study, Variant, load_study
-from tune.study_report import Table, tabulate, write_report
+from tune.study_report import Table, build_table, write_report
 from tune.trial import RESULT, SCORE, Trial, run_trial
 from tune.trial_bars import TrialBars
 
-LOST = 2
-"""Times that a trial whose process was lost is started again; it goes on from its checkpoint."""
+MAX_RESTARTS = 2
+"""Number of restarts of a trial whose process was lost. A restarted trial resumes from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,30 @@ class SearchSettings(RunSettings):
     """Settings of `search`."""
 
     study: str = "overlap"
-    """A study of the paper (overlap, patch, positions, pretraining, full, ensemble) or a TOML file of your own."""
+    """Study to run: one of the paper's (overlap, patch, positions, pretraining, full, ensemble) or a TOML file."""
     repeats: int = 1
-    """Seeds of each variant, from 0; the table shows mean and standard deviation."""
+    """Number of seeds of each variant, counted from 0. The table shows mean and standard deviation over them."""
     winner: Path | None = None
-    """Also write the best variant to this file, as a recipe."""
+    """File to write the best variant to, as a recipe."""
 
     @property
     def study_dir(self) -> Path:
-        """Where the study's trials and results are."""
+        """Folder of the study's trials and results."""
         return RunFolder.of(self).studies / Path(self.study).stem
 
 
 def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
-    """Prepare once, run what trials are not done, write table, plot and CSV to `studies/STUDY/`, log all.
+    """Prepare the shards, run the unfinished trials, and write the table to `studies/STUDY/report/`.
+
+    The table, the plot and the CSV file are also logged to MLflow.
 
     Returns:
         The table, and the trials with their results on disk.
 
     Raises:
-        UserError: no such study, a variant that the recipe cannot be changed to, or no trial could be finished.
+        UserError: the study does not exist, the recipe does not allow a variant, or a trial failed.
     """
-    require(settings.repeats >= 1, f"--repeats is {settings.repeats}; give 1 or more.")
+    require(settings.repeats >= 1, f"--repeats is {settings.repeats}; set it to 1 or more.")
     study = load_study(settings.study)
     recipes = {variant.name: with_changes(settings, variant.changes) for variant in study.variants}
     with (
@@ -86,14 +88,14 @@ def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
         table, trials = _run_study(settings, study, recipes)
     table.show(Console())
     report(select_settings(settings, ReportSettings))
-    _check(trials)
+    _require_results(trials)
     if settings.winner:
         _write_winner(settings.winner.absolute(), table, recipes)
     return table, trials
 
 
 def _run_study(settings: SearchSettings, study: Study, recipes: dict[str, Recipe]) -> tuple[Table, list[Trial]]:
-    """Run the trials that are not done, under one MLflow run, and write the study's table."""
+    """Run the unfinished trials under one MLflow run, and write the study's table."""
     mlflow_store.open_store(settings.tracking)
     tags = {
         "stage": "study",
@@ -105,14 +107,14 @@ def _run_study(settings: SearchSettings, study: Study, recipes: dict[str, Recipe
         connection.connect(settings.address, settings.workers),
         runs.start_run(settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags) as run_id,
     ):
-        shards = {name: _shards(settings, recipe) for name, recipe in recipes.items()}
+        shards = {name: _prepare_shards(settings, recipe) for name, recipe in recipes.items()}
         trials = [
-            _trial(settings, variant, seed, recipes[variant.name], shards[variant.name], run_id)
+            _make_trial(settings, variant, seed, recipes[variant.name], shards[variant.name], run_id)
             for variant in study.variants
             for seed in range(variant.repeats or settings.repeats)
         ]
-        _run(settings, study, trials)
-        table = tabulate(study, trials)
+        _run_trials(settings, study, trials)
+        table = build_table(study, trials)
         write_report(settings.study_dir, table)
         runs.log_artifacts(run_id, settings.study_dir / "report", under="study")
         runs.log_metrics(
@@ -121,8 +123,11 @@ def _run_study(settings: SearchSettings, study: Study, recipes: dict[str, Recipe
     return table, trials
 
 
-def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
-    """Where a variant's shards are, and their hash: those of the run, unless its front end is another one."""
+def _prepare_shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
+    """Return the folder and the data hash of a variant's shards; prepare them if they do not exist.
+
+    Variants share the run's shards unless they change the front end.
+    """
     shards = settings.shards
     if recipe.front_end != settings.front_end:
         shards = shards.with_name(f"{shards.name}-{sha256_of_json(to_dict(recipe.front_end))[:8]}")
@@ -136,9 +141,10 @@ def _shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str]:
     return shards, prepare(own).data_hash
 
 
-def _trial(
+def _make_trial(
     settings: SearchSettings, variant: Variant, seed: int, recipe: Recipe, shards: tuple[Path, str], run_id: str
 ) -> Trial:
+    """Return a trial whose settings have one seed and a run folder of their own."""
     sections = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)}
     folder = settings.study_dir / "trials" / variant.name / f"seed-{seed}"
     own = dataclasses.replace(
@@ -149,41 +155,41 @@ def _trial(
     return Trial(variant.name, own, shards[1], run_id, sync.object_stores(settings))
 
 
-def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
-    """Run the trials that have no result. Under ASHA all are told to it again, so that it compares with all."""
-    pending = [trial for trial in trials if trial.result() is None]
+def _run_trials(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> None:
+    """Run the trials that have no result. ASHA also gets the finished ones again, to compare with all scores."""
+    pending = [trial for trial in trials if trial.load_result() is None]
     console = Console()
     console.print(f"{len(trials)} trials, {len(trials) - len(pending)} done before, {len(pending)} to run")
     if not pending:
         return
     asha = study.early_stopping == "asha"
     written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
-    with TrialBars(trials), sync.StoreFollower(written), _scratch(settings.study_dir / ".ray") as scratch:
+    with TrialBars(trials), sync.follow_store(written), _scratch_folder(settings.study_dir / ".ray") as scratch:
         try:
-            grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
+            grid = _make_tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:
             preemption.ask_trainings_to_stop(trial.history.parent for trial in pending)
             raise
     if asha:
-        _note_stopped(trials)
-    _raise_bugs(grid, pending)
+        _write_stopped_results(trials)
+    _raise_first_error(grid, pending)
 
 
-def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, asha: bool) -> Tuner:
-    """Trials side by side as far as their workers fit: more would wait for each other's for ever."""
+def _make_tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, asha: bool) -> Tuner:
+    """Return a tuner that runs only as many trials at once as have workers; more would wait for each other for ever."""
     epochs = max(trial.settings.optim.epochs for trial in trials)
-    # The last epoch is no reason to stop: the test comes after it.
+    # ASHA must not stop a trial at its last epoch: the test comes after it.
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
     resources = ray.cluster_resources()
     slots = int(resources.get("GPU" if cluster_size.uses_gpu() else "CPU", 1))
     workers = max(cluster_size.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
     side_by_side = max(1, slots // workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the board shows the trials
-    # Ray Tune's answer to Ctrl-C is to return as if all were done: trials of ASHA would count as ended by it.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # `TrialBars` shows the trials
+    # On Ctrl-C, Ray Tune would return as if all trials had ended, and they would count as stopped by ASHA.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     return Tuner(
-        # Every CPU is for the workers; Ray Tune takes no trial that asks for nothing at all.
+        # All CPUs are for the workers, and Ray Tune refuses a trial without any resource.
         ray.tune.with_resources(run_trial, {"memory": 2**20}),
         param_space={"trial": ray.tune.grid_search(list(trials))},
         tune_config=TuneConfig(
@@ -193,24 +199,27 @@ def _tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, ash
             name=uuid.uuid4().hex,
             **sync.ray_storage_arguments(scratch),
             verbose=0,
-            failure_config=ray.tune.FailureConfig(max_failures=LOST),
-            callbacks=[_Release()],
+            failure_config=ray.tune.FailureConfig(max_failures=MAX_RESTARTS),
+            callbacks=[_PlacementGroupRelease()],
         ),
     )
 
 
-class _Release(ray.tune.Callback):
-    """Gives back what an ended trial's workers hold: one that is stopped early is killed, and cannot by itself."""
+class _PlacementGroupRelease(ray.tune.Callback):
+    """Callback that frees the placement group of an ended trial.
+
+    Ray Tune kills a trial that it stops early, so the trial cannot free the group itself.
+    """
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Called by Ray Tune."""
+        """Free the trial's placement group; Ray Tune calls this."""
         own: Trial = trial.config["trial"]
         placement_groups.release_placement_group(placement_group_file(own.history.parent))
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Ray's own notes; the trials' folders are what counts, and a killed search goes on from them."""
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Provide a folder for Ray Tune's own files; a killed search resumes from the trials' folders instead."""
     sync.remove_scratch(folder)
     try:
         yield folder
@@ -218,29 +227,35 @@ def _scratch(folder: Path) -> Iterator[Path]:
         sync.remove_scratch(folder)
 
 
-def _note_stopped(trials: Sequence[Trial]) -> None:
-    """Write down what ASHA ended early: it is a result, not a trial to run again."""
+def _write_stopped_results(trials: Sequence[Trial]) -> None:
+    """Store a result for each trial that ASHA stopped, so that it is not run again."""
     for trial in trials:
         rows = read_history(trial.history)
-        if trial.result() is None and not (trial.folder / "trial.json").is_file() and rows:
-            trial.note("stopped", epochs=len(rows), seconds=sum(row["seconds"] for row in rows))
+        if trial.load_result() is None and not (trial.folder / "trial.json").is_file() and rows:
+            trial.write_result("stopped", epochs=len(rows), seconds=sum(row["seconds"] for row in rows))
 
 
-def _raise_bugs(grid: ResultGrid, pending: Sequence[Trial]) -> None:
-    if any(trial.result() is None for trial in pending):
+def _raise_first_error(grid: ResultGrid, pending: Sequence[Trial]) -> None:
+    """Raise the first error of a trial that has no result."""
+    if any(trial.load_result() is None for trial in pending):
         for number in range(len(grid)):
             error = grid[number].error
             if error is not None:
                 raise error
 
 
-def _check(trials: Sequence[Trial]) -> None:
-    failed = [trial for trial in trials if trial.result() is None]
+def _require_results(trials: Sequence[Trial]) -> None:
+    """Raise UserError if a trial has no result."""
+    failed = [trial for trial in trials if trial.load_result() is None]
     names = "; ".join(f"{trial.name} (see {trial.folder / 'log.txt'})" for trial in failed)
-    require(not failed, f"{len(failed)} of {len(trials)} trials failed: {names}. Mend the cause and run it again.")
+    require(
+        not failed,
+        f"{len(failed)} of {len(trials)} trials failed: {names}. Fix the cause and run the same command again.",
+    )
 
 
 def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
+    """Write the best variant as a TOML recipe."""
     best = table.best()
     recipe = recipes[best.variant]
     sections = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
@@ -251,7 +266,7 @@ def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
             + tomli_w.dumps(values),
             encoding="utf-8",
         )
-    Console().print(f"Wrote the best, {best.variant}, to {path}", markup=False, soft_wrap=True)
+    Console().print(f"Wrote the best variant, {best.variant}, to {path}", markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A study's table, like the paper's: ours beside the published numbers, each with what it was measured on."""
+"""A study's table and plot: our results next to the published ones, each with its data set."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import rich.table
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.model.cost import ModelCost, model_cost
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import atomic_write
 from pipeline.reporting.history import headline_value, read_history
+from pipeline.reporting.plots import save_figure
 from pipeline.scoring.results import from_json_numbers
-from tune.plots import plot_study
 from tune.studies import BALANCED, FULL, Study
 from tune.trial import Trial
 
@@ -30,70 +32,72 @@ PAPERS = {BALANCED: "paper bal.", FULL: "paper full"}
 
 
 @dataclass(frozen=True)
-class Line:
-    """A variant's row."""
+class Row:
+    """One variant of a study's table."""
 
     variant: str
     cost: ModelCost
     scores: tuple[float, ...]
-    """Of the weights that stand for a run, a seed each."""
+    """Test score of each seed's bundle."""
     last: tuple[float, ...]
-    """Of the last epochs."""
+    """Score of each seed's last epoch on the held-out split."""
     seconds: float
-    """Training time of a trial, mean."""
+    """Mean training time of a trial."""
     published: dict[str, float] = field(default_factory=dict)
+    """Published results by data set."""
     stopped: int = 0
-    """Trials that were ended early; their score is that of their last epoch's curve."""
+    """Number of trials that were stopped early; their score is the one of their last epoch."""
     failed: int = 0
+    """Number of trials without a result."""
 
     @property
     def mean(self) -> float:
-        """Over seeds; NaN if no trial was done."""
+        """Mean score over seeds; NaN without a finished trial."""
         return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
     def std(self) -> float:
-        """Over seeds, of a sample; NaN under two."""
+        """Sample standard deviation over seeds; NaN with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
 
     @property
     def shown(self) -> str:
-        """Mean and deviation."""
+        """Text of mean and standard deviation, with the number of stopped and failed trials."""
         notes = [f"{self.stopped} stopped early"] * bool(self.stopped) + [f"{self.failed} failed"] * bool(self.failed)
-        return _shown(self.scores) + (f" ({', '.join(notes)})" if notes else "")
+        return _format_scores(self.scores) + (f" ({', '.join(notes)})" if notes else "")
 
     @property
     def logged(self) -> dict[str, float]:
-        """For the tracker."""
+        """Metrics for MLflow by name."""
         return {"mean": self.mean, "std": self.std, "patches": float(self.cost.patches)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A study's result."""
+    """The results of a study."""
 
     study: Study
     metric: str
-    """`accuracy` or `mAP`."""
+    """Name of the metric: `accuracy` or `mAP`."""
     data: str
-    """What ours was measured on."""
-    rows: tuple[Line, ...]
+    """Description of the data that our results were measured on."""
+    rows: tuple[Row, ...]
 
-    def best(self) -> Line:
-        """The variant of the highest mean. UserError if no trial was done."""
+    def best(self) -> Row:
+        """Return the row with the highest mean; raise UserError if no trial finished."""
         done = [row for row in self.rows if row.scores]
-        require(bool(done), f"No trial of the study {self.study.name} was finished.")
+        require(bool(done), f"No trial of the study {self.study.name} finished. Fix the cause in the trials' log.txt.")
         return max(done, key=lambda row: row.mean)
 
-    def columns(self) -> dict[str, Callable[[Line], str]]:
-        """Headings, and what a row shows under each."""
-        own: dict[str, Callable[[Line], str]] = {
+    def columns(self) -> dict[str, Callable[[Row], str]]:
+        """Return the column headings and the function that formats each column of a row."""
+        own: dict[str, Callable[[Row], str]] = {
             "variant": lambda row: row.variant,
             "patches": lambda row: str(row.cost.patches),
             "GMAC": lambda row: f"{row.cost.macs / 1e9:.3g}",
             "M par.": lambda row: f"{row.cost.parameters / 1e6:.3g}",
             self.metric: lambda row: row.shown,
-            "last epoch": lambda row: _shown(row.last),
+            "last epoch": lambda row: _format_scores(row.last),
             "train s": lambda row: f"{row.seconds:.0f}",
         }
         for name in (BALANCED, FULL):
@@ -105,7 +109,7 @@ class Table:
 
     @property
     def caption(self) -> str:
-        """Whose numbers are whose."""
+        """Sentence that says which numbers are ours and which are published."""
         note = f" {self.study.note}" if self.study.note else ""
         return (
             f"{self.metric} and last epoch are ours, on {self.data}; mean {PLUS_MINUS} standard deviation over seeds. "
@@ -113,7 +117,7 @@ class Table:
         )
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the table, with the best row in bold."""
         best = max((row.mean for row in self.rows if row.scores), default=math.nan)
         table = rich.table.Table(title=self.study.title, caption=self.caption, caption_justify="left")
         for number, heading in enumerate(self.columns()):
@@ -123,21 +127,21 @@ class Table:
         console.print(table)
 
 
-def tabulate(study: Study, trials: Sequence[Trial]) -> Table:
-    """The trials' results, a line a variant, in the study's order."""
+def build_table(study: Study, trials: Sequence[Trial]) -> Table:
+    """Build a table of the trials' results with one row a variant, in the study's order."""
     index = ShardIndex.load(trials[0].settings.shards)
-    metric = "accuracy" if index.single_label else "mAP"
+    metric = headline_metric(index.single_label)
     rows = []
     for variant in study.variants:
         own = [trial for trial in trials if trial.variant == variant.name]
-        results = [(trial, trial.result()) for trial in own]
+        results = [(trial, trial.load_result()) for trial in own]
         done = [(trial, result) for trial, result in results if result]
         settings = own[0].settings
         rows.append(
-            Line(
+            Row(
                 variant.name,
                 model_cost(settings.model, settings.front_end, len(index.labels)),
-                tuple(_standing(trial, result, metric) for trial, result in done),
+                tuple(_read_score(trial, result, metric) for trial, result in done),
                 tuple(headline_value(read_history(trial.history)[-1]) for trial, _ in done),
                 statistics.fmean(result["seconds"] for _, result in done) if done else math.nan,
                 dict(variant.published),
@@ -145,11 +149,11 @@ def tabulate(study: Study, trials: Sequence[Trial]) -> Table:
                 len(own) - len(done),
             )
         )
-    return Table(study, metric, _data(trials[0], index), tuple(rows))
+    return Table(study, metric, _describe_data(trials[0], index), tuple(rows))
 
 
 def write_report(folder: Path, table: Table) -> None:
-    """Commit `report/STUDY.csv`, `.md` and `.png` in the study's folder."""
+    """Write `report/STUDY.csv`, `.md` and `.png` in the study's folder."""
     columns = table.columns()
     cells = [[cell(row) for cell in columns.values()] for row in table.rows]
     lines = ["| " + " | ".join(row) + " |" for row in [list(columns), ["---"] * len(columns), *cells]]
@@ -179,26 +183,46 @@ def write_report(folder: Path, table: Table) -> None:
     for ending, content in ((".md", markdown), (".csv", text.getvalue())):
         with atomic_write(output / f"{table.study.name}{ending}") as temporary:
             temporary.write_text(content, encoding="utf-8")
-    plot_study(
-        output / f"{table.study.name}.png", f"{table.study.title}: {table.data}", table.metric,
-        [(row.variant, row.cost.patches, row.cost.macs / 1e9, row.scores) for row in table.rows if row.scores],
-    )  # fmt: skip
+    _plot_scores(output / f"{table.study.name}.png", table)
 
 
-def _standing(trial: Trial, result: dict[str, Any], metric: str) -> float:
+def _plot_scores(path: Path, table: Table) -> None:
+    """Draw each variant's scores and their mean over its number of patches and over its cost."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    by_patches, by_cost = figure.subplots(1, 2, sharey=True)
+    for row in table.rows:
+        if not row.scores:
+            continue
+        for axes, x in ((by_patches, float(row.cost.patches)), (by_cost, row.cost.macs / 1e9)):
+            drawn = axes.scatter([x] * len(row.scores), row.scores, alpha=0.45, s=18)
+            axes.plot([x], [row.mean], marker="D", color=drawn.get_facecolor()[0][:3])
+            axes.annotate(row.variant, (x, row.mean), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    by_patches.set(xlabel="patches", ylabel=table.metric)
+    by_cost.set(xlabel="GMAC a clip, forward")
+    for axes in (by_patches, by_cost):
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.2)
+    figure.suptitle(f"{table.study.title}: {table.data}".replace("$", r"\$"), fontsize=10)
+    save_figure(figure, path)
+
+
+def _read_score(trial: Trial, result: dict[str, Any], metric: str) -> float:
+    """Return the test score of a finished trial, or the last epoch's score of a stopped one."""
     if result["status"] == "stopped":
         return headline_value(read_history(trial.history)[-1])
     return from_json_numbers(result["metrics"][f"seed-{trial.seed}"])[metric]
 
 
-def _data(trial: Trial, index: ShardIndex) -> str:
+def _describe_data(trial: Trial, index: ShardIndex) -> str:
+    """Return the name of the data and its numbers of clips."""
     data = trial.settings.data
     name = "audio made by the project" if data.source == "synthetic" else Path(data.source or "data").name
-    train = sum(index.splits[split]["kept"] for split in data.train_splits)
-    return f"{name}, {train} training and {index.splits[data.test_split]['kept']} test clips"
+    train = sum(index.splits[split].kept for split in data.train_splits)
+    return f"{name}, {train} training and {index.splits[data.test_split].kept} test clips"
 
 
-def _shown(scores: Sequence[float]) -> str:
+def _format_scores(scores: Sequence[float]) -> str:
+    """Return mean and standard deviation as text; empty without scores."""
     if not scores:
         return ""
     spread = f" {PLUS_MINUS} {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""

@@ -1,15 +1,13 @@
-"""One trial of a study: a member trained, combined and tested in a run folder of its own, in an actor of Ray Tune."""
+"""One trial of a study: Ray Tune trains, combines and tests a member in a run folder of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ray import tune
 from rich.console import Console
@@ -24,6 +22,7 @@ from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, 
 from pipeline.combine import combine
 from pipeline.evaluate import READS, measure_bundles, select_clips
 from pipeline.reporting.history import headline_value, read_history
+from pipeline.reporting.poller import Poller
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.opened import opened
@@ -34,21 +33,22 @@ from pipeline.train import train
 
 RESULT = "trial.json"
 SCORE = "score"
-"""What Ray Tune compares: the headline metric of the held-out split, the validation split where there is one."""
+"""Name of the value that Ray Tune compares: the headline metric on the held-out split of training."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A variant with one seed."""
+    """A variant of a study with one seed."""
 
     variant: str
     settings: RunSettings
-    """With one seed, and a run folder of this trial's own."""
+    """Settings with one seed and this trial's own run folder."""
     data_hash: str
+    """Hash of the shards' data."""
     parent_run: str
-    """MLflow run of the study; "" if the tracker is away."""
+    """MLflow run of the study; "" if the tracker cannot be reached."""
     stores: tuple[ObjectStore, ...] = ()
-    """What the study's folders are working copies of."""
+    """Object stores whose working copies are the study's folders."""
 
     @property
     def seed(self) -> int:
@@ -57,33 +57,33 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """As shown."""
+        """Name in messages and tables."""
         return f"{self.variant}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """Run folder."""
+        """Run folder of the trial."""
         return self.settings.run_dir
 
     @property
     def history(self) -> Path:
-        """Curve of the training."""
+        """File with one row an epoch of the training."""
         return RunFolder.of(self.settings).member(self.seed).history
 
     @property
     def identity(self) -> str:
-        """What a stored result must be of to count as this trial's."""
+        """Hash of the recipe and the data; a stored result counts only if it has the same hash."""
         recipe = {f.name: to_dict(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
         return sha256_of_json({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
 
-    def result(self) -> dict[str, Any] | None:
-        """What it gave, if it was done with these very settings and data; a failure is nothing."""
+    def load_result(self) -> dict[str, Any] | None:
+        """Return the stored result, or None if the trial failed or had other settings or data."""
         path = self.folder / RESULT
         found = read_hashed_json(path, "Trial's result") if path.is_file() else None
         return found if found and found["identity"] == self.identity and found["status"] != "failed" else None
 
-    def note(self, status: str, **more: Any) -> None:
-        """Commit its result."""
+    def write_result(self, status: str, **more: Any) -> None:
+        """Commit the trial's result to `trial.json`."""
         write_hashed_json(
             self.folder / RESULT,
             {"identity": self.identity, "status": status, "variant": self.variant, "seed": self.seed, **more},
@@ -91,29 +91,32 @@ class Trial:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What Ray Tune runs: train (or go on), combine, test, commit the result; report each epoch's score.
+    """Train or resume, combine, test and commit the result, reporting each epoch's score to Ray Tune.
 
-    What the user must mend is the trial's result, told in the study's table; anything else is Ray Tune's to retry.
+    An error that the user must fix becomes the trial's result, and the study's table shows it.
+    Ray Tune retries after any other error.
     """
     trial: Trial = config["trial"]
     sync.attach_stores(trial.stores)
     with _log_to(trial.folder / "log.txt"):
         try:
-            with _Reporter(trial.history):
+            with Poller(0.5, _EpochReporter(trial.history).report):
                 train(_train_settings(trial))
-            if trial.result() is None:
+            if trial.load_result() is None:
                 _test(trial)
         except (UserError, SystemExit) as error:
             Console().print(f"Failed: {error}", markup=False)
-            trial.note("failed", reason=str(error))
+            trial.write_result("failed", reason=str(error))
 
 
 def _train_settings(trial: Trial) -> TrainSettings:
+    """Return the settings of the trial's only training."""
     member = select_settings(trial.settings, TrainSettings)
     return dataclasses.replace(member, seed=trial.seed, parent_run=trial.parent_run)
 
 
 def _test(trial: Trial) -> None:
+    """Combine and test the trial's bundles, and commit and log the result."""
     combine(select_settings(trial.settings, CombineSettings))
     settings = select_settings(trial.settings, EvaluateSettings)
     with opened(settings, READS, [settings.data.test_split], exclusive="evaluate") as run:
@@ -123,12 +126,12 @@ def _test(trial: Trial) -> None:
     run_id = read_run_note(trial.history.parent)
     runs.log_metrics(run_id, flat)
     runs.log_artifacts(run_id, run.evaluation, under="evaluation")
-    trial.note("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
+    trial.write_result("finished", metrics=metrics, seconds=sum(row["seconds"] for row in read_history(trial.history)))
 
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """What the stages say goes to the trial's log: the study's screen is for the study."""
+    """Send the stages' output to the trial's log, because the screen shows the study's progress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("a", encoding="utf-8", buffering=1) as log,
@@ -138,34 +141,18 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
 
 
-class _Reporter:
-    """Reports each epoch of the curve on disk to Ray Tune, from the first, also those of before a resume.
+class _EpochReporter:
+    """Reports each epoch of the stored curve to Ray Tune, including those before a resume.
 
-    Ray Tune may end the trial at any report: it then ends this process, and what is trained is on disk.
+    Ray Tune may stop the trial at any report. It then ends this process; the trained epochs are on disk.
     """
 
     def __init__(self, history: Path) -> None:
         self._history = history
         self._reported = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._report()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._report()
-
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Report the epochs that are new."""
         for row in read_history(self._history)[self._reported :]:
             tune.report({"epoch": int(row["epoch"]), SCORE: headline_value(row)})
             self._reported += 1

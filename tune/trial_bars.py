@@ -1,8 +1,7 @@
-"""What a person sees of a running study: each trial's epochs and score, read from the trials' own folders."""
+"""Progress bars of a running study: each trial's epochs and score, read from the trials' folders."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -11,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.reporting.history import headline, read_history
+from pipeline.reporting.poller import Poller
 from tune.trial import Trial
 
 
 class TrialBars:
-    """A bar for the study and one for each trial that has begun; a line for each that has ended."""
+    """One bar for the study, one bar for each running trial, and one line for each ended trial."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._progress = Progress(
@@ -23,34 +23,27 @@ class TrialBars:
             TextColumn("{task.fields[news]}"), console=Console(stderr=True),
         )  # fmt: skip
         self._trials = {trial.name: trial for trial in trials}
-        self._before = {name for name, trial in self._trials.items() if trial.result()}
+        self._before = {name for name, trial in self._trials.items() if trial.load_result()}
         self._ended = set(self._before)
-        self._whole = self._progress.add_task("trials", total=len(trials), completed=len(self._ended), news="")
+        self._total_bar = self._progress.add_task("trials", total=len(trials), completed=len(self._ended), news="")
         self._bars = {
             name: self._progress.add_task(name, total=trial.settings.optim.epochs, visible=False, news="")
             for name, trial in self._trials.items()
         }
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._poller = Poller(1.0, self._show)
 
     def __enter__(self) -> Self:
-        """Start to show."""
+        """Start the bars and the thread that updates them."""
         self._progress.start()
-        self._thread.start()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show the last state and stop."""
-        self._stop.set()
-        self._thread.join()
-        self._show()
+        """Show the last state and stop the bars."""
+        self._poller.__exit__(kind, error, trace)
         self._progress.stop()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(1.0):
-            self._show()
 
     def _show(self) -> None:
         for name, trial in self._trials.items():
@@ -60,9 +53,9 @@ class TrialBars:
             if rows:
                 news = headline(rows[-1])
                 self._progress.update(self._bars[name], completed=len(rows), visible=True, news=news)
-            result = trial.result()
+            result = trial.load_result()
             if result:
                 self._ended.add(name)
                 self._progress.update(self._bars[name], visible=False)
                 self._progress.console.print(f"{name}: {result['status']} after {len(rows)} epochs, {news}")
-        self._progress.update(self._whole, completed=len(self._ended))
+        self._progress.update(self._total_bar, completed=len(self._ended))

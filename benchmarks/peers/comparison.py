@@ -1,4 +1,4 @@
-"""Interleaved rounds of several ways to do one thing, and what they say: medians, ratio, spread, goal, machine."""
+"""Interleaved timing of several ways to do one thing, and the lines that report it: medians, ratio, goal, machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 
 Seconds = dict[str, list[float]]
-"""Of each way, one a round."""
+"""Seconds of each way, one number for each round."""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The parser that every benchmark begins with."""
+    """Return a parser with the arguments that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds, to check that it runs")
     return parser
 
 
 def one_core() -> None:
-    """One thread for torch, OpenMP and BLAS, as Ray's workers have."""
+    """Limit torch, OpenMP and BLAS to one thread, as in Ray's workers."""
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError):  # part of scikit-learn
         from threadpoolctl import threadpool_limits  # noqa: PLC0415
@@ -34,7 +34,7 @@ def one_core() -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process with its threads, and of the processes that it started and that live."""
+    """Return the CPU time of this process with its threads, and of its child processes that are alive."""
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     nanoseconds = [int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) for pid in pids]
     return time.process_time() + 1e-9 * sum(nanoseconds)
@@ -46,13 +46,13 @@ def interleave(
     clock: Callable[[], float] = time.process_time,
     warm: bool = False,
 ) -> Seconds:
-    """Time each way once a round, so that what slows the machine slows all.
+    """Time each way once in every round, so that a slow moment of the machine affects all of them.
 
     Args:
-        ways: by name; every other round runs them from the last to the first.
-        rounds: counted ones.
-        clock: in seconds; CPU time of this process and its threads unless said otherwise.
-        warm: whether all have run already; else each runs once more before, uncounted.
+        ways: functions by name; every other round runs them from the last to the first.
+        rounds: number of timed rounds.
+        clock: clock in seconds; by default the CPU time of this process and its threads.
+        warm: whether all ways have run already; otherwise each runs once before, untimed.
     """
     for call in () if warm else ways.values():
         call()
@@ -66,12 +66,12 @@ def interleave(
 
 
 def print_medians(seconds: Seconds, what: str, per: float = 1.0) -> None:
-    """One line of medians in milliseconds.
+    """Print one line of medians in milliseconds.
 
     Args:
-        seconds: of the ways.
-        what: was timed, of what.
-        per: things that a call did; the medians are of one.
+        seconds: result of `interleave`.
+        what: description of the timed work.
+        per: items that one call handled; the medians are for one item.
     """
     rounds = min(len(values) for values in seconds.values())
     medians = ", ".join(f"{name} {1000 * statistics.median(values) / per:.3g} ms" for name, values in seconds.items())
@@ -79,7 +79,7 @@ def print_medians(seconds: Seconds, what: str, per: float = 1.0) -> None:
 
 
 def print_ratio(seconds: Seconds, peer: str, ours: str = "ours", goal: float | None = None) -> float:
-    """How many times as fast as a peer: the median over the rounds, its quartiles, and whether the goal is reached."""
+    """Print and return how many times as fast as a peer we are: the median over the rounds, with quartiles and goal."""
     ratios = sorted(theirs / own for theirs, own in zip(seconds[peer], seconds[ours], strict=True))
     low, middle, high = (ratios[len(ratios) * quarter // 4] for quarter in (1, 2, 3))
     aim = "" if goal is None else f"; goal {goal:g}x: {verdict(middle >= goal)}"
@@ -88,12 +88,12 @@ def print_ratio(seconds: Seconds, peer: str, ours: str = "ours", goal: float | N
 
 
 def verdict(reached: bool) -> str:
-    """How a goal's line ends."""
+    """Return the last words of a goal's line."""
     return "reached" if reached else "not reached"
 
 
 def print_machine(device: str = "cpu") -> None:
-    """What it ran on, and what else ran there."""
+    """Print the machine, the versions and the load."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Sounds and shards that the benchmarks make for themselves, and the real recordings they are given.
+"""Synthetic sounds and shards for the benchmarks, and access to the user's recordings.
 
 Shapes: N samples, K channels, T frames, M mel bins.
 """
@@ -22,7 +22,10 @@ CLASSES = 527
 
 
 def sound(seed: int, rate_hz: int, seconds: float = 10.0, channels: int = 1) -> np.ndarray:
-    """Bursts of noise and tones over faint noise, float32 [N, K] in [-1, 1]: compresses about as recordings do."""
+    """Return bursts of noise and tones over faint noise, float32 [N, K] in [-1, 1].
+
+    The sound compresses about as well as recordings do.
+    """
     rng = np.random.default_rng(seed)
     samples = int(rate_hz * seconds)
     times_N = np.arange(samples) / rate_hz
@@ -39,7 +42,7 @@ def sound(seed: int, rate_hz: int, seconds: float = 10.0, channels: int = 1) -> 
 
 
 def save_sounds(folder: Path, suffix: str, rate_hz: int, clips: int, channels: int = 1) -> list[Path]:
-    """Files of 10 s each; `suffix` with its dot says the format."""
+    """Write files of 10 s each; `suffix`, with its dot, chooses the format."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}{suffix}" for number in range(clips)]
     for number, path in enumerate(paths):
@@ -48,40 +51,40 @@ def save_sounds(folder: Path, suffix: str, rate_hz: int, clips: int, channels: i
 
 
 def recordings(folder: Path, most: int) -> list[Path]:
-    """Audio files below a folder, at most so many, spread over it."""
+    """Return at most `most` audio files below a folder, evenly spread over the sorted list."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise SystemExit(f"There is no audio ({', '.join(sorted(SUFFIXES))}) in {folder}: give another --audio.")
+        raise SystemExit(f"{folder} holds no audio ({', '.join(sorted(SUFFIXES))}): give another folder with --audio.")
     return paths[:: max(1, len(paths) // most)][:most]
 
 
 def write_shards(
     folder: Path, clips: dict[str, int], front_end: FrontEndConfig, classes: int = CLASSES, part: int = 512
 ) -> Path:
-    """A prepared folder of noise with two labels a clip, as `prepare` leaves it.
+    """Write shards of noise with two labels for each clip, as `prepare` does.
 
     Args:
-        folder: of the shards.
-        clips: how many by split.
-        front_end: frames and mel bins of a clip.
-        classes: labels to draw from.
-        part: clips of a Parquet file.
+        folder: folder of the shards.
+        clips: number of clips by split.
+        front_end: settings with the frames and mel bins of a clip.
+        classes: number of labels to draw from.
+        part: clips in each Parquet file.
     """
     splits = {}
     for split, count in clips.items():
-        books = {"listed": count, "kept": count, "rejected": 0, "missing": 0}
-        splits[split] = books | {"sum": 0.0, "sum_sq": 0.0, "count": 0, "parts": []}
+        counts = {"listed": count, "kept": count, "rejected": 0, "missing": 0}
+        splits[split] = counts | {"sum": 0.0, "sum_sq": 0.0, "count": 0, "parts": []}
         for first in range(0, count, part):
             name = f"part-{first // part:05d}.parquet"
             rows = (_row(split, number, front_end, classes) for number in range(first, min(first + part, count)))
             shape = front_end.target_frames, front_end.num_mel_bins
             written = write_part(folder / split / name, rows, {}, *shape)
             for key in ("sum", "sum_sq", "count"):
-                splits[split][key] += written[key]
-            splits[split]["parts"].append({"name": name, "rows": written["rows"], "sha256": written["sha256"]})
+                splits[split][key] += getattr(written, key)
+            splits[split]["parts"].append({"name": name, "rows": written.rows, "sha256": written.sha256})
     meaning = {"front_end": to_dict(front_end), "labels": [f"label {c}" for c in range(classes)]}
-    books = {"single_label": False, "layout": "manifest", "data_hash": "made", "splits": splits}
-    write_hashed_json(folder / INDEX, meaning | books)
+    rest = {"single_label": False, "layout": "manifest", "data_hash": "made", "splits": splits}
+    write_hashed_json(folder / INDEX, meaning | rest)
     return folder
 
 

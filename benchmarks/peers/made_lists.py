@@ -1,4 +1,4 @@
-"""Lists of as many clips as one likes, in every form that the pipeline reads; no recordings."""
+"""Lists of any number of clips, in every format that the pipeline reads, without recordings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CLASSES = 527
-"""As AudioSet's."""
+"""Number of classes, as in AudioSet."""
 A_FOLDER = 1000
 KINDS = ("csv", "jsonl", "json", "parquet", "audioset")
 
 
 def write_list(folder: Path, kind: str, rows: int) -> Path:
-    """Write a list of clips with one or two labels each; gives what `load_manifest` takes."""
+    """Write a list of clips with one or two labels each; return the path that `load_manifest` takes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"clips.{kind}"
     if kind == "audioset":

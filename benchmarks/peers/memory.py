@@ -1,8 +1,8 @@
-"""What a process and all that it started hold in memory, watched while something runs. Linux only."""
+"""Memory of a process and all its descendants, sampled while something runs. Linux only."""
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,68 +11,67 @@ from typing import Self
 import psutil
 import ray
 
+from pipeline.reporting.poller import Poller
+
 TREE_EVERY = 4
-"""Samples for one of the whole tree: the kernel walks every mapping for that."""
+"""Samples between two samples of all processes, which are slow: the kernel walks every mapping for them."""
 
 
 @dataclass
 class Peak:
-    """The most that was seen, in MiB."""
+    """Largest values that were sampled, in MiB."""
 
     driver: float = 0.0
     """Resident memory of the process itself."""
     driver_own: float = 0.0
-    """Of that, what is not a file's: shards that are mapped count as resident, and the kernel takes them back."""
+    """Part of it that is private: mapped shards count as resident too, but the kernel can free them."""
     worker: float = 0.0
-    """Of the Ray worker that has most; the same two."""
+    """Resident memory of the largest Ray worker."""
     worker_own: float = 0.0
+    """Private memory of the Ray worker with most of it."""
     tree: float = 0.0
-    """Of all processes together, shared pages counted once (PSS)."""
+    """Memory of all processes together, with shared pages counted once (PSS)."""
     shared: float = 0.0
-    """Of that, shared memory: Ray's object store and whatever else is in /dev/shm."""
+    """Part of it that is shared memory: Ray's object store and other files in /dev/shm."""
     objects: float = 0.0
-    """In Ray's object store, as Ray counts."""
+    """Bytes in Ray's object store, as Ray counts them."""
 
     def note(self, **seen: float) -> None:
-        """Keep what is more than before."""
+        """Keep the values that are larger than before."""
         for name, value in seen.items():
             setattr(self, name, max(getattr(self, name), value))
 
 
 class Watch:
-    """Samples a process's memory in a thread until left; `peak` is what it saw."""
+    """Context manager that samples a process's memory in a thread; `peak` holds the largest values."""
 
     def __init__(self, pid: int, every_s: float = 0.25) -> None:
         self.peak = Peak()
         self._process = psutil.Process(pid)
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._count = 0
+        self._poller = Poller(every_s, self._look)
 
     def __enter__(self) -> Self:
-        """Begin."""
-        self._thread.start()
+        """Start sampling."""
+        self._look()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End."""
-        self._stop.set()
-        self._thread.join()
+        """Stop sampling."""
+        self._poller.__exit__(kind, error, trace)
 
-    def _follow(self) -> None:
-        count = 0
-        while True:
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end before the last look
             processes = [self._process, *self._process.children(recursive=True)]
             self._sample(processes)
-            if count % TREE_EVERY == 0:
+            if self._count % TREE_EVERY == 0:
                 whole = [_kibibytes(process.pid, "smaps_rollup") for process in processes]
                 tree, shared = (sum(rows.get(key, 0) for rows in whole) / 1024 for key in ("Pss", "Pss_Shmem"))
                 self.peak.note(tree=tree, shared=shared, objects=objects_mb())
-            count += 1
-            if self._stop.wait(self._every_s):
-                return
+            self._count += 1
 
     def _sample(self, processes: list[psutil.Process]) -> None:
         for number, process in enumerate(processes):
@@ -85,7 +84,7 @@ class Watch:
 
 
 def objects_mb() -> float:
-    """What Ray's object store holds, in MiB; 0 where no Ray runs."""
+    """Return the size of the objects in Ray's object store, in MiB; 0 if Ray does not run."""
     if not ray.is_initialized():
         return 0.0
     name = "object_store_memory"
@@ -93,14 +92,14 @@ def objects_mb() -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process and all that it started, in MiB; pages that they share are counted for each."""
+    """Return the resident memory of a process and its descendants in MiB; shared pages count once for each of them."""
     process = psutil.Process(pid)
     tree = [process, *process.children(recursive=True)]
     return sum(_kibibytes(each.pid, "status").get("VmRSS", 0) for each in tree) / 1024
 
 
 def open_files(pid: int) -> int:
-    """Open files, sockets and pipes of a process and all that it started."""
+    """Return the number of open files, sockets and pipes of a process and its descendants."""
     process = psutil.Process(pid)
     return sum(each.num_fds() for each in [process, *process.children(recursive=True)])
 
@@ -113,7 +112,7 @@ def _is_ray_worker(pid: int) -> bool:
 
 
 def _kibibytes(pid: int, table: str) -> dict[str, int]:
-    """The lines of one of a process's tables that are sizes; none where the process is gone."""
+    """Return the sizes in one of a process's tables; an empty table if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/{table}").read_text(encoding="utf-8").splitlines()
     except OSError:

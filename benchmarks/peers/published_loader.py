@@ -1,4 +1,4 @@
-"""The published loader's steps, by public libraries: decode, resample, mix waveforms, Kaldi's filterbank, pad, mask.
+"""Steps of the published loader, from public libraries: decode, resample, mix waveforms, Kaldi filterbank, pad, mask.
 
 Shapes: K channels, N samples, T frames, M mel bins.
 """
@@ -24,7 +24,7 @@ FREQ_MASK, TIME_MASK = 48, 192
 
 
 def load(path: Path) -> torch.Tensor:
-    """Decoded, resampled mono waveform [1, N]; soundfile decodes, as torchaudio did until it left that to FFmpeg."""
+    """Return a decoded, resampled mono waveform [1, N]; soundfile decodes, as in torchaudio before it used FFmpeg."""
     samples_NK, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     wave_KN = torch.from_numpy(samples_NK.T.copy())
     wave_1N = wave_KN.mean(dim=0, keepdim=True) if len(wave_KN) > 1 else wave_KN
@@ -32,7 +32,7 @@ def load(path: Path) -> torch.Tensor:
 
 
 def filterbank(wave_1N: torch.Tensor) -> torch.Tensor:
-    """Kaldi's log-mel of a waveform whose mean is removed, padded with 0 or cut to 1024 frames, [T, M]."""
+    """Return Kaldi's log-mel of a waveform without its mean, padded with 0 or cut to 1024 frames, [T, M]."""
     fbank_TM = kaldi.fbank(
         wave_1N - wave_1N.mean(), htk_compat=True, sample_frequency=RATE_HZ, use_energy=False, window_type="hanning",
         num_mel_bins=BINS, dither=0.0, frame_shift=10,
@@ -41,7 +41,7 @@ def filterbank(wave_1N: torch.Tensor) -> torch.Tensor:
 
 
 def training_sample(paths: Sequence[Path], index: int, rng: np.random.Generator) -> torch.Tensor:
-    """One training input [T, M]: half the time mixed with another file, masked, normalised."""
+    """Return one training input [T, M], masked and normalised; half of the inputs are mixed with another file."""
     wave_1N = load(paths[index])
     wave_1N = wave_1N - wave_1N.mean()
     if rng.random() < 0.5:
@@ -56,11 +56,11 @@ def training_sample(paths: Sequence[Path], index: int, rng: np.random.Generator)
 
 
 def write_table(paths: Sequence[Path], out: Path) -> None:
-    """Filterbanks of files as a list column of one Parquet file, with pyarrow's defaults."""
+    """Write the filterbanks of files as a list column of one Parquet file, with pyarrow's defaults."""
     fbanks = [filterbank(load(path)).half().numpy().ravel() for path in paths]
     pq.write_table(list_table([path.stem for path in paths], fbanks), out)
 
 
 def list_table(names: Sequence[str], fbanks: Sequence[np.ndarray]) -> pa.Table:
-    """Names beside a list column of float16."""
+    """Return a table of names and a list column of float16."""
     return pa.table({"clip_id": list(names), "fbank": pa.array(fbanks, pa.list_(pa.float16()))})

@@ -1,4 +1,4 @@
-"""The published model by its steps: a distilled DeiT whose attention matrix is written out, as timm then had it.
+"""Published model, step by step: a distilled DeiT with an explicit attention matrix, as in timm at that time.
 
 Shapes: B clips, T frames, M mel bins, P tokens, E embedding, H heads, D embedding a head, C classes.
 """
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class PublishedAttention(nn.Module):
-    """softmax(q k^T) v with the [B, H, P, P] matrix in memory."""
+    """Attention softmax(q k^T) v with the [B, H, P, P] matrix in memory."""
 
     def __init__(self, embed_dim: int, heads: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PublishedAttention(nn.Module):
         self.proj_drop = nn.Dropout(0.0)
 
     def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
-        """[B, P, E] to the same shape."""
+        """Convert tokens [B, P, E] to tokens of the same shape."""
         clips, tokens, embed = tokens_BPE.shape
         parts = self.qkv(tokens_BPE).reshape(clips, tokens, 3, self.heads, embed // self.heads)
         query_BHPD, key_BHPD, value_BHPD = parts.permute(2, 0, 3, 1, 4)
@@ -33,7 +33,7 @@ class PublishedAttention(nn.Module):
 
 
 class PublishedBlock(nn.Module):
-    """Norm, attention, norm, MLP, with residuals."""
+    """Block of norm, attention, norm and MLP, with residuals."""
 
     def __init__(self, embed_dim: int, heads: int) -> None:
         super().__init__()
@@ -43,20 +43,20 @@ class PublishedBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.GELU(), nn.Linear(4 * embed_dim, embed_dim))
 
     def forward(self, tokens_BPE: torch.Tensor) -> torch.Tensor:
-        """[B, P, E] to the same shape."""
+        """Convert tokens [B, P, E] to tokens of the same shape."""
         tokens_BPE = tokens_BPE + self.attn(self.norm1(tokens_BPE))
         out_BPE: torch.Tensor = tokens_BPE + self.mlp(self.norm2(tokens_BPE))
         return out_BPE
 
 
 class PublishedAST(nn.Module):
-    """Patches, two tokens, positions, blocks, mean of both tokens, LayerNorm and linear head.
+    """Model of patches, two tokens, positions, blocks, mean of both tokens, LayerNorm and linear head.
 
     Args:
         embed_dim: E.
-        depth: blocks.
+        depth: number of blocks.
         heads: H.
-        stride: of 16 x 16 patches, in mel bins and frames.
+        stride: stride of the 16 x 16 patches, in mel bins and frames.
         bins: M.
         frames: T.
         classes: C.
@@ -75,7 +75,7 @@ class PublishedAST(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, classes))
 
     def forward(self, fbank_BTM: torch.Tensor) -> torch.Tensor:
-        """[B, T, M] to logits [B, C]."""
+        """Convert log-mel [B, T, M] to logits [B, C]."""
         patches_BPE = self.proj(fbank_BTM.unsqueeze(1).transpose(2, 3)).flatten(2).transpose(1, 2)
         tokens_BPE = torch.cat([self.tokens_12E.expand(len(fbank_BTM), -1, -1), patches_BPE], dim=1) + self.pos_embed
         tokens_BPE = self.norm(self.blocks(tokens_BPE))

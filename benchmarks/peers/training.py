@@ -1,4 +1,4 @@
-"""Training steps to time: the project's own, from shards, and those of the peers on one batch that stays in memory.
+"""Training steps to time: ours, which reads shards, and those of the peers, on one batch that stays in memory.
 
 Shapes: B clips, T frames, M mel bins, C classes.
 """
@@ -40,7 +40,7 @@ def job_on(
     compiled: bool = False,
     epochs: int = 1,
 ) -> Job:
-    """AudioSet's recipe on shards below a folder, from scratch, with what a benchmark varies."""
+    """Return AudioSet's recipe on shards below a folder, from scratch, with the settings that a benchmark varies."""
     return Job(
         folder=folder / "member",
         shards=folder / "shards",
@@ -56,7 +56,7 @@ def job_on(
 
 
 class OurStep:
-    """The trainer's own step: the next batch from the shards, augmentation, forward, backward, Adam."""
+    """Step of the trainer: the next batch from the shards, augmentation, forward, backward, Adam."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job = job
@@ -71,13 +71,13 @@ class OurStep:
             epoch += 1
 
     def __call__(self) -> None:
-        """One step."""
+        """Do one step."""
         optimizer_step(self.state, self.job, next(self.coming), self.reader, 1, MEAN, STD)
 
 
 @dataclass
 class PeerStep:
-    """Forward, backward and an optimiser's step of any model on one batch."""
+    """Step of any model on one batch: forward, backward, optimizer."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -86,7 +86,7 @@ class PeerStep:
     precision: Precision = "fp32"
 
     def __call__(self) -> None:
-        """One step."""
+        """Do one step."""
         device, dtype = self.input_BTM.device.type, AUTOCAST[self.precision]
         with torch.autocast(device, dtype, enabled=self.precision != "fp32"):
             output = self.model(self.input_BTM)
@@ -97,7 +97,7 @@ class PeerStep:
 
 
 def peer_step(model: nn.Module, job: Job, device: torch.device, fused: bool) -> PeerStep:
-    """A model's step on noise of the job's shape; `fused` chooses Adam's kernel, else torch's default."""
+    """Return a model's step on noise of the job's shape; `fused` chooses Adam's fused kernel over torch's default."""
     model = model.to(device).train()
     optimizer = torch.optim.Adam(
         model.parameters(), lr=1e-5, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True if fused else None
@@ -109,7 +109,7 @@ def peer_step(model: nn.Module, job: Job, device: torch.device, fused: bool) -> 
 
 
 def published_step(job: Job, device: torch.device) -> PeerStep:
-    """The published model's step with torch's default Adam, as published."""
+    """Return the published model's step with torch's default Adam, as published."""
     size = BACKBONES[job.model.backbone]
     front = job.front_end
     model = PublishedAST(
@@ -119,11 +119,11 @@ def published_step(job: Job, device: torch.device) -> PeerStep:
 
 
 def transformers_step(job: Job, device: torch.device, attention: str) -> PeerStep:
-    """The step of transformers' AST from its config, with its trainer's default, fused Adam.
+    """Return the step of transformers' AST with fused Adam, the default of transformers' trainer.
 
     Args:
-        job: sizes.
-        device: to run on.
+        job: sizes of model and batch.
+        device: device to run on.
         attention: `eager` or `sdpa`.
 
     Raises:
@@ -142,12 +142,12 @@ def transformers_step(job: Job, device: torch.device, attention: str) -> PeerSte
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """CPU time, or on a GPU wall time."""
+    """Return the clock for a device: CPU time, or on a GPU wall time."""
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def finishing(step_once: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """A call that comes back when the device has done its work."""
+    """Return a function that does a step and waits until the device has finished it."""
 
     def run() -> None:
         step_once()
@@ -158,12 +158,12 @@ def finishing(step_once: Callable[[], object], device: torch.device) -> Callable
 
 
 def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device) -> float:
-    """Memory of a step above what lies there between steps, in MiB: on a GPU its peak, else what backward needs.
+    """Return the memory of a step on top of the state between steps, in MiB.
 
-    On a CPU that is every storage saved for the backward pass, once, without the parameters.
+    On a GPU it is the peak; on a CPU the size of all storages saved for the backward pass, without the parameters.
     """
     if device.type == "cuda":
-        call()  # compiles, and makes the optimiser's state, which is no activation
+        call()  # compiles the model and allocates the optimizer's state, which are no activations
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -175,7 +175,7 @@ def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, or its address would be used again
+            kept[storage.data_ptr()] = storage  # keep a reference, so that the address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -184,8 +184,8 @@ def saved_mib(call: Callable[[], object], model: nn.Module, device: torch.device
 
 
 @contextlib.contextmanager
-def profiled(device: torch.device) -> Iterator[None]:
-    """Print torch's table of the costliest operators of what runs inside."""
+def print_profile(device: torch.device) -> Iterator[None]:
+    """Profile the body of the `with` statement, and print torch's table of its most expensive operators."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
     with torch.profiler.profile(activities=kinds, acc_events=True) as profile:

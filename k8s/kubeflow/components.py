@@ -1,6 +1,6 @@
-"""Steps of the Kubeflow pipelines: each runs one stage, on a Ray cluster or here, and shows what the stage logged.
+"""Steps of the Kubeflow pipelines: each runs one stage, on a Ray cluster or locally, and shows its logged results.
 
-Kubeflow ships each function's source alone; whatever it needs is imported inside, from the image's own packages.
+Kubeflow ships only each function's source, so a function imports everything it needs from the image's packages.
 """
 
 import os
@@ -12,7 +12,7 @@ from kfp import dsl
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 IMAGE = os.environ.get("IMAGE", f"ast-pipeline:{VERSION}")
-"""`make pipelines IMAGE=registry.example/ast-pipeline:0.1.0` names it as a cluster's registry does."""
+"""Image of the steps; `make pipelines IMAGE=registry.example/ast-pipeline:0.1.0` sets another one."""
 component = dsl.component(base_image=IMAGE, install_kfp_package=False)
 
 
@@ -21,18 +21,18 @@ def plan(
     recipe: str, data_source: str, run_dir: str, tracking: str, experiment: str, model_name: str, workers: int,
     changes: dict, ray_cluster: str, ray_job: str,
 ) -> str:  # fmt: skip
-    """Check the parameters and fill in the empty ones; JSON for the steps that follow: in a dict, 1 becomes 1.0."""
+    """Check the parameters, fill in the empty ones and return JSON text; in a dict, Kubeflow would make 1 to 1.0."""
     from pipeline.kubeflow_steps.plan import Plan
 
-    settled = Plan(
+    resolved = Plan(
         recipe, data_source, run_dir, tracking, experiment, model_name, workers, changes, ray_cluster, ray_job
-    ).settled()
-    return settled.dumped()
+    ).resolve()
+    return resolved.to_json()
 
 
 @component
 def prepare(plan: str):
-    """Recordings to shards."""
+    """Prepare shards from the recordings."""
     from pipeline.kubeflow_steps.plan import Plan
     from pipeline.kubeflow_steps.run_step import run_step
 
@@ -41,7 +41,7 @@ def prepare(plan: str):
 
 @component
 def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
-    """Train one member; shows its last epoch's numbers."""
+    """Train one member and show the metrics of its last epoch."""
     from pipeline.kubeflow_steps.logged_results import logged_metrics
     from pipeline.kubeflow_steps.plan import Plan
     from pipeline.kubeflow_steps.run_step import run_step
@@ -54,7 +54,7 @@ def train(plan: str, seed: int, metrics: dsl.Output[dsl.Metrics]):
 
 @component
 def combine(plan: str, seeds: list[int]):
-    """Mean of each member's epochs, ensemble of the members."""
+    """Average each member's epochs and build the ensemble of the members."""
     from pipeline.kubeflow_steps.plan import Plan
     from pipeline.kubeflow_steps.run_step import run_step
 
@@ -63,7 +63,7 @@ def combine(plan: str, seeds: list[int]):
 
 @component
 def evaluate(plan: str, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.Markdown]):
-    """Test members and ensemble; shows all numbers, and a table of the headline ones."""
+    """Test members and ensemble, and show all metrics and a table of the headline ones."""
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import logged_metrics, results_table
@@ -90,7 +90,7 @@ def calibrate(plan: str, wanted: bool):
 
 @component
 def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
-    """Put the bundles into the registry; gives the version, and the model's address as an artifact."""
+    """Register the bundles; return the version, and the model's URI as an artifact."""
     from pipeline.kubeflow_steps.plan import Plan
     from pipeline.kubeflow_steps.run_step import run_step
     from pipeline.tracking import mlflow_store, registry
@@ -107,7 +107,7 @@ def register(plan: str, model: dsl.Output[dsl.Model]) -> int:
 
 @component
 def report(plan: str, page: dsl.Output[dsl.HTML]):
-    """One page of the whole run."""
+    """Write the report of the whole run and show it."""
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import fetch_logged
@@ -121,7 +121,7 @@ def report(plan: str, page: dsl.Output[dsl.HTML]):
 
 @component
 def search(plan: str, study: str, repeats: int, metrics: dsl.Output[dsl.Metrics], table: dsl.Output[dsl.Markdown]):
-    """Run a study's trials, side by side on the Ray cluster; shows its table and each variant's numbers."""
+    """Run a study's trials in parallel on the Ray cluster, and show its table and each variant's metrics."""
     from pathlib import Path
 
     from pipeline.kubeflow_steps.logged_results import fetch_logged, logged_metrics

@@ -1,6 +1,6 @@
-"""The main job and a study as Kubeflow pipelines. `make pipelines` compiles them to the YAML beside this file.
+"""The main job and a study as Kubeflow pipelines. `make pipelines` compiles them to the YAML files in this folder.
 
-Through kfp's own runner, on this machine:
+To run a pipeline on this machine with kfp's own runner:
 python k8s/kubeflow/pipelines.py --here main_job '{"recipe": "demo", "data_source": "synthetic", "run_dir": "work/kfp"}'
 """
 
@@ -17,27 +17,28 @@ FOLDER = Path(__file__).resolve().parent
 RAY_JOB = (FOLDER.parent / "jobs" / "train.yaml").read_text()
 RAY_JOB = json.dumps(yaml.safe_load(re.sub(r"image: \S+", f"image: {IMAGE}", RAY_JOB)))
 TRACKING = "http://mlflow.ast:5000"
-"""By a name that pods of every namespace resolve: the steps run in Kubeflow's, the stages in ours."""
+"""MLflow's address with its namespace, because the steps run in Kubeflow's namespace and the stages in `ast`."""
 
 
 def _plan(*parameters):
+    """Add the step that checks the parameters."""
     return _step(plan(**dict(zip(plan.component_spec.inputs, parameters, strict=True))), "plan")
 
 
 def _step(task, name):
-    """Never from Kubeflow's cache: what there is to skip, the stages know better, from the run's folder."""
+    """Set a step's name and resources; disable its cache, because the stages skip finished work themselves."""
     task.set_display_name(name).set_caching_options(False)
     return task.set_cpu_request("200m").set_memory_request("512Mi").set_memory_limit("2Gi")
 
 
-@dsl.pipeline(name="members", description="One training a seed, side by side.")
+@dsl.pipeline(name="members", description="Train one member for each seed, in parallel.")
 def members(plan: str, seeds: list[int]):
-    """A pipeline of its own: in kfp's local runner, loops come after all that is beside them."""
+    """Train the members in a pipeline of their own, because kfp's local runner runs a pipeline's loops last."""
     with dsl.ParallelFor(seeds, name="seeds") as seed:
         _step(train(plan=plan, seed=seed), "train")
 
 
-@dsl.pipeline(name="ast-main-job", description="Recordings to a registered ensemble of Audio Spectrogram Transformers.")
+@dsl.pipeline(name="ast-main-job", description="Train and register an ensemble of Audio Spectrogram Transformers.")
 def main_job(
     recipe: str = "audioset_full",
     data_source: str = "/data/audioset",
@@ -52,7 +53,7 @@ def main_job(
     ray_cluster: str = "ast",
     ray_job: str = RAY_JOB,
 ) -> int:
-    """Prepare, members in parallel, combine, evaluate, calibrate, register, report; gives the registered version."""
+    """Prepare, train members in parallel, combine, evaluate, calibrate, register, report; return the version."""
     planned = _plan(
         recipe, data_source, run_dir, tracking, experiment, model_name, workers, changes, ray_cluster, ray_job
     )
@@ -66,7 +67,7 @@ def main_job(
     return registered.outputs["Output"]
 
 
-@dsl.pipeline(name="ast-study", description="A study of the paper's, or of one's own: variants and seeds to a table.")
+@dsl.pipeline(name="ast-study", description="Run a study of the paper or of your own and show its table.")
 def study(
     study: str = "overlap",
     repeats: int = 3,
@@ -80,7 +81,7 @@ def study(
     ray_cluster: str = "ast",
     ray_job: str = RAY_JOB,
 ):
-    """Prepare once, then run what trials are not done yet."""
+    """Prepare the shards, then run the unfinished trials of a study."""
     planned = _plan(recipe, data_source, run_dir, tracking, experiment, "", workers, changes, ray_cluster, ray_job)
     prepared = _step(prepare(plan=planned.output), "prepare")
     _step(search(plan=planned.output, study=study, repeats=repeats), "search").after(prepared)
@@ -90,25 +91,25 @@ PIPELINES = {"main_job": main_job, "study": study}
 
 
 def compile_to(folder):
-    """Write NAME.yaml of each pipeline; the same sources give the same bytes."""
+    """Write NAME.yaml of each pipeline; equal sources produce equal bytes."""
     for name, pipeline in PIPELINES.items():
         compiler.Compiler().compile(pipeline, str(Path(folder) / f"{name}.yaml"))
 
 
 def run_here(pipeline, parameters, outputs):
-    """Run a pipeline in kfp's local runner, its stages as processes of this machine, two members at a time.
+    """Run a pipeline in kfp's local runner, with its stages as processes of this machine.
 
     Args:
         pipeline: one of `PIPELINES`.
-        parameters: of the pipeline; `ray_cluster` is "" here, and `tracking` sqlite in work/ by default.
-        outputs: folder for what the steps show.
+        parameters: parameters of the pipeline; `ray_cluster` is "" and `tracking` is sqlite in work/ by default.
+        outputs: folder for the results that the steps show.
     """
     own = {"ray_cluster": "", "tracking": f"sqlite:///{Path('work/mlflow.db').absolute()}", "workers": 0, **parameters}
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
 
     @dsl.pipeline(name=f"{pipeline.name}-here")
     def here():
-        with dsl.ParallelFor([0]):  # the local runner takes loops inside pipelines only if it sees one outside
+        with dsl.ParallelFor([0]):  # the local runner accepts loops inside pipelines only with a loop outside
             pipeline(**own)
 
     here()

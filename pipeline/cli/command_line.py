@@ -1,4 +1,4 @@
-"""Turn a TOML recipe and the flags of a command line into settings: the only use of the parser."""
+"""Settings from a TOML recipe and the flags of a command line; only this module calls the parser."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from ast_core.config import (
-    Recipe,
-)
+from ast_core.config import Recipe
 from ast_core.serialization import to_dict
 from pipeline.cli.recipe_file import last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
@@ -21,23 +19,25 @@ SettingsT = TypeVar("SettingsT")
 
 
 def load_recipe(name_or_path: str, variant: str = "published") -> Recipe:
-    """A packaged recipe by name, or a TOML file, checked by the flags' own parser.
+    """Load a packaged recipe by name, or a TOML file, and check it with the parser of the flags.
 
     Raises:
-        UserError: no such recipe or variant, not TOML. A wrong key or type exits with tyro's suggestion.
+        UserError: the recipe or variant does not exist, or the file is not TOML.
+        SystemExit: a key or type is wrong; tyro prints a suggestion.
     """
     return tyro.cli(Recipe, args=recipe_flags(name_or_path, variant), description=f"Recipe {name_or_path}.")
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with some keys changed, checked by the flags' own parser.
+    """Return a recipe with some keys changed, checked by the parser of the flags.
 
     Args:
-        recipe: or settings that hold one.
+        recipe: recipe, or settings with its sections.
         changes: values by dotted key, such as `model.freq_stride`.
 
     Raises:
-        UserError: nothing is where `model.init` points. A wrong key or type exits with tyro's suggestion.
+        UserError: the path in `model.init` does not exist.
+        SystemExit: a key or type is wrong; tyro prints a suggestion.
     """
     own = {f.name: to_dict(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe)}
     flags = to_flags(own) + [flag for key, value in changes.items() for flag in to_flags(nest_key(key, value))]
@@ -46,13 +46,14 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def parse_settings(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
-    """Settings from a stage's command line; its recipe, if it takes one, gives the defaults.
+    """Parse a stage's command line; if the stage takes a recipe, the recipe sets the defaults.
 
     Returns:
         Settings with every path absolute, and empty names filled in.
 
     Raises:
-        UserError: the recipe or its variant is missing or not TOML, or there is nothing where `model.init` points.
+        UserError: the recipe or its variant does not exist or is not TOML, or the path in `model.init` does not exist.
+        SystemExit: a flag, key or type is wrong; tyro prints a suggestion.
     """
     flags = list(sys.argv[1:] if argv is None else argv)
     if issubclass(kind, Common):
@@ -60,13 +61,13 @@ def parse_settings(kind: type[SettingsT], description: str | None, argv: Sequenc
             last_flag_value(flags, "--recipe", Common.recipe),
             last_flag_value(flags, "--variant", Common.variant),
         )
-        load_recipe(recipe, variant)  # a wrong key is told about even where this stage does not take its section
+        load_recipe(recipe, variant)  # reports a wrong key even in a section that this stage does not take
         flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
     settings: SettingsT = resolve(tyro.cli(kind, args=flags, description=description))
     return settings
 
 
 def select_settings(settings: Common, kind: type[SettingsT]) -> SettingsT:
-    """The fields that another stage's settings share with `settings`; the rest keep their defaults."""
+    """Return settings of another stage: shared fields come from `settings`, the others keep their defaults."""
     shared = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     return kind(**{name: getattr(settings, name) for name in shared})

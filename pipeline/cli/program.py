@@ -1,4 +1,4 @@
-"""Run a stage as a program: errors as one sentence, exit codes, SIGTERM."""
+"""Entry point of every stage: one-sentence errors, exit codes and SIGTERM."""
 
 from __future__ import annotations
 
@@ -19,34 +19,38 @@ from pipeline.cli import sigterm
 
 
 def run_stage(stage: Callable[[], Any]) -> None:
-    """Run a stage as a program: a `UserError` becomes one sentence on stderr and exit code 1, SIGTERM exit code 143.
+    """Run a stage and exit with 1 after an error, 130 after Ctrl-C and 143 after SIGTERM.
 
-    A bug's traceback is shown as Python does, but without passwords of URIs.
+    A `UserError` is printed as one sentence on stderr. Any other error is printed as Python's traceback, without the
+    passwords in URIs.
     """
     try:
         with sigterm.interrupt_on_sigterm():
             stage()
     except (UserError, ClipError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_escape_markup(str(error))}")
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - a bug of ours, or a disk that filled under Ray's or MLflow's own files
+    except Exception as error:  # noqa: BLE001 - a bug, or a full disk met by Ray or MLflow
         if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(_full(error))}")
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"[bold red]Error:[/] {_escape_markup(_describe_full_disk(error))}"
+            )
         else:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - not wrapped or coloured
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command again goes on from here.")
+        Console(stderr=True).print("Stopped. Run the same command again to resume.")
         sys.exit(sigterm.EXIT_CODE if sigterm.sigterm_received() else 130)
 
 
-def _full(error: OSError) -> str:
-    """A full disk that something else than our own files met: Ray's or MLflow's, or a lock's."""
+def _describe_full_disk(error: OSError) -> str:
+    """Return the sentence for a full disk that Ray, MLflow or a lock file met."""
     where = error.filename or "a file of this run, Ray or MLflow"
     free = {folder: shutil.disk_usage(folder).free for folder in (tempfile.gettempdir(), str(Path.cwd()))}
     known = ", ".join(f"{count} bytes are free in {folder}" for folder, count in free.items())
     return f"{where} could not be written: {error.strerror}; {known}. Free space and run the same command again."
 
 
-def _plain(text: str) -> str:
+def _escape_markup(text: str) -> str:
+    """Escape the brackets that rich would take for markup."""
     return text.replace("[", "\\[")

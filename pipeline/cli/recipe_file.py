@@ -1,4 +1,4 @@
-"""A TOML recipe and its variant, rewritten as flags."""
+"""Recipes from TOML files, rewritten as flags."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def recipe_flags(name_or_path: str, variant: str, sections: set[str] | None = None) -> list[str]:
-    """A recipe as flags, its variant's after its own; only these sections if they are given.
+    """Return a recipe as flags, followed by the flags of its variant.
+
+    Args:
+        name_or_path: a packaged recipe's name or a TOML file.
+        variant: `published` or `paper`.
+        sections: the sections to keep; None for all.
 
     Raises:
-        UserError: no such recipe or variant, or not TOML.
+        UserError: the recipe or variant does not exist, or the file is not TOML.
     """
-    values = _recipe_values(name_or_path)
+    values = _read_recipe(name_or_path)
     variants = {"published": {}, "paper": values.pop("paper", None)}
     changes = variants.get(variant)
     if changes is None:
@@ -31,7 +36,7 @@ def recipe_flags(name_or_path: str, variant: str, sections: set[str] | None = No
 
 
 def last_flag_value(flags: Sequence[str], name: str, default: str) -> str:
-    """The last value of a flag, before the full parse that needs it."""
+    """Return the last value of a flag, which the full parse needs before it can start."""
     found = default
     for position, flag in enumerate(flags):
         if flag == name and position + 1 < len(flags):
@@ -41,26 +46,30 @@ def last_flag_value(flags: Sequence[str], name: str, default: str) -> str:
     return found
 
 
-def _recipe_values(name_or_path: str) -> dict[str, Any]:
+def _read_recipe(name_or_path: str) -> dict[str, Any]:
+    """Read a recipe's tables."""
     packaged = RECIPES / f"{name_or_path}.toml"
     path = packaged if packaged.is_file() else Path(name_or_path)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise UserError(f"No recipe {name_or_path!r}. Give a TOML file, or one of: {names}.")
+        raise UserError(f"Recipe {name_or_path!r} does not exist. Give a TOML file or one of: {names}.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, and a number of 5,000 digits, are ValueErrors, too
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError also for text that is not UTF-8 and a number of 5,000 digits
         raise UserError(f"Recipe {path} is not TOML: {error}.") from None
 
 
 def nest_key(key: str, value: Any) -> dict[str, Any]:
-    """A dotted key as tables: `model.freq_stride` is inside `model`."""
+    """Return a value inside nested tables: `model.freq_stride` is a key of the table `model`."""
     head, _, rest = key.partition(".")
     return {head: nest_key(rest, value) if rest else value}
 
 
 def to_flags(values: Mapping[str, Any], prefix: str = "--") -> list[str]:
-    """Nested tables as flags; keys whose value is None, which TOML does not have, are left out."""
+    """Return nested tables as flags, without the keys whose value is None, which TOML does not have."""
     flags: list[str] = []
     for key, value in values.items():
         name = prefix + key.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Complete the settings of a stage: absolute paths, and names in place of empty ones."""
+"""Absolute paths and default names for the settings of a stage."""
 
 from __future__ import annotations
 
@@ -7,66 +7,74 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ast_core.config import (
-    DistilConfig,
-    ModelConfig,
-)
+from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
 from pipeline.cli.stages import Common, EvaluateSettings, ExportSettings, PredictSettings, RunSettings, TrainSettings
 
 
-def _name(settings: Common) -> str:
-    """What a run is called if nothing else was said."""
+def _default_name(settings: Common) -> str:
+    """Return the default name of a run: the recipe's name, with the variant unless it is `published`."""
     return Path(settings.recipe).stem + ("" if settings.variant == "published" else f"_{settings.variant}")
 
 
-def _existing(init: str) -> str:
-    """Said before anything is prepared, not by a worker hours later."""
+def _resolve_init(init: str) -> str:
+    """Return `model.init` as an absolute path; raise UserError now and not in a worker hours later."""
     path = Path(init).expanduser().absolute()
     require(
         path.exists(),
-        f"model.init: there is no {path}. Give --model.init scratch, imagenet, a file of weights (.pth, .safetensors), "
-        "or a folder: a bundle, an epoch of a run, or Hugging Face's format.",
+        f"model.init is {init!r}, but {path} does not exist. Set it to scratch, imagenet, a file of weights (.pth, "
+        ".safetensors) or a folder (a bundle, an epoch of a run, or a Hugging Face checkpoint).",
     )
     return str(path)
 
 
-def _existing_teacher(teacher: str) -> str:
+def _resolve_teacher(teacher: str) -> str:
+    """Return `distil.teacher` as an absolute path; raise UserError if it is not a folder."""
     path = Path(teacher).expanduser().absolute()
-    require(path.is_dir(), f"distil.teacher: there is no {path}. Give a bundle's folder or models:/NAME@champion.")
+    require(
+        path.is_dir(),
+        f"distil.teacher is {teacher!r}, but the folder {path} does not exist. "
+        "Set it to a bundle's folder or to models:/NAME@champion.",
+    )
     return str(path)
 
 
 def _require_shared_batch(workers: int, batch_size: int) -> None:
-    """Said before anything is prepared, too."""
+    """Raise UserError if the workers cannot share a batch evenly."""
     fits = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
     require(
         workers in {0, *fits},
-        f"--workers {workers} cannot share optim.batch-size {batch_size} evenly; give {', '.join(map(str, fits))}, "
-        "or another batch.",
+        f"optim.batch-size {batch_size} cannot be split over {workers} workers. Set --workers to one of "
+        f"{', '.join(map(str, fits))}, or change optim.batch-size.",
     )
 
 
-def _sources(settings: Any) -> dict[str, Any]:
-    """Data, teacher and first weights by absolute paths."""
+def _resolve_sources(settings: Any) -> dict[str, Any]:
+    """Return the changes that make the paths of data, teacher and initial weights absolute."""
     changes: dict[str, Any] = {}
     data = getattr(settings, "data", None)
     if data is not None and data.source and data.source != "synthetic":
         changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
     distil = getattr(settings, "distil", None)
     if isinstance(distil, DistilConfig) and distil.teacher and not distil.teacher.startswith(("models:/", "runs:/")):
-        changes["distil"] = dataclasses.replace(distil, teacher=_existing_teacher(distil.teacher))
+        changes["distil"] = dataclasses.replace(distil, teacher=_resolve_teacher(distil.teacher))
     model = getattr(settings, "model", None)
     if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
-        changes["model"] = dataclasses.replace(model, init=_existing(model.init))
+        changes["model"] = dataclasses.replace(model, init=_resolve_init(model.init))
     return changes
 
 
 def resolve(settings: Any) -> Any:
-    """Absolute paths and names in place of empty ones: Ray changes its workers' folder."""
+    """Return the settings with absolute paths and default names.
+
+    Paths must be absolute because Ray's workers run in another folder.
+
+    Raises:
+        UserError: the initial weights or the teacher do not exist, or the workers cannot share a batch.
+    """
     changes: dict[str, Any] = {}
     if isinstance(settings, Common):
-        recipe = _name(settings)
+        recipe = _default_name(settings)
         run_dir = settings.run_dir if settings.run_dir != Path() else Path("work") / recipe
         changes["run_dir"] = run_dir.absolute()
         changes["shards"] = (settings.shards if settings.shards != Path() else run_dir / "shards").absolute()
@@ -75,8 +83,8 @@ def resolve(settings: Any) -> Any:
     if isinstance(settings, TrainSettings | RunSettings):
         _require_shared_batch(settings.workers, settings.optim.batch_size)
     if hasattr(settings, "model_name"):
-        changes["model_name"] = settings.model_name or f"ast-{_name(settings).replace('_', '-')}"
-    changes |= _sources(settings)
+        changes["model_name"] = settings.model_name or f"ast-{_default_name(settings).replace('_', '-')}"
+    changes |= _resolve_sources(settings)
     if isinstance(settings, PredictSettings):
         changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
         for name in ("output", "timeline", "attention"):

@@ -1,6 +1,6 @@
-"""TOML recipe and flags to settings: the only import of tyro.
+"""Settings of every stage; the attributes' docstrings are the texts of `--help`.
 
-A recipe is rewritten as flags put before the user's, so that one parser checks both and the user's come last and win.
+A recipe is rewritten as flags that precede the user's flags. One parser checks both, and the user's flags win.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from ast_core.config import (
 Variant = Literal["published", "paper"]
 
 
-def _filled(default: str) -> Any:
-    """For the help text: what an empty value stands for."""
+def _show_default(default: str) -> Any:
+    """Return the part of the help text that says what an empty value stands for."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every stage takes."""
+    """Settings that every stage takes."""
 
     recipe: str = "audioset_full"
-    """Recipe: a name of pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
+    """Recipe to use: a name from pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
     variant: Variant = "published"
-    """Where the paper's text and its published code differ: `published` is what made the checkpoints and the logs, and
-    what a result can be compared with; `paper` takes the recipe's [paper] tables on top."""
-    run_dir: Annotated[Path, _filled("work/RECIPE")] = Path()
-    """Folder of this run's results. The same folder again resumes."""
-    shards: Annotated[Path, _filled("RUN_DIR/shards")] = Path()
+    """Choice where the paper's text and its published code differ. `published` follows the code, which made the
+    published checkpoints and logs; compare results with this one. `paper` adds the recipe's [paper] tables."""
+    run_dir: Annotated[Path, _show_default("work/RECIPE")] = Path()
+    """Folder of this run's results. To resume a run, give the same folder again."""
+    shards: Annotated[Path, _show_default("RUN_DIR/shards")] = Path()
     """Folder of the Parquet shards."""
-    storage: Annotated[str, _filled("none: every node sees the same disk")] = ""
-    """Object store that keeps the run: s3://bucket/prefix, or another URI that pyarrow knows. The run's folder is then
-    each node's own working copy of it."""
-    workers: Annotated[int, _filled("one a GPU, or one a core where there is no GPU")] = 0
-    """Worker processes."""
-    address: Annotated[str, _filled("RAY_ADDRESS, else one is started on this machine")] = ""
-    """Ray cluster to join, as `auto` or `ray://host:port`."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+    storage: Annotated[str, _show_default("none: every node sees the same disk")] = ""
+    """Object store of the run: s3://bucket/prefix, or another URI that pyarrow supports. The run's folder is then the
+    working copy on each node."""
+    workers: Annotated[int, _show_default("one a GPU, or one a core on a machine without GPUs")] = 0
+    """Number of worker processes."""
+    address: Annotated[str, _show_default("RAY_ADDRESS, else a new one on this machine")] = ""
+    """Ray cluster to join: `auto` or `ray://host:port`."""
+    tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )
     """MLflow tracking URI."""
-    experiment: Annotated[str, _filled("the recipe's name")] = ""
-    """MLflow experiment."""
+    experiment: Annotated[str, _show_default("the recipe's name")] = ""
+    """Name of the MLflow experiment."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ class TrainSettings(Common):
     """Settings of `train`."""
 
     seed: int = 0
-    """Seed of this member: order, augmentation, initial weights."""
+    """Seed of this member's clip order, augmentation and initial weights."""
     accept_other_data: bool = False
-    """Go on with a run though its shards hold other data, of as many training clips: a clip was mended, say."""
+    """Permission to resume a run although its shards hold other data with the same number of training clips, for
+    example after a clip was fixed."""
     parent_run: str = ""
-    """MLflow run that this training is shown under."""
+    """MLflow run that becomes the parent of this training's run."""
     data: DataConfig = field(default_factory=DataConfig)
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -99,9 +100,10 @@ class EvaluateSettings(Common):
     """Settings of `evaluate`."""
 
     bootstrap: int = 0
-    """Resamples of the clips for 95 % intervals; 1000 are usual, 0 for none."""
+    """Number of bootstrap resamples of the clips for 95 % intervals; 1000 is usual, 0 computes no intervals."""
     clip_list: Path | None = None
-    """Test on these clips only: ids a line, a CSV whose first column they are, or a segments file of AudioSet's."""
+    """File of the only clips to test on: one id a line, a CSV file with ids in the first column, or an AudioSet
+    segments file."""
     data: DataConfig = field(default_factory=DataConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
 
@@ -124,34 +126,28 @@ class ReportSettings(Common):
 class RegisterSettings(Common):
     """Settings of `register`."""
 
-    model_name: Annotated[str, _filled("ast-RECIPE")] = ""
-    """Name in the registry. Members are NAME-seed-0 and so on."""
+    model_name: Annotated[str, _show_default("ast-RECIPE")] = ""
+    """Name of the model in the registry. Members are registered as NAME-seed-0 and so on."""
     force: bool = False
-    """Make it the champion, whatever it scored and on what."""
+    """Promotion to champion whatever the score and the test data."""
 
 
 @dataclass(frozen=True)
 class RunSettings(Common, Recipe):
     """Settings of `run`: the whole recipe."""
 
-    model_name: Annotated[str, _filled("ast-RECIPE")] = ""
-    """Name in the registry."""
+    model_name: Annotated[str, _show_default("ast-RECIPE")] = ""
+    """Name of the model in the registry."""
     accept_other_data: bool = False
-    """Go on with a run though its shards hold other data, of as many training clips: a clip was mended, say."""
+    """Permission to resume a run although its shards hold other data with the same number of training clips, for
+    example after a clip was fixed."""
 
 
 @dataclass(frozen=True)
 class CrossValidateSettings(TrainSettings):
-    """Settings of `folds`."""
+    """Settings of `cross_validate`."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
-
-
-@dataclass(frozen=True)
-class FeaturesSettings(Common):
-    """Settings of `features`."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -159,23 +155,23 @@ class PredictSettings:
     """Settings of `predict`."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Audio files, or folders that are searched for them."""
+    """Audio files, or folders to search for audio files."""
     model: str = "models:/ast-demo@champion"
-    """A registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
+    """Model to use: a registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
     top_k: int = 5
-    """Labels shown a file."""
+    """Number of labels to show for each file."""
     decide: bool = False
-    """Give the labels that a recording has, by the thresholds that `calibrate` stored in the model, and calibrated
-    probabilities."""
+    """Decision for each label, made with the thresholds that `calibrate` stored in the model; probabilities are
+    calibrated."""
     output: Path | None = None
-    """Also write all probabilities to this .csv, .json or .parquet file."""
+    """File (.csv, .json or .parquet) to write all probabilities to."""
     timeline: Path | None = None
-    """Also write each file's probabilities over time to this folder, as CSV and as a picture."""
+    """Folder to write each file's probabilities over time to, as CSV and as a picture."""
     hop_s: float = 1.0
-    """Seconds between the timeline's windows, each as long as a training clip."""
+    """Seconds between the starts of the timeline's windows. Each window is as long as a training clip."""
     attention: Path | None = None
-    """Also write to this folder what each file's first window made the first member look at, as a picture."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+    """Folder to write a picture to of the first member's attention over each file's first window."""
+    tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )
     """MLflow tracking URI of the registry."""
@@ -186,12 +182,13 @@ class ExportSettings:
     """Settings of `export`."""
 
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder (huggingface) or file (onnx) to write."""
+    """Folder (huggingface) or file (onnx) to write to."""
     model: str = "models:/ast-demo@champion"
-    """A registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
+    """Model to export: a registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
     format: Literal["huggingface", "onnx"] = "huggingface"
-    """`huggingface` (one member) for transformers, or `onnx` with the front end inside (any bundle)."""
-    tracking: Annotated[str, _filled("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+    """Format to write: `huggingface` for transformers (one member only), or `onnx` with the front end included (any
+    bundle)."""
+    tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )
     """MLflow tracking URI of the registry."""

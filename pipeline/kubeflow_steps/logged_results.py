@@ -1,6 +1,6 @@
-"""What a Kubeflow step shows of its stage: numbers, a table and the report, as MLflow has them.
+"""Results that a Kubeflow step shows for its stage: metrics, a table and the report.
 
-From the tracker, not from the run's folder, so that a step needs no volume of the stages' cluster.
+They come from MLflow and not from the run's folder, so a step needs no volume of the cluster that runs the stages.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pipeline.tracking import mlflow_store, runs
 
 
 def logged_metrics(plan: Plan, stage: str, **tags: str) -> dict[str, float]:
-    """The last numbers that a stage logged, bundle by bundle; none if it was not tracked."""
-    _, metrics = _run_of(plan, stage, tags)
+    """Return the last metrics that a stage logged, sorted by bundle; empty if MLflow has no run of the stage."""
+    _, metrics = _find_run(plan, stage, tags)
     own = {name: value for name, value in metrics.items() if math.isfinite(value) and not name.startswith("system/")}
     return dict(sorted(own.items(), key=lambda item: item[0].rpartition(".")))
 
@@ -26,20 +26,25 @@ def fetch_logged(plan: Plan, stage: str, artifact: str, to: Path) -> None:
     """Copy an artifact of a stage's MLflow run, such as `report.html`, to a file.
 
     Raises:
-        UserError: the stage was not tracked, or its run has no such artifact.
+        UserError: MLflow has no run of the stage, or the run does not have the artifact.
     """
-    run_id, _ = _run_of(plan, stage, {})
-    require(bool(run_id), f"MLflow at {plan.tracking} knows no {stage} of {plan.run_dir}: was it away?")
+    run_id, _ = _find_run(plan, stage, {})
+    require(
+        bool(run_id),
+        f"MLflow at {plan.tracking} has no run of {stage} for {plan.run_dir}. "
+        "Run the step again while MLflow can be reached.",
+    )
     runs.fetch_artifact(run_id, artifact, to)
 
 
-def _run_of(plan: Plan, stage: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+def _find_run(plan: Plan, stage: str, tags: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """Return id and metrics of the newest run of a stage; "" if MLflow has no run."""
     mlflow_store.open_store(plan.tracking)
     return runs.newest_run(plan.experiment, {"stage": stage, "run_dir": plan.run_dir, **tags})
 
 
 def results_table(metrics: Mapping[str, float]) -> str:
-    """Markdown of an evaluation's numbers: bundles down, headline metrics across."""
+    """Return a Markdown table of an evaluation with a row a bundle and a column a headline metric."""
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         bundle, _, metric = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""One command as a RayJob of a Kubernetes cluster: made, followed with its log to the end, deleted if this is stopped.
+"""Commands that run as RayJobs on a Kubernetes cluster.
 
 KubeRay submits the command to the cluster that the RayJob selects; the submitter's pod has the command's log.
 """
@@ -19,26 +19,26 @@ from pipeline.cli.sigterm import exit_on_sigterm
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 POLL_S = 5.0
 PATIENCE_S = 600.0
-"""Time that the Kubernetes API may be away before the step gives up; the job itself goes on meanwhile."""
+"""Seconds without an answer of the Kubernetes API after which the step fails; the job itself keeps running."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """KubeRay's `jobDeploymentStatus` of a RayJob that will not change any more."""
 Manifest = dict[str, Any]
 
 
 def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
-    """Create a RayJob and follow it to its end. One that succeeded is deleted, one that failed stays to be looked at.
+    """Create a RayJob, print its log and wait for its end.
 
-    If this process is told to stop (SIGTERM, as Kubeflow does to a cancelled step), the RayJob is deleted, whereupon
-    KubeRay stops its command.
+    A RayJob that succeeded is deleted; one that failed stays for inspection. If this process gets SIGTERM, which
+    Kubeflow sends to a cancelled step, the RayJob is deleted and KubeRay stops its command.
 
     Args:
         manifest: the RayJob, with `metadata.namespace` and `metadata.generateName`.
-        poll_s: seconds between looks.
+        poll_s: seconds between two requests for the status.
 
     Raises:
-        UserError: the API refuses the RayJob or stays away, or the command failed, with KubeRay's message.
+        UserError: the API refuses the RayJob or does not answer, or the command failed (with KubeRay's message).
     """
-    _load_config()
+    _load_kube_config()
     with exit_on_sigterm():
         job = _RayJob.create(manifest)
         try:
@@ -52,12 +52,12 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
         return
     reason = status.get("reason") or status.get("jobStatus") or status.get("jobDeploymentStatus")
     raise UserError(
-        f"RayJob {job.namespace}/{job.name} failed ({reason}): {status.get('message', 'without a message')}"
+        f"RayJob {job.namespace}/{job.name} failed ({reason}): {status.get('message', 'KubeRay gave no message')}"
     )
 
 
-def _load_config() -> None:
-    """As kubectl finds its cluster, or as a pod does."""
+def _load_kube_config() -> None:
+    """Load the cluster's address as kubectl does, or from the pod that runs this process."""
     file = os.environ.get("KUBECONFIG")
     try:
         if file:
@@ -66,22 +66,23 @@ def _load_config() -> None:
             config.load_config()
     except config.ConfigException as error:
         raise UserError(
-            f"There is no Kubernetes to submit to ({error}). Set KUBECONFIG, or run this in a pod."
+            f"No Kubernetes cluster is configured ({error}). Set KUBECONFIG, or run this in a pod."
         ) from error
 
 
 class _RayJob:
-    """A RayJob that is there, and how much of its log was passed on."""
+    """An existing RayJob, and the position in its log up to which lines were printed."""
 
     def __init__(self, namespace: str, name: str) -> None:
         self.namespace = namespace
         self.name = name
         self._objects, self._pods = client.CustomObjectsApi(), client.CoreV1Api()
-        self._read_at = 0.0  # time.monotonic() of the last look at the log
-        self._last = ("", "")  # time of the last line that was passed on
+        self._read_at = 0.0  # time.monotonic() when the log was last read
+        self._last = ("", "")  # time of the last printed line
 
     @classmethod
     def create(cls, manifest: Manifest) -> _RayJob:
+        """Create the RayJob; raise UserError if Kubernetes refuses it or cannot be reached."""
         namespace = manifest["metadata"]["namespace"]
         try:
             made = client.CustomObjectsApi().create_namespaced_custom_object(
@@ -89,32 +90,43 @@ class _RayJob:
             )
         except ApiException as error:
             advice = (
-                "Is KubeRay installed?" if error.status == 404 else "Has this pod's account the Role of k8s/components?"
+                "Install KubeRay."
+                if error.status == 404
+                else "Give this pod's service account the Role in k8s/components."
             )
             raise UserError(
-                f"Kubernetes takes no RayJob in {namespace}: {error.status} {error.reason}. {advice}"
+                f"Kubernetes refused a RayJob in the namespace {namespace}: {error.status} {error.reason}. {advice}"
             ) from error
         except HTTPError as error:
-            raise UserError(f"The Kubernetes API cannot be reached: {error}.") from error
+            raise UserError(
+                f"The Kubernetes API cannot be reached: {error}. Check the address in KUBECONFIG."
+            ) from error
         name = made["metadata"]["name"]
         print(f"RayJob {namespace}/{name}: {manifest['spec']['entrypoint']}", flush=True)
         return cls(namespace, name)
 
     def follow(self, poll_s: float) -> Manifest:
-        """Pass the log on until the RayJob has ended; gives its status. UserError if it is gone, or the API is."""
+        """Print the log until the RayJob ends, and return its status.
+
+        Raises:
+            UserError: the RayJob was deleted, or the API did not answer for `PATIENCE_S`.
+        """
         seen, heard = "", time.monotonic()
         while True:
             try:
-                status = self._status()
-                self._pass_log_on()
+                status = self._read_status()
+                self._print_new_lines()
                 heard = time.monotonic()
             except (ApiException, HTTPError) as error:
                 gone = getattr(error, "status", None) == 404
-                require(not gone, f"RayJob {self.namespace}/{self.name} was deleted before it ended.")
+                require(
+                    not gone, f"RayJob {self.namespace}/{self.name} was deleted before it ended. Run the step again."
+                )
                 away_s = time.monotonic() - heard
                 require(
                     away_s < PATIENCE_S,
-                    f"The Kubernetes API is away for {away_s:.0f} s ({_cause(error)}); {self.name} may go on.",
+                    f"The Kubernetes API has not answered for {away_s:.0f} s ({_short_reason(error)}). "
+                    f"RayJob {self.name} may still run; delete it, then run the step again.",
                 )
             else:
                 state = f"{status.get('jobDeploymentStatus', '')} {status.get('jobStatus', '')}".strip()
@@ -126,19 +138,23 @@ class _RayJob:
             time.sleep(poll_s)
 
     def delete(self) -> None:
-        """Delete it; KubeRay then stops what still runs of it. One that is gone is as good."""
+        """Delete the RayJob if it still exists; KubeRay then stops its command."""
         try:
             self._objects.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, self.name)
         except ApiException as error:
-            require(error.status == 404, f"RayJob {self.namespace}/{self.name} could not be deleted: {error.reason}.")
+            require(
+                error.status == 404,
+                f"RayJob {self.namespace}/{self.name} could not be deleted: {error.reason}. Delete it with kubectl.",
+            )
 
-    def _status(self) -> Manifest:
+    def _read_status(self) -> Manifest:
+        """Return the `status` of the RayJob, empty before KubeRay has set it."""
         found = self._objects.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, self.name)
         status: Manifest = found.get("status") or {}
         return status
 
-    def _pass_log_on(self) -> None:
-        """Print the submitter's lines that are new, by their times. A log that is not there yet is no fault."""
+    def _print_new_lines(self) -> None:
+        """Print the new lines of the submitter's log, found by their times; do nothing before the log exists."""
         try:
             pods = self._pods.list_namespaced_pod(self.namespace, label_selector=f"job-name={self.name}").items
             if not pods:
@@ -161,6 +177,6 @@ class _RayJob:
                 print(words, flush=True)
 
 
-def _cause(error: ApiException | HTTPError) -> str:
-    """Without the headers that a whole API error lists."""
+def _short_reason(error: ApiException | HTTPError) -> str:
+    """Return an error's status and reason, without the headers that an ApiException prints."""
     return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)

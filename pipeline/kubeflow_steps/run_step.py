@@ -11,30 +11,30 @@ from pipeline.cli.sigterm import exit_on_sigterm
 from pipeline.kubeflow_steps.plan import ROOT, STAGES, Plan, ray_job, stage_flags
 
 STOP_S = 30.0
-"""Time that a stage of this machine has to end after it was told to."""
+"""Seconds that a stage on this machine has to end after SIGTERM."""
 
 
 def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
-    """Run a stage to its end, on the plan's cluster or here.
+    """Run a stage to its end, on the plan's cluster or on this machine.
 
     Args:
-        plan: of the pipeline's run.
+        plan: parameters of the pipeline run.
         stage: a key of `STAGES`.
-        own: flags of this step alone, such as a member's seed.
+        own: extra flags of this step, such as a member's seed.
 
     Raises:
-        UserError: the stage failed; with what it said.
+        UserError: the stage failed; the message holds the stage's own.
     """
     if plan.ray_cluster:
-        from pipeline.kubeflow_steps.ray_job import run_ray_job  # noqa: PLC0415 - Kubernetes' client takes seconds, and here nobody asks it
+        from pipeline.kubeflow_steps.ray_job import run_ray_job  # noqa: PLC0415 - the Kubernetes client takes seconds to import
 
         run_ray_job(ray_job(plan, stage, own))
     else:
-        _run_here([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
+        _run_process([sys.executable, str(ROOT / STAGES[stage][0]), *stage_flags(plan, stage, own)], stage)
 
 
-def _run_here(command: Sequence[str], stage: str) -> None:
-    """Run a process and pass its output on; UserError with its last line if it fails."""
+def _run_process(command: Sequence[str], stage: str) -> None:
+    """Run a process and print its output; raise UserError with its last line if it fails."""
     last = ""
     with (
         exit_on_sigterm(),

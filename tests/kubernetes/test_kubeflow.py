@@ -1,4 +1,4 @@
-"""The Kubeflow pipelines: compiled to the committed bytes, their commands parsed, run in kfp's own local runner."""
+"""The Kubeflow pipelines: their load_compiled files, the commands of their steps, and runs in kfp's local runner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OWN = {
     "combine": ["--ensemble.seeds", "0", "1", "2"],
     "search": ["--study", "overlap", "--repeats", "3"],
 }
-"""What the components add to a stage's flags."""
+"""Flags that the components add to a stage's flags."""
 RECIPE = """
 data.layout = "folders"
 prepare.clips_per_part = 8
@@ -62,31 +62,31 @@ learning_rate = [1e-3, 1e-4]
 
 @pytest.fixture(autouse=True)
 def own_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loops side by side in kfp's local runner may leave its own `print`, which indents."""
+    """Restore `print`, because parallel loops in kfp's local runner may leave its own, which indents."""
     monkeypatch.setattr(builtins, "print", print)
 
 
-def compiled(name: str) -> Manifest:
+def load_compiled(name: str) -> Manifest:
     return next(yaml.safe_load_all((K8S / "kubeflow" / f"{name}.yaml").read_text()))
 
 
 def default_plan(name: str) -> Plan:
-    """A pipeline's own parameters, as its first step puts them together."""
-    inputs = compiled(name)["root"]["inputDefinitions"]["parameters"]
+    """Return the plan that a pipeline's first step makes of the default parameters."""
+    inputs = load_compiled(name)["root"]["inputDefinitions"]["parameters"]
     values = {field.name: inputs.get(field.name, {}).get("defaultValue", "") for field in dataclasses.fields(Plan)}
-    return Plan(**{**values, "workers": int(values["workers"])}).settled()
+    return Plan(**{**values, "workers": int(values["workers"])}).resolve()
 
 
-def test_compiling_gives_the_committed_bytes(tmp_path: Path) -> None:
+def test_compiled_pipelines_equal_the_committed_files(tmp_path: Path) -> None:
     compile_to(tmp_path)
     for name in PIPELINES:
         assert (tmp_path / f"{name}.yaml").read_bytes() == (K8S / "kubeflow" / f"{name}.yaml").read_bytes(), (
-            f"{name}.yaml is stale: make pipelines"
+            f"{name}.yaml is stale; run `make pipelines`"
         )
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) -> None:
+def test_ray_job_of_a_step_is_valid_and_its_flags_parse(stage: str) -> None:
     plan = default_plan("study" if stage == "search" else "main_job")
     job = ray_job(plan, stage, OWN.get(stage, []))
     settings = check_ray_job(job, TRACKING)
@@ -97,31 +97,34 @@ def test_a_steps_ray_job_is_one_that_kuberay_and_its_program_take(stage: str) ->
         check_ray_job(ray_job(plan, stage, [*OWN.get(stage, []), "--no-such-flag", "1"]), TRACKING)
 
 
-def test_changes_go_to_the_stages_that_take_them() -> None:
+def test_changes_reach_only_the_stages_that_take_them() -> None:
     changes = {"optim.epochs": 4.0, "data.train_splits": ["balanced", "unbalanced"], "bootstrap": 100.0}
-    plan = dataclasses.replace(default_plan("main_job"), changes=changes).settled()
+    plan = dataclasses.replace(default_plan("main_job"), changes=changes).resolve()
     found = {stage: check_ray_job(ray_job(plan, stage, OWN.get(stage, [])), TRACKING) for stage in STAGES}
     assert found["train"].optim.epochs == found["combine"].optim.epochs == found["search"].optim.epochs == 4
     assert found["prepare"].data.train_splits == found["evaluate"].data.train_splits == ("balanced", "unbalanced")
     assert found["evaluate"].bootstrap == 100
 
 
-def test_a_plan_refuses_what_the_cluster_could_not_run() -> None:
+def test_invalid_plan_raises_a_user_error() -> None:
     plan = default_plan("main_job")
     for change, sentence in (
-        ({"changes": {"optin.epochs": 1}}, "No stage takes optin.epochs; changes begin with one of .*optim"),
+        (
+            {"changes": {"optin.epochs": 1}},
+            "changes holds optin.epochs, which no stage takes. Begin each key with one of .*optim",
+        ),
         ({"run_dir": "work/esc50"}, "absolute path"),
         ({"data_source": "ESC-50"}, "absolute path"),
     ):
         with pytest.raises(UserError, match=sentence):
-            dataclasses.replace(plan, **change).settled()
+            dataclasses.replace(plan, **change).resolve()
     other = ray_job(dataclasses.replace(plan, ray_cluster="other"), "prepare")
     check_ray_job(other, TRACKING)  # with the other cluster's token
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pipelines_use_our_image_no_cache_and_no_download(name: str) -> None:
-    content = compiled(name)
+def test_pipelines_use_the_projects_image_without_cache_and_download(name: str) -> None:
+    content = load_compiled(name)
     for executor in content["deploymentSpec"]["executors"].values():
         check_image(executor["container"]["image"])
         assert "pip install" not in " ".join(executor["container"]["command"])
@@ -133,8 +136,8 @@ def test_pipelines_use_our_image_no_cache_and_no_download(name: str) -> None:
     assert all(not spec["cachingOptions"].get("enableCache") for spec in steps.values())
 
 
-def test_members_run_side_by_side_between_prepare_and_combine() -> None:
-    content = compiled("main_job")
+def test_members_train_in_parallel_between_prepare_and_combine() -> None:
+    content = load_compiled("main_job")
     tasks = content["root"]["dag"]["tasks"]
     order = ["prepare", "members", "combine", "evaluate", "calibrate", "register", "report"]
     for before, after in itertools.pairwise(order):
@@ -149,15 +152,15 @@ def test_members_run_side_by_side_between_prepare_and_combine() -> None:
     assert artifacts == {"system.Metrics", "system.Markdown", "system.HTML", "system.Model"}
 
 
-def test_a_step_follows_its_ray_job(tmp_path: Path, monkeypatch, capsys) -> None:
-    """From the plan to the process: what is submitted is the stage's own command."""
+def test_step_submits_its_ray_job_and_raises_its_error(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Check that the step submits the stage's own command, which runs as a process."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.chdir(ROOT)
     plan = dataclasses.replace(default_plan("main_job"), recipe="no_such_recipe")
     with KubeAPI() as api:
         api.write_kubeconfig(tmp_path / "kubeconfig")
-        with pytest.raises(UserError, match=r"(?s)AppFailed.*No recipe 'no_such_recipe'. Give a TOML file"):
+        with pytest.raises(UserError, match=r"(?s)AppFailed.*Recipe 'no_such_recipe' does not exist. Give a TOML file"):
             run_step(plan, "prepare")
     assert api.created == [ray_job(plan, "prepare")]
     assert "RayJob pipeline-prepare-1: Failed FAILED" in capsys.readouterr().out
@@ -194,7 +197,7 @@ def metrics_of(step: Path) -> dict[str, float]:
 
 
 @pytest.mark.timeout(600)
-def test_the_main_job_runs_here_from_recordings_to_the_registry(folder: Path) -> None:
+def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
     own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
     run_here(PIPELINES["main_job"], own, folder / "shown")
 
@@ -209,7 +212,7 @@ def test_the_main_job_runs_here_from_recordings_to_the_registry(folder: Path) ->
     page = (shown(folder, "report") / "page").read_text()
     assert page == (folder / "run" / "report.html").read_text()
 
-    mlflow_store.open_store(parameters(folder)["tracking"])  # the registry, too: other tests leave theirs
+    mlflow_store.open_store(parameters(folder)["tracking"])  # also resets the registry, which other tests set
     registered = json.loads((shown(folder, "register") / "executor_output.json").read_text())
     (model,) = registered["artifacts"]["model"]["artifacts"]
     assert (model["uri"], registered["parameterValues"]["Output"]) == ("models:/ast-mine/1", 1)
@@ -218,9 +221,9 @@ def test_the_main_job_runs_here_from_recordings_to_the_registry(folder: Path) ->
     assert set(scores.columns) >= {"deep", "high"}
 
 
-@pytest.mark.long  # a minute for what the main job's run and the study's own tests hold
+@pytest.mark.long  # takes a minute; the main job and the tests of studies cover most of it
 @pytest.mark.timeout(600)
-def test_the_studys_pipeline_runs_here_too(folder: Path) -> None:
+def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
     study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
     run_here(PIPELINES["study"], study, folder / "shown")
     table = (shown(folder, "search") / "table").read_text()
@@ -229,13 +232,13 @@ def test_the_studys_pipeline_runs_here_too(folder: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_failed_step_ends_the_pipeline_with_its_sentence(folder: Path, capfd) -> None:
+def test_failed_step_ends_the_pipeline_and_prints_its_error(folder: Path, capfd) -> None:
     with pytest.raises(RuntimeError, match="Inner task failed"):
         run_here(PIPELINES["study"], {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
-    assert "No stage takes no; changes begin with one of " in capfd.readouterr().out
+    assert "changes holds no, which no stage takes. Begin each key with one of " in capfd.readouterr().out
 
 
-def test_the_script_says_how_to_use_it() -> None:
+def test_help_of_the_script_names_its_flag() -> None:
     done = subprocess.run(
         [sys.executable, K8S / "kubeflow" / "pipelines.py", "--help"], capture_output=True, text=True, check=True
     )

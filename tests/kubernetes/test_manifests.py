@@ -1,4 +1,4 @@
-"""Every manifest against Kubernetes' schemas and against this repository: no flag, path or version is stale."""
+"""Checks of every manifest with Kubernetes' schemas, and with this repository's flags, paths and versions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifest_checks import SETTINGS, as_started, check, check_ray_job
+from manifest_checks import SETTINGS, add_autoscaler, check, check_ray_job
 from manifests import JOBS, K8S, OVERLAYS, ROOT, Manifest, jobs, overlay, pod_templates, with_component
-from network_policies import Pod, admitted
+from network_policies import Pod, allows
 
 LOCK = "k8s/image/requirements.lock"
 each_overlay = pytest.mark.parametrize("name", OVERLAYS)
@@ -27,7 +27,7 @@ def one(documents: list[Manifest], kind: str, name: str = "") -> Manifest:
 
 
 @each_overlay
-def test_an_overlay_is_valid_and_whole(name: str) -> None:
+def test_overlay_is_valid_and_complete(name: str) -> None:
     documents = overlay(name)
     for manifest in documents:
         check(manifest)
@@ -35,7 +35,7 @@ def test_an_overlay_is_valid_and_whole(name: str) -> None:
 
 
 def check_references(documents: list[Manifest]) -> None:
-    """What a manifest names is there: claims, priorities, accounts, services, and the pods that selectors look for."""
+    """Check that named claims, priorities, accounts and services exist, and the pods that selectors look for."""
     names = {(d["kind"], d["metadata"]["name"]) for d in documents}
     labels = [t["metadata"]["labels"] for d in documents for _, t in pod_templates(d)]
     labels = [own | {"ray.io/node-type": kind} for own in labels for kind in ("head", "worker")]
@@ -58,7 +58,7 @@ def check_references(documents: list[Manifest]) -> None:
 
 
 @each_overlay
-def test_an_overlay_has_all_that_there_must_be(name: str) -> None:
+def test_overlay_has_restricted_pods_budgets_priorities_and_accounts(name: str) -> None:
     documents = overlay(name)
     assert one(documents, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert one(documents, "Deployment", "mlflow")["spec"]["strategy"] == {"type": "Recreate"}
@@ -79,12 +79,12 @@ def test_an_overlay_has_all_that_there_must_be(name: str) -> None:
     assert all(account["automountServiceAccountToken"] is False for account in own)
 
 
-def test_only_the_autoscaler_can_ask_kubernetes() -> None:
-    """KubeRay binds the head's account to a Role; no other pod uses that account, and Ray's container has no token."""
+def test_only_the_autoscaler_has_access_to_kubernetes() -> None:
+    """Check the account that KubeRay binds to a Role: only the head pod uses it, only the autoscaler has its token."""
     documents = overlay("gpu")
     accounts = {pod: template["spec"]["serviceAccountName"] for d in documents for pod, template in pod_templates(d)}
     assert [pod for pod, account in accounts.items() if account == "ast-head"] == ["RayCluster/ast head"]
-    head = as_started(one(documents, "RayCluster"))["spec"]["headGroupSpec"]["template"]["spec"]
+    head = add_autoscaler(one(documents, "RayCluster"))["spec"]["headGroupSpec"]["template"]["spec"]
     holders = {
         container["name"]: mount["mountPath"]
         for container in head["containers"]
@@ -93,10 +93,12 @@ def test_only_the_autoscaler_can_ask_kubernetes() -> None:
     assert holders == {"autoscaler": "/var/run/secrets/kubernetes.io/serviceaccount"}
     volume = next(volume for volume in head["volumes"] if volume["name"] == "kubernetes-access")
     files = yaml.safe_dump(volume["projected"]["sources"])
-    assert all(f"path: {file}\n" in files for file in ("token", "ca.crt", "namespace"))  # what Ray's autoscaler opens
+    assert all(
+        f"path: {file}\n" in files for file in ("token", "ca.crt", "namespace")
+    )  # the files that Ray's autoscaler opens
 
 
-def test_who_may_talk_to_whom() -> None:
+def test_network_policies_allow_only_the_needed_connections() -> None:
     ray = {kind: Pod({"app": "ast-ray", "ray.io/node-type": kind}) for kind in ("head", "worker")}
     mlflow, postgres, store, submitter, stray = (
         Pod({"app": app}) for app in ("mlflow", "postgres", "object-store", "ast-submitter", "stray")
@@ -129,12 +131,12 @@ def test_who_may_talk_to_whom() -> None:
         (outside, ray["head"], 8265, False),
         *((pod, names, 53, True) for pod in (ray["worker"], mlflow, submitter)),
     ):
-        assert admitted(local, source, target, port) is may, (source, target, port)
-    assert admitted(kubeflow, pipelines, mlflow, 5000)
-    assert not admitted(kubeflow, pipelines, ray["head"], 8265)
+        assert allows(local, source, target, port) is may, (source, target, port)
+    assert allows(kubeflow, pipelines, mlflow, 5000)
+    assert not allows(kubeflow, pipelines, ray["head"], 8265)
 
 
-def test_pipelines_may_do_what_a_step_does_and_no_more() -> None:
+def test_role_of_pipelines_grants_only_what_a_step_needs() -> None:
     documents = overlay("kubeflow")
     granted = {
         (resource, verb)
@@ -148,7 +150,7 @@ def test_pipelines_may_do_what_a_step_does_and_no_more() -> None:
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "pipeline-runner", "namespace": "kubeflow"}]
 
 
-def test_overlays_differ_where_they_should() -> None:
+def test_overlays_differ_in_worker_groups_and_object_store() -> None:
     def groups(name: str) -> dict[str, tuple[int, str]]:
         cluster = one(overlay(name), "RayCluster")
         limits = {
@@ -171,7 +173,7 @@ def test_overlays_differ_where_they_should() -> None:
         ]
 
 
-def test_a_queued_cluster_fits_its_quota() -> None:
+def test_queued_cluster_fits_its_quota() -> None:
     documents = overlay("queued")
     cluster = one(documents, "RayCluster")
     queue = one(documents, "LocalQueue")
@@ -197,17 +199,17 @@ def amount(resources: dict[str, str], name: str) -> Decimal:
 
 
 @pytest.mark.parametrize("job", jobs(), ids=JOBS)
-def test_a_jobs_command_is_one_that_the_program_takes(job: Manifest) -> None:
+def test_command_of_a_job_parses(job: Manifest) -> None:
     check_ray_job(job, "http://mlflow:5000")
 
 
-def test_each_program_of_a_stage_has_a_job() -> None:
-    of_pipelines_only = {"pipeline/calibrate.py", "pipeline/report.py"}  # `run.py` does them, too
+def test_each_stage_program_has_a_job() -> None:
+    of_pipelines_only = {"pipeline/calibrate.py", "pipeline/report.py"}  # `run.py` also does them
     programs = {shlex.split(job["spec"]["entrypoint"])[1] for job in jobs()}
     assert programs == set(SETTINGS) - of_pipelines_only
 
 
-def test_jobs_select_a_cluster_that_there_is() -> None:
+def test_jobs_select_the_existing_cluster() -> None:
     name = one(overlay("gpu"), "RayCluster")["metadata"]["name"]
     for job in jobs():
         assert job["spec"]["clusterSelector"] == {"ray.io/cluster": name}
@@ -244,7 +246,7 @@ def spoil(job: Manifest, change: Callable[[Manifest], object]) -> Manifest:
         ),
     ],
 )
-def test_a_stale_or_wrong_job_fails(change, error) -> None:
+def test_stale_or_invalid_job_fails_the_check(change, error) -> None:
     job = next(job for job in jobs() if "run.py" in job["spec"]["entrypoint"])
     check_ray_job(job, "http://mlflow:5000")
     with pytest.raises(error):
@@ -266,14 +268,14 @@ def test_a_stale_or_wrong_job_fails(change, error) -> None:
         lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]["limits"].clear(),
     ],
 )
-def test_a_wrong_cluster_fails(change) -> None:
+def test_invalid_cluster_fails_the_check(change) -> None:
     cluster = one(overlay("gpu"), "RayCluster")
     check(cluster)
     with pytest.raises((AssertionError, KeyError, jsonschema.ValidationError)):
         check(spoil(cluster, change))
 
 
-def test_the_image_takes_what_there_is_and_no_more() -> None:
+def test_image_copies_existing_paths_that_dockerignore_also_lists() -> None:
     lines = (K8S / "image" / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert copied
@@ -285,7 +287,7 @@ def test_the_image_takes_what_there_is_and_no_more() -> None:
     assert all("python:3.11-slim-bookworm" in line for line in lines if line.startswith("FROM"))
 
 
-def test_the_images_lock_is_the_tested_one_without_the_tests_tools() -> None:
+def test_image_lock_is_a_part_of_the_tested_lock_without_test_tools() -> None:
     tested, taken = (
         set(re.findall(r"^([a-z0-9.-]+==[^\\]+?) *\\?$", (ROOT / lock).read_text(), re.MULTILINE))
         for lock in ("requirements.lock", LOCK)
@@ -298,7 +300,7 @@ def test_the_images_lock_is_the_tested_one_without_the_tests_tools() -> None:
     assert "--hash=sha256:" in (ROOT / LOCK).read_text()
 
 
-def test_each_pod_of_ray_gets_the_object_stores_keys_from_a_secret(tmp_path: Path) -> None:
+def test_each_ray_pod_gets_the_object_store_keys_from_a_secret(tmp_path: Path) -> None:
     documents = with_component(tmp_path, "multi-node", "storage")
     for manifest in documents:
         check(manifest)

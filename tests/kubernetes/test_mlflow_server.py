@@ -1,4 +1,4 @@
-"""The MLflow server as the manifest starts it, but for its database and port: its probes and its allowed hosts."""
+"""Probes and allowed hosts of the MLflow server, started as in the manifest but with another database and port."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def port(tmp_path_factory) -> Iterator[int]:
 
 
 def status(port: int, path: str, host: str) -> int | None:
-    """HTTP code of a request that names this host; None if nobody listens."""
+    """Return the HTTP code of a request that names this host; None if nothing listens."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request("GET", path, headers={"Host": host})
@@ -61,7 +61,7 @@ def status(port: int, path: str, host: str) -> int | None:
         connection.close()
 
 
-def test_the_probes_reach_it_by_the_pods_address(port: int) -> None:
+def test_probes_reach_the_server_by_the_pods_address(port: int) -> None:
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert status(port, container("multi-node")[name]["httpGet"]["path"], "10.0.0.7:5000") == 200
 
@@ -69,11 +69,11 @@ def test_the_probes_reach_it_by_the_pods_address(port: int) -> None:
 @pytest.mark.parametrize(
     ("host", "code"), [("mlflow:5000", 200), ("mlflow.ast:5000", 200), ("localhost:5000", 200), ("evil.example", 403)]
 )
-def test_it_answers_to_its_services_names_alone(port: int, host: str, code: int) -> None:
+def test_server_answers_only_requests_for_its_services_names(port: int, host: str, code: int) -> None:
     assert status(port, "/api/2.0/mlflow/experiments/search?max_results=1", host) == code
 
 
-def test_every_overlay_starts_it_alike() -> None:
+def test_overlays_start_the_server_with_the_same_flags() -> None:
     base, local = (dict(flag.split("=", 1) for flag in container(name)["args"]) for name in ("multi-node", "local"))
     assert {key for key in base if base[key] != local[key]} == {"--artifacts-destination", "--workers"}
     assert set(base) == set(local)

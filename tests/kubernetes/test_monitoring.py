@@ -1,4 +1,4 @@
-"""What watches the cluster reaches ports and pods that there are; what must end has the time to end in order."""
+"""Monitoring finds the cluster's ports and pods, and pods and jobs have enough time to end in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.ray_runtime.drain_node import drain
 
 NAMESPACE = "monitoring"
 GRACE_OF_RAY_S = 30
-"""`ray start --block` takes it at most to end, after the hook."""
+"""Longest time that `ray start --block` takes to end after the hook."""
 
 
 @pytest.fixture
 def watched(tmp_path: Path) -> list[Manifest]:
-    """The GPU overlay with the component."""
+    """Return the GPU overlay with the monitoring component."""
     return with_component(tmp_path, "gpu", "monitoring")
 
 
-def test_the_monitor_finds_each_pod_of_ray_and_is_let_in(watched: list[Manifest]) -> None:
+def test_monitor_finds_each_ray_pod_and_the_network_policy_admits_it(watched: list[Manifest]) -> None:
     (monitor,) = [manifest for manifest in watched if manifest["kind"] == "PodMonitor"]
     wanted = monitor["spec"]["selector"]["matchLabels"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
@@ -45,7 +45,7 @@ def test_the_monitor_finds_each_pod_of_ray_and_is_let_in(watched: list[Manifest]
     assert {port["port"] for ports in let_in for port in ports} == numbers
 
 
-def test_grafana_gets_the_dashboard(watched: list[Manifest]) -> None:
+def test_dashboard_is_labelled_for_grafana_and_its_panels_are_distinct(watched: list[Manifest]) -> None:
     (config,) = [manifest for manifest in watched if manifest["kind"] == "ConfigMap"]
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     dashboard = json.loads(config["data"]["dashboard.json"])
@@ -55,7 +55,7 @@ def test_grafana_gets_the_dashboard(watched: list[Manifest]) -> None:
     assert len(set(places)) == len(places)
 
 
-def test_a_worker_pod_says_that_it_goes_and_has_the_time_for_it() -> None:
+def test_ending_worker_pod_has_time_to_drain_its_node() -> None:
     cluster = next(manifest for manifest in overlay("gpu") if manifest["kind"] == "RayCluster")
     for group in cluster["spec"]["workerGroupSpecs"]:
         spec = group["template"]["spec"]
@@ -64,7 +64,7 @@ def test_a_worker_pod_says_that_it_goes_and_has_the_time_for_it() -> None:
         assert int(command[3]) + GRACE_OF_RAY_S < spec["terminationGracePeriodSeconds"]
 
 
-def test_a_training_job_that_is_stopped_has_the_time_for_a_checkpoint() -> None:
+def test_stopped_training_job_has_time_for_a_checkpoint() -> None:
     trainings = [job for job in jobs() if re.search(r"(train|run|search|ensemble)\.py", job["spec"]["entrypoint"])]
     assert len(trainings) == 4
     for job in trainings:

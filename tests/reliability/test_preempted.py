@@ -47,7 +47,7 @@ def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, 
                 process.kill()
         log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
     said, run = (folder / "asked.log").read_text(), folder / "asked"
-    left = re.search(r"seed-0 left at step (\d+)", said)
+    left = re.search(r"seed-0 stopped at step (\d+)", said)
     assert left, said
     assert newest_step(member) == int(left[1]) == last_step(log, run, 0) == last_step(log, run, 1)
     assert not has_epoch(member, EPOCHS)
@@ -86,7 +86,7 @@ def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
         driver.kill()
         driver.wait()
     said = (folder / "drained.log").read_text()
-    left = re.search(r"A node is taken away: seed-0 left at step (\d+)", said)
+    left = re.search(r"A node is taken away: seed-0 stopped at step (\d+)", said)
     assert left, said
     assert f"Resumed at step {left[1]} from" in ray_cluster.logs()
     assert "Workers were lost" not in said

@@ -132,7 +132,7 @@ def test_settings_hide_the_password_and_a_kubeflow_plan_refuses_it(flags) -> Non
     values = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}
     plan = Plan(**values, tracking=settings.tracking, changes={}, ray_cluster="ast", ray_job="{}")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
-        plan.settled()
+        plan.resolve()
 
 
 def test_a_servers_login_moves_from_the_address_to_the_environment(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A study whose driver is killed, or asked to end, goes on with what is not done, and finds the same winner."""
+"""A study whose driver gets SIGKILL or SIGTERM: the next launch runs the rest and finds the same winner."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from typing import Any
 import psutil
 import pytest
 from launches import ROOT
-from studies import new_study, searched_in, study_flags, trials_of
+from studies import new_study, run_search, study_flags, trials_folder
 from trainings import TIMES, rows_of, wait
 
 from ast_core.storage.json_files import read_json
 
 
-def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
-    """Launch the study as a user does, and signal its driver once that is so; its exit code, and when it was gone."""
+def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
+    """Launch the study as a user does, and signal its driver once `ready()` is true.
+
+    Returns:
+        The driver's exit code, and the seconds from the signal to its end.
+    """
     command = [
         sys.executable,
         str(ROOT / "tune" / "search.py"),
@@ -49,42 +53,42 @@ def interrupted(folder: Path, ready: Callable[[], bool], number: signal.Signals)
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_study_keeps_its_trials_and_finds_the_same_winner(
+def test_interrupted_study_keeps_its_trials_and_finds_the_same_winner(
     tmp_path: Path, searched: Path, ray_session, many, measured
 ) -> None:
-    folder, trials = new_study(tmp_path), trials_of(tmp_path)
+    folder, trials = new_study(tmp_path), trials_folder(tmp_path)
 
     def done() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
 
-    code, _ = interrupted(folder, lambda: len(done()) == 1, signal.SIGKILL)
+    code, _ = interrupt_search(folder, lambda: len(done()) == 1, signal.SIGKILL)
     assert code == -signal.SIGKILL
     after_kill = done()
     assert 1 <= len(after_kill) < 3
 
-    def second_trains() -> bool:
+    def is_second_training() -> bool:
         return any(not (path.parents[2] / "trial.json").exists() for path in trials.glob("*/*/members/*/metrics.jsonl"))
 
     gone_s = 0.0
     for _ in range(many(0, 1)):
-        code, gone_s = interrupted(folder, second_trains, signal.SIGTERM)
+        code, gone_s = interrupt_search(folder, is_second_training, signal.SIGTERM)
         assert code == 128 + signal.SIGTERM, (folder / "driver.log").read_text()
     after_end = done()
     assert after_kill.items() <= after_end.items()
     assert len(after_end) < 3
 
-    table = searched_in(folder, "--ensemble.epochs")
+    table = run_search(folder, "--ensemble.epochs")
     assert after_end.items() <= done().items()
     assert len(done()) == 3
     assert table.best().variant in {"wide", "fine"}
     assert (folder / "best.toml").read_bytes() == (searched / "best.toml").read_bytes()
     for path in done():
-        assert _outcome(path) == _outcome(trials_of(searched) / path.relative_to(trials))
+        assert _read_outcome(path) == _read_outcome(trials_folder(searched) / path.relative_to(trials))
     measured("R24", launches=2 + many(0, 1), trials=3, kept_after_the_kill=len(after_kill), gone_after_sigterm_s=gone_s)
 
 
-def _outcome(result: Path) -> Any:
-    """A trial's metrics and curve, but for its times."""
+def _read_outcome(result: Path) -> Any:
+    """Return a trial's metrics and curve without the times."""
     content = read_json(result, "Trial")
     curve = rows_of(result.parent / "members" / f"seed-{content['seed']}")
     return content["metrics"], [{key: value for key, value in row.items() if key not in TIMES} for row in curve]

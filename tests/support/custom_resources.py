@@ -1,7 +1,7 @@
 """KubeRay's v1 and Kueue's v1beta1 resources as JSON Schemas, and the rules of their admission.
 
-Written by hand after the projects' API types, since no package brings their CRDs: fields, types and enumerations. Pods
-inside them are Kubernetes' own, held to its schema elsewhere.
+The schemas (fields, types and enumerations) are written by hand after the projects' API types, because no package has
+their CRDs. `manifest_checks` validates the pods inside them with Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 SHARE: Schema = {"type": "number", "minimum": 0}
 LABELS: Schema = {"type": "object", "additionalProperties": TEXT}
 KUBERNETES: Schema = {"type": "object"}
-"""Of a type of Kubernetes' own."""
+"""Schema of a value with one of Kubernetes' own types."""
 QUANTITY: Schema = {"type": ["string", "integer"], "pattern": r"^[0-9.]+([EPTGMk]i?|m)?$"}
 
 
 def one_of(*values: str) -> Schema:
-    """One of these words."""
+    """Return the schema of one of these words."""
     return {"enum": list(values)}
 
 
 def fields(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
-    """An object with these fields and no others."""
+    """Return the schema of an object with only these fields."""
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
 def several(item: Schema) -> Schema:
-    """A list that is not empty."""
+    """Return the schema of a list with at least one item."""
     return {"type": "array", "items": item, "minItems": 1}
 
 
@@ -89,7 +89,7 @@ SPECS: Mapping[tuple[str, str], Schema] = {
 
 
 def check_custom(manifest: Mapping[str, Any]) -> None:
-    """Raise if the operator would refuse this resource."""
+    """Raise an error if the operator would refuse this resource."""
     spec = manifest.get("spec", {})
     assert set(manifest) <= {"apiVersion", "kind", "metadata", "spec"}
     jsonschema.validate(spec, SPECS[manifest["apiVersion"], manifest["kind"]])

@@ -1,7 +1,7 @@
-"""As much of the Kubernetes API as RayJobs need, over real HTTP: a RayJob's entrypoint runs as a process here.
+"""A server with the part of the Kubernetes API that RayJobs need; a RayJob's entrypoint runs as a local process.
 
-It stands in for a cluster with KubeRay, which tests have not: paths, verbs and the fields of `status` are KubeRay's,
-how soon they change is not.
+It replaces a cluster with KubeRay in tests. Paths, verbs and the fields of `status` are KubeRay's; the times at which
+they change are not.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Job:
     written: bool = False
 
     def follow(self) -> None:
-        """Keep the command's output, each line with its time."""
+        """Store the command's output, each line with its time."""
         for line in self.process.stdout:
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
-            self.log.append(f"{now.rstrip('0')}Z {line}")  # as Kubernetes writes them, without last zeros
+            self.log.append(f"{now.rstrip('0')}Z {line}")  # Kubernetes also writes no trailing zeros
         self.written = True
 
     def status(self) -> dict[str, Any]:
-        """What KubeRay would say of it."""
+        """Return the status that KubeRay would set."""
         code = self.process.poll()
         if code is None or not self.written:
             return {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
@@ -52,7 +52,7 @@ class Job:
 
 
 class KubeAPI:
-    """The server, for `with`. `asked` lists requests; `faults` are HTTP codes that the next requests get instead."""
+    """Context manager of the server; `asked` lists requests, `faults` holds HTTP codes for the next requests."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -94,19 +94,19 @@ class KubeAPI:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
     def __enter__(self) -> Self:
-        """Serve."""
+        """Start to serve."""
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop serving, and all commands."""
+        """Stop the server and all commands."""
         for name in list(self.jobs):
             self.remove(name)
         self.server.shutdown()
         self.server.server_close()
 
     def write_kubeconfig(self, path: Path) -> None:
-        """What a client needs to find the server."""
+        """Write the kubeconfig with which a client finds the server."""
         address = f"http://127.0.0.1:{self.server.server_port}"
         content = {
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -117,7 +117,7 @@ class KubeAPI:
         path.write_text(yaml.safe_dump(content))
 
     def handle(self, verb: str, path: str, body: Any) -> tuple[int, Any]:
-        """One request's code and content."""
+        """Return the HTTP code and the content for one request."""
         parsed = urlparse(path)
         name = parsed.path.rpartition("/")[2]
         if verb == "POST" and parsed.path == JOBS:
@@ -149,7 +149,7 @@ class KubeAPI:
         return named
 
     def remove(self, name: str) -> None:
-        """Delete a job as KubeRay does: its command is stopped."""
+        """Delete a job and stop its command, as KubeRay does."""
         job = self.jobs.pop(name)
         job.process.kill()
         job.process.wait()
@@ -157,7 +157,11 @@ class KubeAPI:
     def _log(self, name: str, query: dict[str, list[str]]) -> tuple[int, Any]:
         job = self.jobs[name]
         if not job.log:
-            return 400, {"kind": "Status", "code": 400, "reason": "BadRequest"}  # as of a container that is starting
+            return 400, {
+                "kind": "Status",
+                "code": 400,
+                "reason": "BadRequest",
+            }  # the answer for a container that is starting
         assert query["timestamps"] == ["True"]
         return 200, "".join(job.log)
 

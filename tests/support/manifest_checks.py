@@ -1,4 +1,4 @@
-"""What every manifest is held to: Kubernetes' schema, the restricted pod profile, this repository's own facts."""
+"""Checks of every manifest: Kubernetes' schema, the restricted pod profile, and facts of this repository."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ SETTINGS: dict[str, type[Any]] = {
 
 
 def version() -> str:
-    """The project's."""
+    """Return the project's version."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def locked(package: str, lock: str = "requirements.lock") -> str:
-    """A package's version; it must be in the lock."""
+def find_locked_version(package: str, lock: str = "requirements.lock") -> str:
+    """Return a package's version; fail if it is not in the lock."""
     found = re.search(rf"^{package}==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
     assert found, f"{package} is not in {lock}"
     return found[1]
 
 
 def check(manifest: Manifest) -> None:
-    """One manifest by itself, and the pods that come of it."""
+    """Check one manifest and the pods that it makes."""
     if manifest["apiVersion"].startswith(CUSTOM):
         check_custom(manifest)
     elif not manifest["apiVersion"].startswith("monitoring.coreos.com/"):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-    for name, template in pod_templates(as_started(manifest)):
+    for name, template in pod_templates(add_autoscaler(manifest)):
         check_pod(name, template["spec"])
     if manifest["kind"] == "RayCluster":
         check_ray_cluster(manifest)
 
 
-def as_started(manifest: Manifest) -> Manifest:
-    """With the autoscaler's container that KubeRay puts beside Ray's head."""
+def add_autoscaler(manifest: Manifest) -> Manifest:
+    """Return the manifest with the autoscaler's container that KubeRay adds to the head pod."""
     spec = manifest.get("spec", {})
     if manifest["kind"] != "RayCluster" or not spec.get("enableInTreeAutoscaling"):
         return manifest
@@ -80,7 +80,7 @@ def as_started(manifest: Manifest) -> Manifest:
 
 
 def check_pod(name: str, spec: Manifest) -> None:
-    """A pod that a namespace with the restricted profile admits, with requests, limits, and no secret in its text."""
+    """Check that a namespace with the restricted profile admits a pod, and that it has requests and no plain secret."""
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
     assert spec["securityContext"]["runAsNonRoot"] is True, name
@@ -93,11 +93,11 @@ def check_pod(name: str, spec: Manifest) -> None:
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         check_container(f"{name} {container['name']}", container)
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
-        assert mounted <= volumes or "StatefulSet" in name, name  # whose volumes are made of claim templates
+        assert mounted <= volumes or "StatefulSet" in name, name  # its volumes come from claim templates
 
 
 def check_container(name: str, container: Manifest) -> None:
-    """One container of such a pod."""
+    """Check one container of a pod."""
     assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
     assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
@@ -111,7 +111,7 @@ def check_container(name: str, container: Manifest) -> None:
 
 
 def check_image(image: str) -> None:
-    """A fixed version; of ours, this one."""
+    """Check that an image has a fixed version; the project's own image must have the project's version."""
     name, _, tag = image.rpartition(":")
     assert name, f"{image} has no tag"
     assert tag != "latest"
@@ -120,9 +120,9 @@ def check_image(image: str) -> None:
 
 
 def check_ray_cluster(manifest: Manifest) -> None:
-    """Ray's version, its token, and groups that can come up."""
+    """Check Ray's version, its token, and that every worker group can start."""
     spec = manifest["spec"]
-    assert spec["rayVersion"] == locked("ray") == locked("ray", "k8s/image/requirements.lock")
+    assert spec["rayVersion"] == find_locked_version("ray") == find_locked_version("ray", "k8s/image/requirements.lock")
     assert spec["authOptions"] == {"mode": "token"}
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for container in (group["template"]["spec"]["containers"][0] for group in groups):
@@ -135,14 +135,14 @@ def check_ray_cluster(manifest: Manifest) -> None:
 
 
 def check_token(container: Manifest, cluster: str) -> None:
-    """Ray's token is of the secret that KubeRay names after the cluster, and itself reads."""
+    """Check that Ray's token comes from the secret that KubeRay names after the cluster."""
     env = {variable["name"]: variable for variable in container["env"]}
     assert env["RAY_AUTH_MODE"]["value"] == "token"
     assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
 
 
 def check_ray_job(job: Manifest, tracking: str) -> Any:
-    """A RayJob that KubeRay takes, with a command that its program takes; gives the command's settings."""
+    """Check a RayJob and the flags of its command, and return the command's settings."""
     check(job)
     spec = job["spec"]
     assert spec["activeDeadlineSeconds"] > 0

@@ -1,4 +1,4 @@
-"""Who may talk to whom, by the NetworkPolicies of an overlay."""
+"""Connections that the NetworkPolicies of an overlay allow."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ Manifest = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pod:
-    """One end of a connection; without labels, of some other namespace, it stands for whatever is there."""
+    """One end of a connection; a pod without labels in another namespace stands for any pod there."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     namespace: str = "ast"
 
 
-def admitted(documents: Sequence[Manifest], source: Pod, target: Pod, port: int) -> bool:
-    """Whether both ends' policies let TCP through to this port."""
+def allows(documents: Sequence[Manifest], source: Pod, target: Pod, port: int) -> bool:
+    """Return whether the policies of both ends allow TCP to this port."""
     policies = [document for document in documents if document["kind"] == "NetworkPolicy"]
-    return _passes(policies, "Egress", source, target, port) and _passes(policies, "Ingress", target, source, port)
+    return _allows_direction(policies, "Egress", source, target, port) and _allows_direction(
+        policies, "Ingress", target, source, port
+    )
 
 
-def _passes(policies: Sequence[Manifest], direction: str, own: Pod, other: Pod, port: int) -> bool:
-    """No policy of this direction selects the pod, or one of them names the other end and the port."""
+def _allows_direction(policies: Sequence[Manifest], direction: str, own: Pod, other: Pod, port: int) -> bool:
+    """Return whether no policy of this direction selects the pod, or one of them allows the other end and the port."""
     selecting = [policy["spec"] for policy in policies if _selects(policy, direction, own)]
     rules = [rule for spec in selecting for rule in spec.get(direction.lower(), [])]
     side = "to" if direction == "Egress" else "from"
     return not selecting or any(
         ("ports" not in rule or port in [entry["port"] for entry in rule["ports"]])
-        and (side not in rule or any(_is(peer, other) for peer in rule[side]))
+        and (side not in rule or any(_matches(peer, other) for peer in rule[side]))
         for rule in rules
     )
 
@@ -38,16 +40,18 @@ def _passes(policies: Sequence[Manifest], direction: str, own: Pod, other: Pod, 
 def _selects(policy: Manifest, direction: str, pod: Pod) -> bool:
     spec = policy["spec"]
     inside = pod.namespace == policy["metadata"]["namespace"]
-    return inside and direction in spec["policyTypes"] and _has(pod.labels, spec["podSelector"])
+    return inside and direction in spec["policyTypes"] and _has_labels(pod.labels, spec["podSelector"])
 
 
-def _is(peer: Manifest, pod: Pod) -> bool:
+def _matches(peer: Manifest, pod: Pod) -> bool:
     if "namespaceSelector" in peer:
         namespace = {"kubernetes.io/metadata.name": pod.namespace}
-        return _has(namespace, peer["namespaceSelector"]) and _has(pod.labels, peer.get("podSelector", {}))
-    return pod.namespace == "ast" and _has(pod.labels, peer["podSelector"])
+        return _has_labels(namespace, peer["namespaceSelector"]) and _has_labels(
+            pod.labels, peer.get("podSelector", {})
+        )
+    return pod.namespace == "ast" and _has_labels(pod.labels, peer["podSelector"])
 
 
-def _has(labels: Mapping[str, str], selector: Manifest) -> bool:
+def _has_labels(labels: Mapping[str, str], selector: Manifest) -> bool:
     assert set(selector) <= {"matchLabels"}
     return selector.get("matchLabels", {}).items() <= labels.items()

@@ -21,14 +21,14 @@ repeats = 1
 
 
 def new_study(folder: Path) -> Path:
-    """Shards and the study's file."""
+    """Write shards and the study's file, and return the folder."""
     write_shards(folder / "shards", {"train": 42, "test": 21})
     (folder / "strides.toml").write_text(STUDY)
     return folder
 
 
 def study_flags(folder: Path, *more: str) -> list[str]:
-    """Flags of `search.py`."""
+    """Return flags for `search.py`."""
     text = f"""
     --recipe esc50_small --run-dir {folder / "run"} --shards {folder / "shards"} --workers 1
     --tracking sqlite:///{folder / "mlflow.db"} --experiment test --data.train-splits train --data.test-split test
@@ -40,12 +40,12 @@ def study_flags(folder: Path, *more: str) -> list[str]:
     return [*text.split(), "--winner", str(folder / "best.toml"), *more]
 
 
-def searched_in(folder: Path, *more: str) -> Table:
-    """Search in this process; gives the table."""
+def run_search(folder: Path, *more: str) -> Table:
+    """Run the search in this process and return the table."""
     table, _ = search(parse_settings(SearchSettings, "", study_flags(folder, *more)))
     return table
 
 
-def trials_of(folder: Path) -> Path:
-    """Where its trials are, as VARIANT/seed-N."""
+def trials_folder(folder: Path) -> Path:
+    """Return the folder of the trials, which are VARIANT/seed-N in it."""
     return folder / "run" / "studies" / "strides" / "trials"

@@ -1,4 +1,4 @@
-"""A study for real: Ray Tune over two variants, its table, and its members joined to ensembles."""
+"""A study run by Ray Tune over two variants, its table, and the ensembles of its members."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
-from studies import new_study, study_flags, trials_of
+from studies import new_study, study_flags, trials_folder
 
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import read_scores
@@ -29,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_a_study_gives_a_table_and_its_members_join_to_ensembles(searched: Path) -> None:
+def test_finished_study_is_not_run_again_and_its_members_become_ensembles(searched: Path) -> None:
     settings = parse_settings(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
-    trials = trials_of(searched)
+    trials = trials_folder(searched)
     done = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
     assert len(done) == 3
     table, _ = search(settings)
@@ -49,7 +49,7 @@ def test_a_study_gives_a_table_and_its_members_join_to_ensembles(searched: Path)
 
 
 def _check_tracked(folder: Path) -> None:
-    """One parent over both launches, and under it a run a trial with its test's metrics."""
+    """Check that both launches share one MLflow run, with a child a trial that holds its test metrics."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     parents = [run for run in runs if run.data.tags.get("stage") == "study"]
@@ -62,7 +62,7 @@ def _check_tracked(folder: Path) -> None:
 
 
 def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None:
-    """S is the mean of the first variant's members, M of all; the bundles say so, too."""
+    """Check that S averages the first variant's members and M all members, in scores and in bundles."""
     study = folder / "run" / "studies" / "strides"
     singles = ["fine-seed-0", "wide-seed-0", "wide-seed-1"]
     with_epochs = [name for single in singles for name in (single, f"{single}-epochs")]
@@ -94,7 +94,7 @@ def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None
 
 
 def _check_registered(folder: Path) -> None:
-    """The largest ensemble under the recipe's name; members, and the other ensemble, each a model beside it."""
+    """Check that the largest ensemble has the recipe's model name, and every other bundle a model of its own."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     names = {model.name for model in client.search_registered_models()}
     own = {"fine-seed-0", "wide-seed-0", "wide-seed-1", "ensemble-s"}
@@ -105,7 +105,7 @@ def _check_registered(folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ray_session) -> None:
+def test_trial_with_invalid_settings_fails_the_search_and_the_other_trial_is_kept(folder: Path, ray_session) -> None:
     (folder / "strides.toml").write_text(
         "[variants.good]\n[variants.bad]\noptim.batch_size = 600\noptim.weights = 'best'\n"
     )
@@ -117,12 +117,12 @@ def test_a_trial_that_cannot_be_is_told_and_the_others_are_kept(folder: Path, ra
 
 
 @pytest.mark.timeout(400)
-def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: Path, ray_session) -> None:
+def test_early_stopping_ends_the_worse_half_and_a_rerun_changes_no_result(folder: Path, ray_session) -> None:
     text = "early_stopping = 'asha'\n[grid.optim]\nlearning_rate = [1e-3, 1e-9]\n"
     (folder / "strides.toml").write_text(text)
     settings = parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
     table, trials = search(settings)
-    statuses = [trial.result()["status"] for trial in trials]
+    statuses = [trial.load_result()["status"] for trial in trials]
     assert "finished" in statuses
     assert sum(row.stopped for row in table.rows) == statuses.count("stopped")
     _check_all_cpus_are_free()
@@ -132,7 +132,7 @@ def test_early_stopping_ends_the_worse_half_and_a_rerun_ends_none_again(folder: 
 
 
 def _check_all_cpus_are_free() -> None:
-    """What an early ended trial's workers held is given back, or the next trials would wait for ever."""
+    """Check that a stopped trial's workers hold no CPU; the next trials would wait for ever for it."""
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray.available_resources()

@@ -1,4 +1,4 @@
-"""Studies: the paper's, and a user's own from TOML."""
+"""Studies of the paper, and studies that users write as TOML files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune.studies import PAPER_STUDIES, load_study
 
 
 @pytest.mark.parametrize("name", PAPER_STUDIES)
-def test_every_variant_changes_a_recipe_to_what_it_says(name: str) -> None:
+def test_each_variant_of_a_paper_study_sets_its_recipe_keys(name: str) -> None:
     recipe = load_recipe("audioset_balanced")
     for variant in load_study(name).variants:
         changed = with_changes(recipe, variant.changes)
@@ -23,7 +23,7 @@ def test_every_variant_changes_a_recipe_to_what_it_says(name: str) -> None:
             assert (list(found) if isinstance(found, tuple) else found) == value
 
 
-def test_overlaps_have_the_papers_patches_and_cost() -> None:
+def test_overlap_variants_have_the_patches_and_the_cost_of_the_paper() -> None:
     recipe = load_recipe("audioset_full")
     costs = {}
     for variant in PAPER_STUDIES["overlap"].variants:
@@ -33,13 +33,13 @@ def test_overlaps_have_the_papers_patches_and_cost() -> None:
     assert [round(own.macs / 1e9, 1) for own in costs.values()] == [48.6, 64.1, 85.9, 130.5]
 
 
-def study(folder: Path, text: str) -> Path:
+def write_study(folder: Path, text: str) -> Path:
     path = folder / "mine.toml"
     path.write_text(text)
     return path
 
 
-def test_a_grid_crosses_its_axes_and_ranges_draw_the_same_again(tmp_path: Path) -> None:
+def test_grid_is_crossed_with_points_that_each_load_draws_alike(tmp_path: Path) -> None:
     text = """
     title = "Mine"
     samples = 3
@@ -51,7 +51,7 @@ def test_a_grid_crosses_its_axes_and_ranges_draw_the_same_again(tmp_path: Path) 
     learning_rate = {low = 1e-4, high = 1e-2, log = true}
     epochs = {low = 2, high = 9}
     """
-    found = load_study(str(study(tmp_path, text)))
+    found = load_study(str(write_study(tmp_path, text)))
     assert found == load_study(str(tmp_path / "mine.toml"))
     assert len(found.variants) == 6
     assert found.early_stopping == "asha"
@@ -62,40 +62,40 @@ def test_a_grid_crosses_its_axes_and_ranges_draw_the_same_again(tmp_path: Path) 
     assert len({variant.changes["optim.learning_rate"] for variant in found.variants}) == 3
 
 
-def test_named_variants_may_have_their_own_repeats(tmp_path: Path) -> None:
+def test_named_variant_keeps_its_own_repeats(tmp_path: Path) -> None:
     text = "[variants.base]\n[variants.fine]\nrepeats = 1\nmodel.time_stride = 4\n"
-    base, fine = load_study(str(study(tmp_path, text))).variants
+    base, fine = load_study(str(write_study(tmp_path, text))).variants
     assert (base.changes, base.repeats) == ({}, None)
     assert (fine.changes, fine.repeats) == ({"model.time_stride": 4}, 1)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "nothing to try"),
-        ("grids = 1", "keys .'grids'."),
+        ("", "has no variants"),
+        ("grids = 1", "unknown keys .'grids'."),
         ("[grid]\nmodel = 3", "must be a list"),
         ("[range.optim]\nepochs = {low = 1, high = 2}", "samples = N"),
-        ("samples = 2\n[range.optim]\nepochs = {low = 2, high = 1}", "low below a high"),
-        ("samples = 2\n[range.optim]\nlearning_rate = {low = 0, high = 1, log = true}", "start above 0"),
+        ("samples = 2\n[range.optim]\nepochs = {low = 2, high = 1}", "set low below high"),
+        ("samples = 2\n[range.optim]\nlearning_rate = {low = 0, high = 1, log = true}", "set low above 0"),
         ("early_stopping = 'hyperband'", "none or asha"),
         ("[variants.a]\nrepeats = 0", "repeats is 0"),
-        ("[variants.'../a']", "folder"),
+        ("[variants.'../a']", "cannot be folder names"),
         ("title = ", "not TOML"),
         (f"samples = {'9' * 5000}", "not TOML"),
     ],
 )
-def test_what_is_no_study_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        load_study(str(study(tmp_path, text)))
+def test_invalid_study_raises_a_user_error_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_study(str(write_study(tmp_path, text)))
 
 
-def test_an_unknown_study_is_told_the_known_ones() -> None:
+def test_unknown_study_raises_a_user_error_that_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="overlap, patch, positions"):
         load_study("overlaps")
 
 
-def test_a_wrong_key_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelled_recipe_key_exits_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         with_changes(load_recipe("demo"), {"model.time_strid": 4})
     assert "time-stride" in capsys.readouterr().err

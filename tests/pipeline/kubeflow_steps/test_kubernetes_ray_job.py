@@ -1,4 +1,4 @@
-"""A RayJob from its creation to its end, over HTTP to what stands in for a cluster's API."""
+"""A RayJob from its creation to its end, over HTTP to a server that replaces the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(program: str) -> dict:
     return {"metadata": {"generateName": "pipeline-train-", "namespace": "ast"}, "spec": {"entrypoint": command}}
 
 
-def test_a_job_is_followed_and_each_line_of_its_log_is_passed_on_once(api: KubeAPI, capsys) -> None:
+def test_running_job_prints_each_line_of_its_log_once(api: KubeAPI, capsys) -> None:
     program = 'import time\nfor n in range(30): print("epoch", n, flush=True); time.sleep(0.03)'
     run_ray_job(manifest(program), poll_s=0.1)
     lines = capsys.readouterr().out.splitlines()
@@ -43,49 +43,49 @@ def test_a_job_is_followed_and_each_line_of_its_log_is_passed_on_once(api: KubeA
         "RayJob pipeline-train-1: Running RUNNING", "RayJob pipeline-train-1: Complete SUCCEEDED",
     ]  # fmt: skip
     assert sum("/log?" in request for request in api.asked) > 3  # it was read while it grew
-    assert api.jobs == {}  # what succeeded is cleared away
+    assert api.jobs == {}  # a job that succeeded is deleted
 
 
-def test_a_failed_job_is_an_error_with_its_message_and_stays(api: KubeAPI) -> None:
+def test_failed_job_raises_its_message_and_is_not_deleted(api: KubeAPI) -> None:
     program = 'print("Error: There are no shards in /work."); raise SystemExit(1)'
     with pytest.raises(UserError, match=r"(?s)train-1 failed \(AppFailed\).*exit code 1.*There are no shards in /work"):
         run_ray_job(manifest(program), poll_s=0.1)
     assert list(api.jobs) == ["pipeline-train-1"]
 
 
-def test_an_api_that_is_away_for_a_while_costs_nothing(api: KubeAPI, capsys) -> None:
-    def break_it() -> None:
+def test_short_outage_of_the_api_loses_no_line_of_the_log(api: KubeAPI, capsys) -> None:
+    def break_api() -> None:
         while sum("GET" in request for request in api.asked) < 2:
             time.sleep(0.01)
         api.faults += [500, 503, 500]
 
-    threading.Thread(target=break_it, daemon=True).start()
+    threading.Thread(target=break_api, daemon=True).start()
     run_ray_job(manifest('import time\nprint("one", flush=True); time.sleep(1.5); print("two")'), poll_s=0.1)
     assert api.faults == []
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line in {"one", "two"}] == ["one", "two"]
 
 
-def test_it_gives_up_with_a_reason(api: KubeAPI, monkeypatch) -> None:
+def test_long_outage_or_refusal_of_the_api_raises_a_user_error(api: KubeAPI, monkeypatch) -> None:
     monkeypatch.setattr(ray_job, "PATIENCE_S", 0.2)
     threading.Timer(0.5, lambda: api.faults.extend([500] * 100)).start()
-    with pytest.raises(UserError, match=r"API is away for \d+ s .*pipeline-train-1 may go on"):
+    with pytest.raises(UserError, match=r"API has not answered for \d+ s .*pipeline-train-1 may still run"):
         run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
     api.faults[:] = [404]
-    with pytest.raises(UserError, match=r"404 .*Is KubeRay installed"):
+    with pytest.raises(UserError, match=r"404 .*Install KubeRay"):
         run_ray_job(manifest("pass"), poll_s=0.1)
     api.faults[:] = [403]
     with pytest.raises(UserError, match=r"403 .*Role"):
         run_ray_job(manifest("pass"), poll_s=0.1)
 
 
-def test_a_job_that_someone_deletes_is_an_error(api: KubeAPI) -> None:
+def test_deleted_job_raises_a_user_error(api: KubeAPI) -> None:
     threading.Timer(0.5, lambda: api.remove("pipeline-train-1")).start()
     with pytest.raises(UserError, match="was deleted before it ended"):
         run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
 
 
-def test_a_stopped_step_stops_its_job(api: KubeAPI) -> None:
+def test_sigterm_of_the_step_deletes_its_job(api: KubeAPI) -> None:
     program = f"""
 import json
 from pipeline.kubeflow_steps.ray_job import run_ray_job

@@ -101,7 +101,7 @@ def test_a_stopped_job_loses_no_step(folder: Path, ray_cluster: Cluster) -> None
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert _status(ray_cluster, "to-stop") == "STOPPED"
     log, run = ray_cluster.logs(), folder / "stopped"
-    assert f"seed-0 left at step {newest_step(member)}" in ray_cluster.ray("job", "logs", *jobs).stdout
+    assert f"seed-0 stopped at step {newest_step(member)}" in ray_cluster.ray("job", "logs", *jobs).stdout
     assert newest_step(member) == last_step(log, run, 0) == last_step(log, run, 1)
 
 
