@@ -62,7 +62,7 @@ def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
     rows = [row for history in histories.values() for row in history]
-    key = _score_key(rows)
+    key = _find_score_key(rows)
     for member, history in histories.items():
         epochs = [row["epoch"] for row in history]
         loss_axes.plot(epochs, [row["train_loss"] for row in history], marker=".", label=member)
@@ -164,7 +164,7 @@ def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> 
     save_figure(figure, path)
 
 
-def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
+def _find_score_key(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the headline metric's name in the rows; "score" if they have none."""
     return headline_key(dict.fromkeys(sorted({key for row in rows for key in row}))) or "score"
 

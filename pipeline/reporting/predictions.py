@@ -45,7 +45,7 @@ class Predictions:
         return Predictions(self.labels, calibrated, self.faults, decided)
 
     def table(self, top_k: int) -> Table:
-        """Return a table: for each recording the labels decided on or the `top_k` most probable, then the refused files."""
+        """Return a table of the labels decided on, or the `top_k` most probable, and of the refused files."""
         table = Table(title="predictions")
         table.add_column("file", overflow="fold")
         table.add_column("labels")
@@ -58,7 +58,7 @@ class Predictions:
         return table
 
     def write(self, path: Path) -> None:
-        """Write .csv, .json or .parquet with one row per recording: path, error, decision, probability of each label."""
+        """Write .csv, .json or .parquet, one row per recording: path, error, decision, probability of each label."""
         rows = self._rows()
         if path.suffix == ".json":
             write_json(path, rows)

@@ -1,4 +1,7 @@
-"""Bundles' probabilities of a split's clips: those on disk, and others scored now, spread over Ray's workers."""
+"""The probabilities of bundles for the clips of a split, read from disk or computed on Ray's workers.
+
+Shape suffixes: N clips of the split, B clips of a chunk, C classes.
+"""
 
 from __future__ import annotations
 
@@ -25,63 +28,71 @@ from pipeline.ray_runtime.watched_pool import HEALTH, answers
 from pipeline.run_folder import sync
 
 CHUNK = 32
-"""Clips a worker scores between two reports."""
+"""Number of clips that a worker scores in one task, after which the progress bar advances."""
 
 
 @dataclass(frozen=True)
 class DescribedBundle:
-    """A bundle on disk, by its description; its weights stay there."""
+    """The description of a bundle on disk, without its weights."""
 
     folder: Path
     content: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
-        """Of the bundle."""
+        """The digest of the bundle."""
         return str(self.content["digest"])
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Where it came from."""
+        """The origin of the bundle: its recipe, seeds, data and runs."""
         facts: Mapping[str, Any] = self.content["facts"]
         return facts
 
     @property
     def places(self) -> list[Place]:
-        """Where its members' weights are."""
+        """The places of the members' weights."""
         return [Place(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
 
 
 def describe_bundle(folder: Path, reader: ShardReader) -> DescribedBundle:
-    """A bundle that fits the shards.
+    """Read the description of a bundle, and check that the bundle fits the shards.
 
     Raises:
-        UserError: no bundle, or one of other labels or another front end.
+        UserError: the folder holds no bundle, or its labels or its front end differ from those of the shards.
     """
     described = DescribedBundle(folder, read_description(folder).content)
     labels, wanted = described.content["labels"], list(reader.index.labels)
     require(
         labels == wanted,
         f"{folder} was trained on {len(labels)} labels that are not the {len(wanted)} of the shards in use"
-        f"{_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
+        f"{_describe_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
     )
     fits = all(entry["front_end"] == reader.index.front_end for entry in described.content["members"])
-    require(fits, f"{folder} was trained with another front end than the shards in use. Prepare with its own.")
+    require(
+        fits,
+        f"{folder} was trained with another front end than that of the shards in {reader.folder}. Run prepare "
+        "with the front end of the bundle.",
+    )
     return described
 
 
 def describe_bundles(bundles: Path, reader: ShardReader) -> dict[str, DescribedBundle]:
-    """The bundles of a folder by name, the largest ensemble last; UserError as `describe`, or if there is none."""
+    """Describe the bundles of a folder by name, the largest ensemble last.
+
+    Raises:
+        UserError: the folder holds no bundle, or a bundle does not fit the shards.
+    """
     found = [describe_bundle(path.parent, reader) for path in sorted(bundles.glob(f"*/{DESCRIPTION}"))]
-    require(bool(found), f"There is no bundle in {bundles}: run combine first.")
-    return {described.folder.name: described for described in sorted(found, key=_members_of_ensemble)}
+    require(bool(found), f"There is no bundle in {bundles}; run combine first.")
+    return {described.folder.name: described for described in sorted(found, key=_count_ensemble_members)}
 
 
-def _members_of_ensemble(described: DescribedBundle) -> int:
+def _count_ensemble_members(described: DescribedBundle) -> int:
     return len(described.places) if described.facts.get("role") == "ensemble" else 0
 
 
-def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
+def _describe_first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
     pairs = enumerate(zip(labels, wanted, strict=False))
     return next((f" (label {n}: {own!r}, not {other!r})" for n, (own, other) in pairs if own != other), "")
 
@@ -89,12 +100,13 @@ def _first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:
 def bundle_scores(
     settings: Common, bundles: Mapping[str, DescribedBundle], reader: ShardReader, output: Path
 ) -> dict[str, np.ndarray]:
-    """Each bundle's probabilities of the reader's clips, float32 [N, C]; kept as `output/NAME-scores.parquet`.
+    """Return each bundle's probabilities of the reader's clips, float32 [N, C]; store `output/NAME-scores.parquet`.
 
-    A member is scored once, in however many bundles it is; a bundle that was scored on these clips already, not again.
+    A member that is in several bundles is scored once. A bundle that was already scored on these clips is read from its
+    file.
 
     Raises:
-        UserError: a bundle gives scores that are not finite, or is damaged.
+        UserError: a bundle is damaged, or its scores are not finite.
     """
     paths = {name: output / f"{name}-scores.parquet" for name in bundles}
     identities = {name: identity_of(described.digest, reader) for name, described in bundles.items()}
@@ -110,23 +122,23 @@ def bundle_scores(
 
 
 def member_scores(settings: Common, bundles: Sequence[DescribedBundle], reader: ShardReader) -> dict[str, np.ndarray]:
-    """Score each different member of bundles on every clip once.
+    """Score each distinct member of the bundles once on every clip.
 
     Returns:
-        Probabilities, float32 [N, C], by the SHA-256 of a member's weights.
+        The probabilities, float32 [N, C], by the SHA-256 of the member's weights.
 
     Raises:
-        UserError: a bundle gives scores that are not finite, or is damaged.
+        UserError: a bundle is damaged, or its scores are not finite.
     """
     with connection.connect(settings.address, settings.workers):
-        scores = _scored(settings, _different(bundles), reader)
+        scores = _score_members(settings, _find_distinct_members(bundles), reader)
     for place, scores_NC in scores.items():
         _check_scores(place.bundle, scores_NC, reader)
     return {place.sha256: scores_NC for place, scores_NC in scores.items()}
 
 
-def _different(bundles: Sequence[DescribedBundle]) -> list[Place]:
-    """Each different member once: an ensemble's are its members' own bundles' too."""
+def _find_distinct_members(bundles: Sequence[DescribedBundle]) -> list[Place]:
+    """Return the places of the members without duplicates: members of an ensemble have bundles of their own, too."""
     places: dict[str, Place] = {}
     for described in bundles:
         for place in described.places:
@@ -134,10 +146,10 @@ def _different(bundles: Sequence[DescribedBundle]) -> list[Place]:
     return list(places.values())
 
 
-def _scored(settings: Common, places: Sequence[Place], reader: ShardReader) -> dict[Place, np.ndarray]:
+def _score_members(settings: Common, places: Sequence[Place], reader: ShardReader) -> dict[Place, np.ndarray]:
     chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
     scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
-    scorers = _scorers(settings, reader, len(chunks))
+    scorers = _start_scorers(settings, reader, len(chunks))
     tasks = [(place, indices) for place in places for indices in chunks]
     try:
         with Progress(console=Console(stderr=True)) as progress:
@@ -153,18 +165,18 @@ def _scored(settings: Common, places: Sequence[Place], reader: ShardReader) -> d
     return scores
 
 
-def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
-    """As many workers as were asked for and as the cluster can hold at once, but no more than `most`."""
+def _start_scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
+    """Start scorers: as many as the user asked for, but not more than the cluster has room for, nor than `most`."""
     resources, gpu = ray.cluster_resources(), cluster_size.uses_gpu()
     room = int(resources.get("GPU" if gpu else "CPU", 1))
     workers = max(1, min(cluster_size.worker_count(settings.workers), room, most))
-    kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # not in Ray's types
+    kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # missing in Ray's types
     actor = kind.options(
         num_cpus=1,
         num_gpus=1 if gpu else 0,
         max_restarts=2,
         max_task_retries=2,
-        scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has room for itself only
+        scheduling_strategy="DEFAULT",  # not the placement group of a trial, which has no room for scorers
     )
     stores = sync.object_stores(settings)
     return [actor.remote(reader.folder, reader.splits, stores) for _ in range(workers)]
@@ -173,4 +185,4 @@ def _scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
 def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:
     finite_N = np.isfinite(scores_NC).all(axis=1)
     names = ", ".join(reader.clip_ids[index] for index in np.flatnonzero(~finite_N)[:5])
-    require(bool(finite_N.all()), f"{bundle} gives scores that are not finite for {names}: train it again.")
+    require(bool(finite_N.all()), f"The scores of {bundle} are not finite for {names}. Train it again.")

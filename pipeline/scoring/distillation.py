@@ -1,4 +1,4 @@
-"""A teacher beside a training: its probabilities of the training clips, and how its student compares with it."""
+"""Distillation: the teacher's probabilities of the training clips, and the comparison with its student."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def score_teacher(settings: TrainSettings) -> Path | None:
     """Score the training clips with the recipe's teacher, once for all members of a run.
 
     Returns:
-        The file of its probabilities; None where the recipe has no teacher.
+        The file of the probabilities; None if the recipe has no teacher.
 
     Raises:
-        UserError: no such teacher, or one of other labels or another front end.
+        UserError: the teacher does not exist, or its labels or its front end differ from those of the shards.
     """
     if not settings.distil.teacher:
         return None
@@ -39,9 +39,9 @@ def score_teacher(settings: TrainSettings) -> Path | None:
     path = folder / "teacher-scores.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     sync.download_inputs(settings, settings.data.train_splits, [ALL_TEACHER])
-    with filelock.FileLock(folder / ".lock"):  # members of one run may be trained side by side
+    with filelock.FileLock(folder / ".lock"):  # members of one run may be trained at the same time
         reader = ShardReader(settings.shards, settings.data.train_splits)
-        teacher = describe_bundle(_bundle(settings), reader)
+        teacher = describe_bundle(_fetch_teacher(settings), reader)
         if read_scores(path, identity_of(teacher.digest, reader)) is None:
             bundle_scores(settings, {"teacher": teacher}, reader, folder)
     return path
@@ -50,11 +50,11 @@ def score_teacher(settings: TrainSettings) -> Path | None:
 def compare_with_teacher(
     settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, Any]
 ) -> rich.table.Table:
-    """The teacher, its members and the bundles of this run on the same clips, each with what it costs.
+    """Return a table of the score and cost of the teacher, its members and this run's bundles on the same clips.
 
-    It is kept in `evaluation/distillation.json`.
+    The rows are also written to `evaluation/distillation.json`.
     """
-    run, teacher = RunFolder.of(settings), describe_bundle(_bundle(settings), reader)
+    run, teacher = RunFolder.of(settings), describe_bundle(_fetch_teacher(settings), reader)
     by_member = member_scores(settings, [teacher], reader)
     single, labels_NC = reader.index.single_label, reader.labels_NC
     key = headline_metric(single)
@@ -62,23 +62,23 @@ def compare_with_teacher(
     if len(teacher.places) > 1:
         for place, entry in zip(teacher.places, teacher.content["members"], strict=True):
             value = evaluate_scores(by_member[place.sha256], labels_NC, single)[key]
-            rows.append(_row(f"teacher's {entry['name']}", [entry], value))
-    whole_NC = mean_probabilities([by_member[place.sha256] for place in teacher.places])
+            rows.append(_make_row(f"teacher's {entry['name']}", [entry], value))
+    ensemble_NC = mean_probabilities([by_member[place.sha256] for place in teacher.places])
     entries = teacher.content["members"]
-    rows.append(_row("teacher", entries, evaluate_scores(whole_NC, labels_NC, single)[key]))
+    rows.append(_make_row("teacher", entries, evaluate_scores(ensemble_NC, labels_NC, single)[key]))
     for name, result in results.items():
         own = describe_bundle(run.bundle(name), reader)
         if own.facts.get("role") in {"member", "ensemble"}:
-            rows.append(_row(f"student {name}", own.content["members"], result["metrics"][key]))
+            rows.append(_make_row(f"student {name}", own.content["members"], result["metrics"][key]))
     write_json(run.distillation, {"metric": key, "rows": rows})
-    return _table(key, rows, teacher, reader)
+    return _make_table(key, rows, teacher, reader)
 
 
-def _bundle(settings: TrainSettings | EvaluateSettings) -> Path:
+def _fetch_teacher(settings: TrainSettings | EvaluateSettings) -> Path:
     return sync.share_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
 
 
-def _row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:
+def _make_row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:
     costs = [
         model_cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
         for entry in entries
@@ -87,12 +87,14 @@ def _row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[
     return {"name": name, "macs": macs, "parameters": parameters, "score": score}
 
 
-def _table(key: str, rows: list[dict[str, Any]], teacher: DescribedBundle, reader: ShardReader) -> rich.table.Table:
+def _make_table(
+    key: str, rows: list[dict[str, Any]], teacher: DescribedBundle, reader: ShardReader
+) -> rich.table.Table:
     title = f"distilled from {teacher.folder.name}, on {len(reader)} clips of {'+'.join(reader.splits)}"
     table = rich.table.Table("model", title=title)
-    for heading in ("GMAC a clip", "M parameters", key):
+    for heading in ("GMAC per clip", "M parameters", key):
         table.add_column(heading, justify="right")
     for row in rows:
         size = (f"{row['macs'] / 1e9:.3g}", f"{row['parameters'] / 1e6:.3g}")
-        table.add_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
+        table.add_make_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
     return table

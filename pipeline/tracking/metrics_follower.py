@@ -1,4 +1,4 @@
-"""Send a training's metrics to MLflow while they grow on disk."""
+"""The thread that sends the metrics of a training to MLflow while the training writes them to disk."""
 
 from __future__ import annotations
 
@@ -18,46 +18,47 @@ from pipeline.tracking.mlflow_store import first_line, warn
 
 
 class MetricsFollower:
-    """Logs a training's `metrics.jsonl` while it grows: each epoch once, at step = epoch, over all resumes.
+    """Follower of a training's `metrics.jsonl` that logs each epoch once, with the epoch as step, over all resumes.
 
-    An epoch goes to the tracker as one batch with `epoch` in it; what the tracker then has says where to go on, so
-    nothing is lost or doubled if it was away.
+    Each epoch is one batch that includes the metric `epoch`. After an outage of the tracker the follower asks it for
+    the last `epoch` and continues there, so no epoch is lost or logged twice.
 
     Args:
-        run_id: of the run; with "" nothing is done.
-        history: the JSON lines; may not be there yet.
-        every_s: seconds between looks.
+        run_id: MLflow's id of the run; with "" the follower does nothing.
+        history: path of `metrics.jsonl`; the file may not exist yet.
+        every_s: seconds between two reads of the file.
     """
 
     def __init__(self, run_id: str, history: Path, every_s: float = 1.0) -> None:
         self._run_id = run_id
         self._history = history
-        self._logged: int | None = None  # last epoch that the tracker has; None when it must be asked
+        self._logged: int | None = None  # last epoch that the tracker has; None: ask the tracker
         self._first_ms = 0
         self._warned = False
         self._poller = Poller(every_s, self._catch_up)
 
     def __enter__(self) -> Self:
-        """Start to follow."""
+        """Start the thread."""
         self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Log what is left and stop."""
+        """Stop the thread and log the remaining epochs."""
         self._poller.__exit__(kind, error, trace)
 
     def _catch_up(self) -> None:
         if not self._run_id:
             return
         try:
-            rows = _rows(self._history)
+            rows = _read_complete_rows(self._history)
             if self._logged is None:
-                self._ask()
+                self._ask_for_last_epoch()
             clock_ms = float(self._first_ms)
             for row in rows:
-                # Made of the run's start and the rows' own seconds: a batch sent twice is the same to a database.
+                # The time is the run's start plus the seconds of the rows, not the clock: a batch that is sent twice is
+                # then identical, and the database keeps it once.
                 clock_ms += 1000 * row.get("seconds", 0.0)
                 if row["epoch"] > (self._logged or 0):
                     self._send(row, int(clock_ms))
@@ -67,7 +68,7 @@ class MetricsFollower:
                 warn(f"epochs are not logged for now ({first_line(error)}); they are kept in {self._history}")
             self._warned = True
 
-    def _ask(self) -> None:
+    def _ask_for_last_epoch(self) -> None:
         run = MlflowClient().get_run(self._run_id)
         self._first_ms = run.info.start_time
         self._logged = int(run.data.metrics.get("epoch", 0))
@@ -80,8 +81,8 @@ class MetricsFollower:
         self._logged = epoch
 
 
-def _rows(history: Path) -> list[dict[str, Any]]:
-    """The whole lines of the history; a last one without its end is left for later."""
+def _read_complete_rows(history: Path) -> list[dict[str, Any]]:
+    """Read the complete lines of the history; skip a last line that is still being written."""
     if not history.is_file():
         return []
     text = history.read_text(encoding="utf-8")

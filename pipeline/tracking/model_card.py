@@ -117,7 +117,9 @@ def _describe_decisions(bundle: Bundle) -> str:
         if bundle.decisions.one_label
         else "Platt scaling and the threshold of the best F1 for each class"
     )
-    return f"Calibrated on the split `{bundle.decisions.fitted_on.get('split', '')}` ({how}). `predict --decide` uses the calibration."
+    return (
+        f"Calibrated on the split `{bundle.decisions.fitted_on.get('split', '')}` ({how}); `predict --decide` uses it."
+    )
 
 
 def _describe_origin(bundle: Bundle, evaluation: dict[str, Any]) -> str:

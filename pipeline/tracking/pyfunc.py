@@ -65,10 +65,10 @@ class Tagger:
         """
         if not {AUDIO, WAVEFORM} & set(model_input.columns):
             raise ValueError(
-                f"The request has neither the column {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples); send one."
+                f"the request has neither {AUDIO} (bytes of a file, base64) nor {WAVEFORM} (samples); send one of them"
             )
         if AUDIO in model_input:
-            # MLflow reads {"audio": [recording, recording]} as one row, because its signature has an array, the waveform.
+            # MLflow reads {"audio": [recording, recording]} as one row, because the signature has an array column.
             model_input = model_input.explode(AUDIO)
         labels = self._predictor.bundle.labels
         scores, errors = [], []

@@ -145,8 +145,8 @@ def fetch_artifact(run_id: str, artifact: str, to: Path) -> None:
             shutil.copyfile(MlflowClient().download_artifacts(run_id, artifact, scratch), to)
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"The artifact {artifact} of the MLflow run {run_id} cannot be fetched: {first_line(error)}. Check that the "
-            "run has it and that the tracker answers."
+            f"The artifact {artifact} of the MLflow run {run_id} cannot be fetched: {first_line(error)}. Check that "
+            "the run has it and that the tracker answers."
         ) from error
 
 

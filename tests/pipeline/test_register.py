@@ -61,7 +61,7 @@ def test_registered_models_are_complete_predict_the_same_and_are_not_doubled(
     assert Bundle.load(registry.fetch_bundle("models:/ast-test/1")).digest == local.digest
     assert "8 of the 9 clips" in version.description
     assert "mAP | 0.5" in version.description
-    assert "mel bins, 10 ms a frame" in version.description  # MLflow's page keeps the line breaks of the text
+    assert "mel bins, 10 ms per frame" in version.description  # MLflow's page keeps the line breaks of the text
     stored = registry.fetch_bundle("models:/ast-test@champion").parents[1]
     assert not [path for path in stored.rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
 

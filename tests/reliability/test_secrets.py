@@ -1,4 +1,4 @@
-"""A password in the address of the tracker is in nothing that a run writes, logs or shows, whatever goes wrong."""
+"""A password in the tracker's address never appears in what a run writes, logs or prints, even if it fails."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pipeline.kubeflow_steps.plan import Plan
 from pipeline.tracking import mlflow_store, runs
 
 CANARY = "Canary%2Fpass-4711"
-"""A slash in it, as URIs write it: what is decoded again must not be seen either."""
-SEEN = ("Canary", "pass-4711")
+"""Password with a slash, percent-encoded as in URIs; neither the encoded nor the decoded form may appear."""
+SECRET_PARTS = ("Canary", "pass-4711")
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MLflow keeps artifacts in the working folder here, and the login is for this test alone."""
+    """Run the test in its own folder, where MLflow puts artifacts, and without a login in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
@@ -45,30 +45,30 @@ def flags(tmp_path: Path) -> Callable[[str], list[str]]:
     return lambda tracking: [tracking if word.startswith("sqlite:") else word for word in own]
 
 
-def only(flags: list[str], *sections: str) -> list[str]:
-    """Flags that a stage takes which has no other sections of a recipe."""
+def select_flags(flags: list[str], *sections: str) -> list[str]:
+    """Return the flags of a stage whose settings have only these sections of a recipe."""
     pairs = zip(flags[::2], flags[1::2], strict=True)
     return [w for pair in pairs if "." not in pair[0] or pair[0][2:].split(".")[0] in sections for w in pair]
 
 
 def stages(flags: list[str], audio: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "train", lambda: train.main(flags)
-    yield "combine", lambda: combine.main([*only(flags, "optim"), "--ensemble.seeds", "0"])
-    yield "evaluate", lambda: evaluate.main(only(flags, "data"))
-    yield "register", lambda: register.main([*only(flags), "--model-name", "canary"])
-    yield "report", lambda: report.main(only(flags, "data"))
+    yield "combine", lambda: combine.main([*select_flags(flags, "optim"), "--ensemble.seeds", "0"])
+    yield "evaluate", lambda: evaluate.main(select_flags(flags, "data"))
+    yield "register", lambda: register.main([*select_flags(flags), "--model-name", "canary"])
+    yield "report", lambda: report.main(select_flags(flags, "data"))
     store = flags[flags.index("--tracking") + 1]
     yield "predict", lambda: predict.main([str(audio), "--model", "models:/canary@champion", "--tracking", store])
 
 
-def require_unseen(text: str, where: object) -> None:
-    for part in SEEN:
+def require_hidden(text: str, where: object) -> None:
+    for part in SECRET_PARTS:
         assert part not in text, f"{where}: {text[max(0, text.find(part) - 300) :][:400]}"
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_session")
-def test_nothing_that_a_run_writes_or_shows_has_the_password(
+def test_a_run_writes_and_prints_everything_without_the_password(
     tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], measured
 ) -> None:
     audio = save_tone(tmp_path / "tone.wav")
@@ -83,16 +83,16 @@ def test_nothing_that_a_run_writes_or_shows_has_the_password(
             ).fetchall():
                 dumped += str(connection.execute(f'SELECT * FROM "{table}"').fetchall())
                 tables += 1
-    assert "mlflow:***@127.0.0.1" in dumped  # a parameter: what is hidden was logged
-    require_unseen(dumped, "the store")
-    shown = capfd.readouterr()
-    assert "mlflow:***@127.0.0.1" in shown.out  # the command that shows the registry
-    require_unseen(shown.out + shown.err, "what was shown")
+    assert "mlflow:***@127.0.0.1" in dumped  # the address was logged as a parameter, without the password
+    require_hidden(dumped, "the store")
+    output = capfd.readouterr()
+    assert "mlflow:***@127.0.0.1" in output.out  # the printed command that opens the registry
+    require_hidden(output.out + output.err, "the output")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     for path in files:
-        require_unseen(path.read_bytes().decode("latin-1"), path)
+        require_hidden(path.read_bytes().decode("latin-1"), path)
     mlflow.set_tracking_uri("")
-    measured("security", files=len(files), tables=tables, characters_shown=len(shown.out + shown.err))
+    measured("security", files=len(files), tables=tables, characters_shown=len(output.out + output.err))
 
 
 @pytest.mark.timeout(240)
@@ -105,42 +105,42 @@ def test_nothing_that_a_run_writes_or_shows_has_the_password(
         f"sqlite:////proc/no/{'x' * 300}?password={CANARY}",
     ],
 )
-def test_no_fault_of_the_tracker_tells_the_password(
+def test_errors_of_the_tracker_do_not_print_the_password(
     address: str, flags, save_tone, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch, measured
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     by_name = dict(stages(flags(address), save_tone(tmp_path / "tone.wav")))
     failed = 0
-    for name in ("report", "predict"):  # one that goes on without a tracker, one that cannot
+    for name in ("report", "predict"):  # report continues without a tracker, predict cannot
         try:
             by_name[name]()
-        except SystemExit as left:
-            failed += left.code == 1
+        except SystemExit as stopped:
+            failed += stopped.code == 1
     assert failed
     with runs.start_run("test", "train", {}, {}) as run_id:
         assert not run_id
-    shown = capfd.readouterr()
-    assert "MLflow" in shown.err
-    require_unseen(shown.out + shown.err, address)
+    output = capfd.readouterr()
+    assert "MLflow" in output.err
+    require_hidden(output.out + output.err, address)
     measured("security", address=address.partition(":")[0], stages_failed=failed)
 
 
-def test_what_is_put_into_a_trial_or_shown_by_a_cluster(flags) -> None:
+def test_settings_hide_the_password_and_a_kubeflow_plan_refuses_it(flags) -> None:
     settings = parse_settings(TrainSettings, None, flags(f"http://user:{CANARY}@host"))
     assert CANARY in settings.tracking
-    require_unseen(repr(settings), "repr")
-    given = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}
-    plan = Plan(**given, tracking=settings.tracking, changes={}, ray_cluster="ast", ray_job="{}")
+    require_hidden(repr(settings), "repr")
+    values = {"recipe": "demo", "data_source": "/d", "run_dir": "/r", "experiment": "", "model_name": "", "workers": 0}
+    plan = Plan(**values, tracking=settings.tracking, changes={}, ray_cluster="ast", ray_job="{}")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
         plan.resolve()
 
 
-def test_a_servers_login_is_given_to_mlflow_out_of_the_address(tmp_path: Path) -> None:
+def test_a_servers_login_moves_from_the_address_to_the_environment(tmp_path: Path) -> None:
     mlflow_store.open_store(f"http://user:{CANARY}@127.0.0.1:9")
     assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "user"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "Canary/pass-4711"
-    mlflow_store.open_store("http://127.0.0.1:9")  # another server is not told
+    mlflow_store.open_store("http://127.0.0.1:9")  # another server must not receive the login
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
@@ -150,7 +150,7 @@ def test_a_servers_login_is_given_to_mlflow_out_of_the_address(tmp_path: Path) -
 def test_a_store_with_keys_is_refused_without_showing_them(uri: str, flags, capfd, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         train.main([*flags("sqlite:///x.db"), "--storage", uri])
-    shown = capfd.readouterr()
-    assert "holds keys" in shown.err
-    assert "Canary" not in shown.out + shown.err
+    output = capfd.readouterr()
+    assert "holds keys" in output.err
+    assert "Canary" not in output.out + output.err
     assert not [path for path in (tmp_path / "run").rglob("*") if b"Canary" in path.name.encode()]

