@@ -1,4 +1,6 @@
-# `make demo` and `make test` are all that a fresh machine needs; each makes the virtual environment by itself.
+# A fresh machine needs only `make demo` or `make test`: each makes the virtual environment by itself.
+# Byte-code is compiled at install time: without it every process compiles torch, Ray and MLflow again wherever
+# PYTHONDONTWRITEBYTECODE is set or the environment is read-only.
 PYTHON ?= python3
 DATA ?=
 ARGS ?=
@@ -21,33 +23,33 @@ export MLFLOW_DISABLE_TELEMETRY = true
 	$(BIN)/python -m compileall -q -j 0 ast_core pipeline tune
 	touch $@
 
-demo: .venv/.installed  ## The main job: on audio that it makes itself, or on DATA=FOLDER
+demo: .venv/.installed  ## Run the main job on audio that it makes itself, or on DATA=FOLDER
 	$(BIN)/python pipeline/run.py --recipe $(if $(DATA),own --data.source "$(DATA)",demo) $(ARGS)
 
-test: lint  ## All checks and tests
+test: lint  ## Run all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: lint  ## The same with many more faults, and a figure for each promise
+test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
 	$(BIN)/python -m pytest --long $(ARGS)
 
-lint: .venv/.installed  ## Style, types, architecture
+lint: .venv/.installed  ## Check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.installed  ## Every headline figure against its peer
+bench: .venv/.installed  ## Measure every headline figure and its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-audit: .venv/.installed  ## Known weaknesses of the dependencies, by PyPI; needs the network
+audit: .venv/.installed  ## Ask PyPI for known weaknesses of the dependencies; needs the network
 	$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.lock
 
-lock: .venv/.installed  ## Resolve requirements.lock and the image's again
+lock: .venv/.installed  ## Resolve requirements.lock and the image's lock again
 	$(COMPILE) --extra server --extra cluster --group dev -o requirements.lock
 	$(COMPILE) --extra server --extra cluster -c requirements.lock -o k8s/image/requirements.lock
 
-pipelines: .venv/.installed  ## Compile k8s/kubeflow's pipelines to the YAML that is committed
+pipelines: .venv/.installed  ## Compile the Kubeflow pipelines to the committed YAML
 	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py
 
-clean:  ## Remove the virtual environment and caches; runs in work/ stay
+clean:  ## Remove the virtual environment and caches, but not the runs in work/
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

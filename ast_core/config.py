@@ -1,4 +1,7 @@
-"""Every setting of the science, as frozen dataclasses with units in names. Defaults are the paper's for AudioSet."""
+"""Settings of data, model and training, as frozen dataclasses with units in names.
+
+The defaults are the paper's for AudioSet. Each attribute's docstring is the help text of its command-line flag.
+"""
 
 from __future__ import annotations
 
@@ -18,82 +21,98 @@ Positions = Literal["bilinear", "nearest", "reinitialised"]
 Projection = Literal["sum", "mean"]
 
 
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Log-mel mean and standard deviation of AudioSet in the published code, which computed them with augmentation on."""
 LONGEST_WINDOW = 1 << 16
-"""Samples: 0.3 s at the highest rate that is accepted, 4 s at 16 kHz."""
+"""Longest analysis window in samples: 0.09 s at the highest accepted rate, 4 s at 16 kHz."""
 HIGHEST_RATE_HZ = 768_000
+"""Highest accepted sampling rate."""
 MOST_MEL_BINS, MOST_FRAMES = 1024, 100_000
-"""Beyond these no sound is; a stranger's bundle that says more wants memory."""
+"""Largest accepted spectrogram. No recording needs more; an untrusted bundle could ask for all memory."""
 
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Waveform to log-mel filterbank (Kaldi's), and its normalisation."""
+    """Settings of the front end, which turns a waveform into Kaldi's log-mel filterbank."""
 
     sample_rate_hz: int = 16_000
-    """Rate that every recording is resampled to."""
+    """Sampling rate that every recording is resampled to."""
     num_mel_bins: int = 128
-    """Mel channels of the filterbank."""
+    """Number of mel channels of the filterbank."""
     frame_length_ms: float = 25.0
-    """Analysis window."""
+    """Length of the analysis window."""
     frame_shift_ms: float = 10.0
-    """Hop between frames."""
+    """Distance between the starts of two frames."""
     window: Window = "hanning"
-    """`hanning` as in the published checkpoints; the paper's text says `hamming`."""
+    """Shape of the analysis window: `hanning` as in the published checkpoints; the paper's text says `hamming`."""
     target_frames: int = 1024
-    """Frames a clip is padded or cut to: AudioSet 1024, ESC-50 512, Speech Commands 128."""
+    """Number of frames that each clip is padded or cut to: AudioSet 1024, ESC-50 512, Speech Commands 128."""
 
     def __post_init__(self) -> None:
-        """Check what has no meaning otherwise."""
+        """Check ranges."""
         rate = self.sample_rate_hz
         require(1000 <= rate <= HIGHEST_RATE_HZ, f"front-end.sample-rate-hz is {rate}; give 1000 to {HIGHEST_RATE_HZ}.")
         require(self.num_mel_bins >= 4, f"front-end.num-mel-bins is {self.num_mel_bins}; give 4 or more.")
         require(self.target_frames >= 16, f"front-end.target-frames is {self.target_frames}; give 16 or more.")
-        require(self.num_mel_bins <= MOST_MEL_BINS, f"front-end.num-mel-bins is {self.num_mel_bins}; 1024 at most.")
-        require(self.target_frames <= MOST_FRAMES, f"front-end.target-frames is {self.target_frames}; 100000 at most.")
+        require(
+            self.num_mel_bins <= MOST_MEL_BINS, f"front-end.num-mel-bins is {self.num_mel_bins}; give 1024 or less."
+        )
+        require(
+            self.target_frames <= MOST_FRAMES, f"front-end.target-frames is {self.target_frames}; give 100000 or less."
+        )
         require(
             0 < self.frame_shift_ms <= self.frame_length_ms,
-            f"front-end.frame-shift-ms is {self.frame_shift_ms}; give more than 0, at most frame-length-ms.",
+            f"front-end.frame-shift-ms is {self.frame_shift_ms}; give more than 0 and at most "
+            f"front-end.frame-length-ms ({self.frame_length_ms}).",
         )
         window = rate * self.frame_length_ms / 1000
-        require(window <= LONGEST_WINDOW, f"front-end.frame-length-ms is {self.frame_length_ms}; give less.")
+        require(
+            window <= LONGEST_WINDOW,
+            f"front-end.frame-length-ms is {self.frame_length_ms}; give {1000 * LONGEST_WINDOW / rate:.0f} or less at "
+            f"{rate} Hz.",
+        )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and which of its splits train, choose and test."""
+    """Settings of the data set: where it is, and which splits train, validate and test."""
 
     source: str = ""
-    """Folder of the data set, or a CSV, JSON or Parquet manifest."""
+    """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
     layout: Layout = "auto"
-    """How the source is laid out; `auto` recognises it."""
+    """Layout of the source; `auto` detects it."""
     train_splits: tuple[str, ...] = ("train",)
-    """Splits to train on, joined in this order."""
+    """Names of the training splits, joined in this order."""
     validation_split: str = ""
-    """Split that chooses the best epoch; empty for none."""
+    """Name of the split that chooses the best epoch; leave it empty to choose none."""
     test_split: str = "test"
-    """Split that is reported."""
+    """Name of the split whose results are reported."""
     mean: float | None = None
-    """Log-mel mean to normalise with; none for the training splits' own."""
+    """Log-mel mean for normalisation; the default is computed from the training splits."""
     std: float | None = None
-    """Log-mel standard deviation to normalise with, `(x - mean) / (2 std)`; none for the training splits' own."""
+    """Log-mel standard deviation for normalisation, `(x - mean) / (2 std)`; the default is computed from the training
+    splits."""
 
     def __post_init__(self) -> None:
-        """Check that statistics come in a pair."""
-        require((self.mean is None) == (self.std is None), "data.mean and data.std go together: give both or neither.")
+        """Check that mean and standard deviation are given together."""
+        require(
+            (self.mean is None) == (self.std is None),
+            f"data.mean is {self.mean} and data.std is {self.std}; give both or neither.",
+        )
         require(self.std is None or self.std > 0, f"data.std is {self.std}; give more than 0.")
         require(bool(self.train_splits), "data.train-splits is empty; name at least one split.")
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How the shards are written."""
+    """Settings of `prepare`, which writes the shards."""
 
     clips_per_part: int = 512
-    """Listed clips a Parquet part is made from."""
+    """Number of listed clips for each Parquet part."""
     max_reject_share: float = 0.01
-    """Share of clips with audio that may be rejected before the stage fails."""
+    """Largest share of the clips with audio that may be rejected; above it, the stage fails."""
     decode_limit_s: float = 120.0
-    """Seconds that a decoder may be silent over a clip, twice, before the clip is rejected."""
+    """Seconds to wait for the decoder's next block; a clip that exceeds this twice is rejected."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -104,106 +123,114 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer."""
+    """Settings of the transformer."""
 
     backbone: str = "deit_base_distilled_patch16_384"
-    """timm's name, or `ast_micro` / `ast_mini`: sizes of our own for a CPU, without ImageNet weights."""
+    """Size of the transformer: a timm name, or `ast_micro` / `ast_mini`, which are small enough for a CPU and have no
+    ImageNet weights."""
     patch_freq: int = 16
-    """Patch height in mel bins."""
+    """Height of a patch in mel bins."""
     patch_time: int = 16
-    """Patch width in frames."""
+    """Width of a patch in frames."""
     freq_stride: int = 10
-    """Stride over mel bins; 10 is the paper's overlap of 6."""
+    """Distance between patches in mel bins; 10 is the paper's overlap of 6."""
     time_stride: int = 10
-    """Stride over frames."""
+    """Distance between patches in frames."""
     init: str = "imagenet"
-    """`scratch`, `imagenet` (timm's hub), a file of ImageNet or AST weights (.pth, .safetensors), or a folder: a
-    bundle, an epoch of a run, or Hugging Face's format."""
+    """Source of the first weights: `scratch`, `imagenet` (downloaded by timm), a file of ImageNet or AST weights (.pth,
+    .safetensors), or a folder: a bundle, an epoch of a run, or a model in Hugging Face's format."""
     positions: Positions = "bilinear"
-    """How another grid's positional embedding is stretched where it is too small; `reinitialised` starts it anew."""
+    """Method that resizes the positional embedding of a smaller grid; `reinitialised` draws a new embedding instead."""
     projection: Projection = "sum"
-    """ImageNet's RGB projection becomes one channel: `sum` as in the published code; the paper's text says `mean`."""
+    """Method that turns ImageNet's RGB projection into one channel: `sum` as in the published code; the paper's text
+    says `mean`."""
     mask_padding: bool = False
-    """Keep patches that are all padding out of attention; the published model attends to them."""
+    """Switch that hides patches of padding from attention; the published model attends to them."""
 
     def __post_init__(self) -> None:
         """Check that strides and patches are positive."""
         sizes = (self.patch_freq, self.patch_time, self.freq_stride, self.time_stride)
-        require(min(sizes) >= 1, f"model patch sizes and strides are {sizes}; give 1 or more each.")
+        require(
+            min(sizes) >= 1,
+            f"model.patch-freq, patch-time, freq-stride and time-stride are {sizes}; give 1 or more for each.",
+        )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training batches; every number from the AudioSet recipe."""
+    """Settings of the augmentation of training batches; the defaults are the AudioSet recipe's."""
 
     mixup_rate: float = 0.5
-    """Share of training clips that are mixed with a uniformly drawn partner."""
+    """Share of training clips that are mixed with a random other clip."""
     mixup_alpha: float = 10.0
-    """Lambda is drawn from Beta(alpha, alpha)."""
+    """Parameter alpha of the distribution Beta(alpha, alpha) that the mixing weight is drawn from."""
     freq_mask_bins: int = 48
-    """Widest frequency mask; 0 for none."""
+    """Largest width of the frequency mask in mel bins; 0 masks nothing."""
     time_mask_frames: int = 192
-    """Widest time mask; 0 for none."""
+    """Largest width of the time mask in frames; 0 masks nothing."""
     noise: bool = False
-    """Add `rand * U(0, 1) / 10` after normalisation and roll in time by [-10, 10) frames (Speech Commands)."""
+    """Switch for Speech Commands' noise: add `rand * U(0, 1) / 10` after normalisation and roll by [-10, 10) frames."""
     patchout_freq: int = 0
-    """Rows of patches left out of a training step, another choice a clip; PaSST-S has 4 of 12 (structured patchout)."""
+    """Rows of patches dropped in training, drawn anew for each clip (structured patchout); PaSST-S drops 4 of 12."""
     patchout_time: int = 0
-    """Columns of patches left out; PaSST-S has 40 of 99."""
+    """Columns of patches dropped in training; PaSST-S drops 40 of 99."""
     patchout_any: int = 0
-    """Further patches left out, wherever they are (unstructured patchout)."""
+    """Further patches dropped in training, at any place (unstructured patchout)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         require(0 <= self.mixup_rate <= 1, f"augment.mixup-rate is {self.mixup_rate}; give 0 to 1.")
         require(self.mixup_alpha > 0, f"augment.mixup-alpha is {self.mixup_alpha}; give more than 0.")
-        left_out = (self.patchout_freq, self.patchout_time, self.patchout_any)
-        require(min(left_out) >= 0, f"augment.patchout-* are {left_out}; give 0 or more each.")
+        dropped = (self.patchout_freq, self.patchout_time, self.patchout_any)
+        require(
+            min(dropped) >= 0,
+            f"augment.patchout-freq, patchout-time and patchout-any are {dropped}; give 0 or more each.",
+        )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation, the sampler, and which weights stand for a run."""
+    """Settings of the optimiser, the sampler, and the choice of a run's final weights."""
 
     epochs: int = 5
-    """Passes; with the balanced sampler a pass is as many draws as there are clips."""
+    """Number of passes over the data; with the balanced sampler, a pass draws as many clips as the data has."""
     batch_size: int = 12
-    """Clips a step over all workers."""
+    """Number of clips in a training step, over all workers."""
     learning_rate: float = 1e-5
-    """Adam's, after warm-up."""
+    """Learning rate of Adam after warm-up."""
     warmup_steps: int = 1000
-    """Linear warm-up."""
+    """Number of steps of the linear warm-up."""
     decay_first_epoch: int = 2
-    """After this epoch the rate is multiplied for the first time; 0 for never."""
+    """Epoch after which the learning rate is first multiplied by `decay-factor`; 0 keeps the rate constant."""
     decay_every_epochs: int = 1
-    """Then again after every so many epochs."""
+    """Number of epochs between two multiplications."""
     decay_factor: float = 0.5
-    """Multiplier."""
+    """Factor that each decay multiplies the learning rate by."""
     weight_decay: float = 5e-7
-    """Adam's L2 term."""
+    """Weight of Adam's L2 term."""
     loss: Loss = "bce"
-    """Binary cross-entropy (many labels a clip) or cross-entropy (one)."""
+    """Training loss: binary cross-entropy (several labels a clip) or cross-entropy (one label a clip)."""
     sampler: Sampler = "balanced"
-    """`shuffle`, or `balanced`: class-balanced draws with replacement."""
+    """Order of the training clips: `shuffle`, or `balanced` (class-balanced draws with replacement)."""
     precision: Precision = "fp32"
-    """Autocast type of the forward pass; fp16 scales its loss."""
+    """Number format of the forward pass (autocast); fp16 also scales the loss."""
     weights: Weights = "averaged"
-    """What stands for a run: the mean of epochs, its last epoch, the best on the validation split, or the exponential
-    moving average."""
+    """Final weights of a run: the mean of its epochs, the last epoch, the best epoch on the validation split, or the
+    exponential moving average."""
     average_first_epoch: int = 1
-    """First epoch of the mean."""
+    """First epoch that `averaged` includes."""
     checkpoint_every_steps: int = 1000
-    """Steps between checkpoints inside an epoch; each epoch's end is one as well."""
+    """Number of steps between two checkpoints; each epoch also ends with one."""
     accumulate: int = 1
-    """Parts that a worker's share of a batch is computed in, one after the other: less memory, the same gradient."""
+    """Number of parts that a worker computes its share of a batch in, one after another: less memory, same gradient."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient; 0 for no clipping, as published."""
+    """Largest norm of the gradient; 0 turns clipping off, as published."""
     ema_decay: float = 0.0
-    """Decay a step of an exponential moving average of the weights; 0 for none."""
+    """Decay per step of the exponential moving average of the weights; 0 turns it off."""
     activation_checkpointing: bool = False
-    """Compute each block's activations again in the backward pass: less memory, a third more time."""
+    """Switch that computes each block's activations again in the backward pass: less memory, a third more time."""
     compile: bool = False
-    """Compile the blocks with torch.compile: minutes of start, faster steps on a GPU."""
+    """Switch for torch.compile on the blocks: the start takes minutes longer, steps on a GPU are faster."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -214,10 +241,14 @@ class OptimConfig:
         require(self.clip_norm >= 0, f"optim.clip-norm is {self.clip_norm}; give 0 or more.")
         require(0 <= self.ema_decay < 1, f"optim.ema-decay is {self.ema_decay}; give 0 to less than 1.")
         require(
-            self.weights != "ema" or self.ema_decay > 0, "optim.weights is ema; give optim.ema-decay, such as 0.999."
+            self.weights != "ema" or self.ema_decay > 0,
+            "optim.weights is ema and optim.ema-decay is 0; give optim.ema-decay a value such as 0.999.",
         )
-        require(self.decay_every_epochs >= 1, "optim.decay-every-epochs must be 1 or more.")
-        require(self.checkpoint_every_steps >= 1, "optim.checkpoint-every-steps must be 1 or more.")
+        require(self.decay_every_epochs >= 1, f"optim.decay-every-epochs is {self.decay_every_epochs}; give 1 or more.")
+        require(
+            self.checkpoint_every_steps >= 1,
+            f"optim.checkpoint-every-steps is {self.checkpoint_every_steps}; give 1 or more.",
+        )
         require(
             1 <= self.average_first_epoch <= self.epochs,
             f"optim.average-first-epoch is {self.average_first_epoch}; give 1 to optim.epochs ({self.epochs}).",
@@ -225,33 +256,37 @@ class OptimConfig:
 
 
 WAYS_IN = ("init", "positions", "projection")
-"""Keys of the model's config that say where its first weights came from: they change no meaning of its weights."""
+"""Keys of the model's config that say where its first weights came from. They do not change what the weights mean."""
 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """The members of an ensemble: one training run a seed."""
+    """Settings of an ensemble: one training run for each seed."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the members; three are the paper's Ensemble-S."""
+    """Seeds of the members; the paper's Ensemble-S has three."""
     epochs: bool = False
-    """Also a bundle of each member's epochs that predicts their mean (the published log's 0.4647 beside 0.4590)."""
+    """Switch for one more bundle a member, which predicts the mean of its epochs (0.4647 in the published log, where
+    the averaged weights have 0.4590)."""
 
     def __post_init__(self) -> None:
-        """Check that members differ."""
+        """Check that the seeds differ."""
         require(bool(self.seeds), "ensemble.seeds is empty; give at least one seed.")
-        require(len(set(self.seeds)) == len(self.seeds), f"ensemble.seeds {self.seeds} has a seed twice.")
+        require(
+            len(set(self.seeds)) == len(self.seeds),
+            f"ensemble.seeds {self.seeds} repeats a seed; give different seeds.",
+        )
 
 
 @dataclass(frozen=True)
 class DistilConfig:
-    """Learning from a teacher's probabilities beside the labels."""
+    """Settings of distillation: training on a teacher's probabilities as well as on the labels."""
 
     teacher: str = ""
-    """A bundle folder or registry URI whose probabilities of the training clips are learned from; empty for none. It
-    may differ in size, patches and strides, not in labels or front end."""
+    """Bundle folder or registry URI of the teacher; leave it empty to train without one. The teacher may differ in
+    size, patches and strides, but must have the same labels and front end."""
     weight: float = 0.5
-    """Share of the teacher in the targets; the labels have the rest."""
+    """Share of the teacher's probabilities in the targets; the rest are the labels."""
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -260,7 +295,7 @@ class DistilConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One member's training: all that decides its weights, and where they go."""
+    """The training of one member: everything that decides its weights, and where they go."""
 
     folder: Path
     shards: Path
@@ -272,14 +307,14 @@ class Job:
     optim: OptimConfig
     distil: DistilConfig = field(default_factory=DistilConfig)
     teacher_scores: Path | None = None
-    """The teacher's probabilities of the training clips, as `ast_core.evaluation.stored_scores` writes them."""
+    """File of the teacher's probabilities of the training clips, as `ast_core.evaluation.stored_scores` writes it."""
     accept_other_data: bool = False
-    """Whether a run that began on other data of as many training clips may go on."""
+    """Permission to continue a run that began on other data with the same number of training clips."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a result: what a TOML recipe holds, section by section."""
+    """Everything that decides a result: the sections of a TOML recipe."""
 
     data: DataConfig = field(default_factory=DataConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

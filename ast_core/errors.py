@@ -1,4 +1,7 @@
-"""Errors by who must act. A `UserError` or `ClipError` is shown as one sentence; any other is a bug of ours."""
+"""Errors, grouped by who must act.
+
+The program shows a `UserError` or `ClipError` as one sentence. Any other exception is a bug in this program.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from ast_core.redaction import without_secrets
 
 
 class UserError(Exception):
-    """The user must act: a missing folder, a wrong setting, a mismatch of artefacts. The text says what to do.
+    """An error that the user must fix: a missing folder, a wrong setting, files that do not fit together.
 
-    Texts of other libraries are often part of it, and URIs part of those: passwords in them are left out.
+    The text says what to do. It often repeats the text of another library, which may hold a URI with a password, so
+    passwords are removed from it.
     """
 
     def __init__(self, text: str) -> None:
@@ -16,11 +20,11 @@ class UserError(Exception):
 
 
 class ClipError(Exception):
-    """One clip cannot be used. It goes to the rejects table; the stage goes on.
+    """An error in one clip. The clip goes to the rejects table, and the stage continues.
 
     Attributes:
         stage: `read`, `decode`, `resample` or `fbank`.
-        reason: one sentence without the path, fit for a table.
+        reason: one sentence without the path, for a cell of a table.
     """
 
     def __init__(self, stage: str, reason: str) -> None:
@@ -29,20 +33,20 @@ class ClipError(Exception):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
-        """Both arguments survive the trip between Ray's processes."""
+        """Return how to pickle the error, so that both arguments reach another Ray process."""
         return (ClipError, (self.stage, self.reason))
 
 
 class DamagedError(UserError):
-    """A file's bytes are not what was committed: a hash or a size differs, or a marker is missing."""
+    """A file whose bytes are not the ones that were written: a hash or size differs, or a marker is missing."""
 
 
 class NoRoomError(UserError):
-    """A disk is full. The text says which file, the bytes that it needs, and those that are free."""
+    """A full disk. The text names the file, the bytes that it needs and the bytes that are free."""
 
 
 class Preempted(Exception):  # noqa: N818  # nothing is wrong
-    """A training was asked to leave and left: all its steps are on disk. Whoever supervises it starts it elsewhere."""
+    """A training that was asked to stop and stopped with all its steps on disk. Its supervisor starts it elsewhere."""
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Passwords and keys out of whatever is written or shown: the one place that knows how they look."""
+"""Remove passwords and keys from everything that is written or shown. Only this module knows how they look."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECRETS = (
 
 
 def without_secrets(value: ValueT) -> ValueT:
-    """A text, or the texts of a dict or list, with `***` where a URI holds a password or key; others as they are."""
+    """Return a text, or all texts of a dict or list, with `***` for each password or key in a URI."""
     if isinstance(value, str):
         for secret in _SECRETS:
             value = secret.sub(rf"\g<1>{HIDDEN}", value)  # type: ignore[assignment]
@@ -28,5 +28,5 @@ def without_secrets(value: ValueT) -> ValueT:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text, such as a URI, has something to hide."""
+    """Return whether a text, such as a URI, holds a password or key."""
     return without_secrets(text) != text

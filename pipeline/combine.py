@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ast_core.config import OptimConfig
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import list_stored, remove_folder
 from ast_core.training.member_folder import MemberFolder
@@ -142,7 +143,7 @@ def _representative(name: str, epochs: dict[int, Path], optim: OptimConfig, sing
         last = epochs[optim.epochs]
         average = (name, checkpoint.read_tensors(last, "ema"), checkpoint.read_state(last)["identity"])
         return average, f"moving average over steps, decay {optim.ema_decay}"
-    key = "validation_accuracy" if single_label else "validation_mAP"
+    key = f"validation_{headline_metric(single_label)}"
     rows = {epoch: checkpoint.read_state(path)["row"] for epoch, path in epochs.items() if epoch <= optim.epochs}
     require(
         all(key in row for row in rows.values()),

@@ -1,6 +1,6 @@
-"""Cross-validation, such as ESC-50's five folds: each fold held out once, and the epoch chosen in more than one way.
+"""Cross-validate, as on ESC-50's five folds: hold each fold out once, and choose the epoch in three ways.
 
-python pipeline/folds.py --recipe esc50 --data.source ESC-50
+python pipeline/cross_validate.py --recipe esc50 --data.source ESC-50
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.storage.json_files import write_json
 from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings, select_settings
@@ -25,41 +26,42 @@ from pipeline.cli.stages import CrossValidateSettings, PrepareSettings, TrainSet
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
+from pipeline.run_folder.layout import RunFolder
 from pipeline.tracking import mlflow_store, runs
 from pipeline.train import train
 
 WAYS = {
-    "published": "one epoch for all, best on the test folds themselves, as the published code does; it flatters",
-    "nested": "for each fold the epoch that is best on the other folds",
-    "last": "no choice",
+    "published": "one epoch for all folds, the best on the test folds, as the published code does; too optimistic",
+    "nested": "for each fold, the epoch that is best on the other folds",
+    "last": "the last epoch",
 }
 """Ways to quote a cross-validation."""
 
 
 def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
-    """Prepare once, train once a fold, write and log `folds-result/seed-N/folds.json`; seeds stay beside each other.
+    """Prepare once, train once for each fold, write and log the results of all folds.
 
     Returns:
-        `curves` (score an epoch, by fold), and `published`, `nested` and `last` from `choose`.
+        `curves` (the score of each epoch, by fold), and `published`, `nested` and `last` from `choose`.
 
     Raises:
-        UserError: the data set has no three folds, or as the stages do.
+        UserError: the data set has fewer than three folds, or a stage fails.
     """
-    names = _folds(settings)
+    run, names = RunFolder.of(settings), _folds(settings)
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
     with connection.connect(settings.address, settings.workers):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))
-        key = "test_accuracy" if index.single_label else "test_mAP"
+        key = f"test_{headline_metric(index.single_label)}"
         curves = {}
         for held_out in names:
             Console().rule(f"{held_out} held out")
             others = tuple(name for name in names if name != held_out)
             data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
-            folder = settings.run_dir / "folds" / held_out
+            folder = run.fold(held_out)
             member = dataclasses.replace(select_settings(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(MemberFolder(train(member)).history)]
     result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
-    output = settings.run_dir / "folds-result" / f"seed-{settings.seed}"
+    output = run.folds_result(settings.seed)
     write_json(output / "folds.json", result)
     _log(settings, result, output)
     Console().print(_table(result))
@@ -68,29 +70,31 @@ def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
 
 
 def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
-    """The data set's splits, all of which are folds."""
+    """Return the names of the folds: all splits of the data set."""
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
     manifest = load_manifest(Path(settings.data.source), settings.data.layout)
     names = tuple(sorted({clip.split for clip in manifest.clips}))
     require(
         len(names) >= 3 and not {"train", "test", "eval"} & set(names),
-        f"{settings.data.source} has the splits {', '.join(names)}; cross-validation takes three folds or more.",
+        f"{settings.data.source} has the splits {', '.join(names)}. "
+        "Cross-validation needs three folds or more, and no fixed test split.",
     )
     return names
 
 
 def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
-    """Three ways to quote a cross-validation.
+    """Choose the epoch of each fold in three ways.
 
-    `published`: one epoch, the best of the mean over the test folds themselves, as in the published code: it flatters.
-    `nested`: for each fold the epoch that is best on the mean of the *other* folds' runs; the fold's own score chooses
-    nothing. `last`: no choice.
+    `published`: one epoch for all folds, the best of the mean over the test folds themselves, as in the published code;
+    the result is too optimistic.
+    `nested`: for each fold the epoch that is best on the mean of the *other* folds' runs, so that no fold chooses its
+    own epoch. `last`: the last epoch.
 
     Args:
-        curves: score of each epoch, by fold.
+        curves: the score of each epoch, by fold.
 
     Returns:
-        By way: `epochs` and `scores` by fold, `mean`, and `std` over the folds.
+        For each way: `epochs` and `scores` by fold, and their `mean` and `std` over the folds.
     """
     length = min(len(curve) for curve in curves.values())
 

@@ -89,7 +89,7 @@ def select_clips(settings: EvaluateSettings, run: RunFolder) -> TestClips:
     reader = ShardReader(run.shards, [split])
     require(len(reader) > 0, f"The split {split} in {run.shards} holds no clip to test on.")
     if settings.clip_list is None:
-        listed = reader.index.splits[split]["listed"]
+        listed = reader.index.splits[split].listed
         return TestClips(reader, np.arange(len(reader)), listed, f"listed clips of {split}", (), run.evaluation)
     coverage = cover(read_ids(settings.clip_list), reader.clip_ids)
     require(

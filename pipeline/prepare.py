@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
 from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
@@ -40,8 +41,6 @@ from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.opened import opened
 from pipeline.run_folder.shard_folder import ShardFolder, Splits
 
-AUDIOSET_STATISTICS = (-4.2677393, 4.5689974)
-"""Published mean and standard deviation, shown beside a data set's own."""
 SYNTHETIC = "synthetic"
 """The source of the demo: recordings that the project makes."""
 
@@ -183,7 +182,7 @@ def _report(shards: Path, splits: Splits) -> None:
     for column in ("split", "listed", "kept", "rejected", "missing", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, counts in splits.items():
-        numbers = [counts["listed"], counts["kept"], counts["rejected"], counts["missing"], len(counts["parts"])]
+        numbers = [counts.listed, counts.kept, counts.rejected, counts.missing, len(counts.parts)]
         table.add_row(split, *(str(number) for number in numbers))
     Console(soft_wrap=True).print(table)
 
@@ -193,7 +192,7 @@ def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int,
     mean, std = index.statistics(settings.data.train_splits)
     console.print(
         f"log-mel of {', '.join(settings.data.train_splits)}: mean {mean:.4f}, standard deviation {std:.4f} "
-        f"(AudioSet's published: {AUDIOSET_STATISTICS[0]:.4f}, {AUDIOSET_STATISTICS[1]:.4f})"
+        f"(AudioSet's published: {AUDIOSET_MEAN:.4f}, {AUDIOSET_STD:.4f})"
     )
     if clips:
         console.print(f"{clips} clips in {seconds:.1f} s, {clips / seconds:.1f} clips/s; {len(index.labels)} labels")
@@ -201,8 +200,8 @@ def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int,
 
 def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[dict[str, str]]) -> None:
     """Print the most frequent reasons; UserError if more clips were rejected than the settings allow."""
-    rejected = sum(counts["rejected"] for counts in splits.values())
-    present = rejected + sum(counts["kept"] for counts in splits.values())
+    rejected = sum(counts.rejected for counts in splits.values())
+    present = rejected + sum(counts.kept for counts in splits.values())
     reasons = Counter(f"{row['stage']}: {row['reason']}" for row in rejects if row["stage"] != "missing")
     for reason, count in reasons.most_common(5):
         Console(soft_wrap=True, highlight=False).print(f"rejected {count}: {reason}", markup=False)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import read_json
 from ast_core.weights.bundle import Bundle
@@ -56,7 +57,7 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """Tags of its version: what identifies it, where it came from, and what promotion compares."""
         facts, metrics = self.bundle.facts, self.evaluation["metrics"]
-        metric = "accuracy" if "accuracy" in metrics else "mAP"
+        metric = headline_metric("accuracy" in metrics)
         return {
             "bundle_digest": self.bundle.digest,
             "decisions_digest": self.decisions_digest,

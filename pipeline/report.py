@@ -27,6 +27,7 @@ from ast_core.storage.json_files import read_json, write_text
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
+from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
 from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
@@ -44,20 +45,21 @@ from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.run_note import read_run_note
 
 MOST_DRAWN = 60
-"""Classes of a confusion matrix that one can still read."""
+"""Largest number of classes whose confusion matrix is readable."""
 MOST_REASONS = 12
+"""Reasons of rejects that the page lists."""
 READS = (SETTINGS_FILES, ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, *ALL_STUDIES)
 """Files of a run that the page shows."""
 
 
 def report(settings: ReportSettings) -> Path:
-    """Write `report.html` from what a run's stages, and its studies, left on disk; whatever is missing is left out.
+    """Write `report.html` from the files of a run's stages and studies; sections without files are left out.
 
     Returns:
         The page.
 
     Raises:
-        UserError: there are no shards.
+        UserError: the shards do not exist.
     """
     with opened(settings, READS, [settings.data.test_split]) as run:
         index = ShardIndex.load(run.shards)
@@ -68,6 +70,7 @@ def report(settings: ReportSettings) -> Path:
             "rejects": _rejects(run.shards),
             "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
             "results": summary,
+            "front_ends": compare_front_ends(index, settings.data),
             "gains": _gains(run),
             "published": PAPER_RESULTS.get(index.layout, ()),
             "distillation": _json(run.distillation),
@@ -93,14 +96,14 @@ def _template() -> jinja2.Template:
 
 
 def _number(value: Any, digits: int = 4) -> str:
-    """A table's cell; empty for what is not there."""
+    """Return the text of a table's cell; empty for a missing number."""
     return "" if value is None or isinstance(value, jinja2.Undefined) or value == "" else f"{float(value):.{digits}f}"
 
 
 def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
     mean, std = index.statistics(settings.data.train_splits)
     books = {
-        name: {key: split[key] for key in ("listed", "kept", "rejected", "missing")}
+        name: {key: getattr(split, key) for key in ("listed", "kept", "rejected", "missing")}
         for name, split in index.splits.items()
     }
     source = settings.data.source
@@ -113,7 +116,7 @@ def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
 
 
 def _rejects(shards: Path) -> list[tuple[str, int]]:
-    """Reasons and how many clips each."""
+    """Return the reasons of rejects and how many clips each has."""
     path = shards / REJECTS
     if not path.is_file():
         return []
@@ -167,7 +170,7 @@ def _gains(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _studies(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tables, pictures and ensembles of the studies under a run."""
+    """Yield tables, pictures and ensembles of the studies of a run."""
     for path in sorted(folder.glob("*/report/*.csv")):
         if path.stem != path.parents[1].name:
             continue
@@ -181,7 +184,7 @@ def _studies(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _inline(path: Path) -> str:
-    """A picture as a data URI: the page is one file."""
+    """Return a picture as a data URI, so that the page is one file."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

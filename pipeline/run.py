@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.dataset.manifest import load_manifest
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import write_json
 from pipeline.calibrate import calibrate
@@ -110,7 +111,7 @@ def _show(
         table.add_row(name, f"{value:.1f}")
     table.add_row("all", f"{sum(seconds.values()):.1f}", style="bold")
     Console().print(table)
-    key = "accuracy" if "accuracy" in score else "mAP"
+    key = headline_metric("accuracy" in score)
     console = Console(soft_wrap=True, highlight=False)  # unbroken lines: the user copies the commands
     console.rule("done")
     console.print(f"Made: {model}, of {len(settings.ensemble.seeds)} members")

@@ -57,7 +57,7 @@ def train(settings: TrainSettings) -> Path:
             runs.start_run(settings.experiment, name, stored, tags) as run_id,
             MetricsFollower(run_id, member.history),
             EpochBar(f"train {member.name}", member.history, job.optim.epochs),
-            sync.StoreFollower([member.history]),
+            sync.follow_store([member.history]),
         ):
             write_run_note(member.path, run_id)
             if is_finished(job):  # metrics that MLflow lacks are sent all the same

@@ -1,4 +1,4 @@
-"""Audio that the tests make for themselves, and one Ray for all of them."""
+"""Fixtures of all tests: audio made by code, one Ray session, a small bundle, a finished study."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from ast_core.weights.bundle import write_bundle
 from pipeline.ray_runtime import connection
 
 RATE_HZ = 16_000
-# Two threads on two cores that others use, too, wait for each other: a training of a second takes a minute then.
+# On two shared cores, two threads wait for each other: a training of a second would take a minute.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for whatever the tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that the tests start
 SaveTone = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="as many faults as docs/reliability.md says")
-    parser.addoption("--fault-seed", type=int, default=0, help="of all random instants and bytes of tests/reliability")
+    parser.addoption("--long", action="store_true", help="inject as many faults as docs/reliability.md says")
+    parser.addoption(
+        "--fault-seed", type=int, default=0, help="seed of all random instants and bytes in tests/reliability"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="of the long form: make test-all"))
+                item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray of two CPUs that every stage under test uses and leaves open."""
+    """Start a local Ray with two CPUs, which the stages under test use and do not stop."""
     with connection.connect("", 2):
         yield
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
-    """A Ray of a head and a node of two CPUs, with dashboard and tokens, for programs that are launched against it."""
+    """Start a Ray cluster with a head and a node of two CPUs, dashboard and tokens, for programs that join it."""
     with running() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """The folder of a study that nothing befell."""
-    from studies import new_study, searched_in  # noqa: PLC0415  # most tests do without Ray Tune
+    """Return the folder of a study that ran without a fault."""
+    from studies import new_study, searched_in  # noqa: PLC0415  # most tests need no Ray Tune
 
     folder = new_study(tmp_path_factory.mktemp("study"))
     searched_in(folder, "--ensemble.epochs")
@@ -64,7 +66,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pat
 
 @pytest.fixture
 def save_tone() -> SaveTone:
-    """Writes a file of one tone over faint noise; the same arguments give the same bytes."""
+    """Return a function that writes one tone over faint noise; the same arguments make the same bytes."""
 
     def save(path: Path, seconds: float = 0.4, pitch_hz: float = 440.0, seed: int = 0) -> Path:
         times_N = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
@@ -78,7 +80,7 @@ def save_tone() -> SaveTone:
 
 @pytest.fixture
 def trained_bundle(tmp_path: Path) -> Path:
-    """A bundle of one small model over the labels of `write_shards`, in a run folder with such shards."""
+    """Write a bundle of one small model with the labels of `write_shards`, in a run folder with such shards."""
     torch.manual_seed(0)
     write_shards(tmp_path / "shards", {"test": 9})
     model = ModelConfig(

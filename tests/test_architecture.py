@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ PACKAGES = ("ast_core", "pipeline", "tune")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+MOST_MODULES = 15
+STAGES = {
+    "calibrate", "combine", "cross_validate", "evaluate", "export", "predict", "prepare", "register", "report", "run",
+    "train",
+}  # fmt: skip
+"""Stages of `pipeline`: one file each."""
 VAGUE = {"utils", "util", "helpers", "common", "misc", "tools"}
 
 each_source = pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -41,12 +48,34 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 @each_source
 def test_names_say_what_and_hide_no_module(path: Path) -> None:
-    # `python pipeline/train.py` puts pipeline/ first on the path: a pipeline/queue.py would break every launch.
+    # `python pipeline/train.py` puts pipeline/ first on the path: a module *or folder* pipeline/queue would break it.
     installed = set(importlib.metadata.packages_distributions()) - set(PACKAGES)
-    if path.stem != "__init__":
-        assert path.stem not in VAGUE
+    names = [path.stem, *(folder.name for folder in path.relative_to(ROOT).parents if folder.name not in PACKAGES)]
+    for name in {*names} - {"__init__", ""}:
+        assert name not in VAGUE
         if not path.is_relative_to(ROOT / "ast_core"):
-            assert path.stem not in sys.stdlib_module_names | installed
+            assert name not in sys.stdlib_module_names | installed
+
+
+def test_a_folder_shows_its_modules_at_a_glance() -> None:
+    modules = Counter(path.parent for path in SOURCES if path.stem != "__init__")
+    assert max(modules.values()) <= MOST_MODULES, modules.most_common(1)
+
+
+def test_no_two_modules_share_a_name() -> None:
+    stems = Counter(path.stem for path in SOURCES if path.stem != "__init__")
+    assert [name for name, count in stems.items() if count > 1] == []
+
+
+def test_pipeline_lists_the_stages_and_nothing_else() -> None:
+    assert {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"} == STAGES
+
+
+def test_init_files_are_empty_where_an_import_would_load_torch_or_mlflow() -> None:
+    speaking = {ROOT / "ast_core" / "__init__.py", ROOT / "pipeline" / "serving" / "__init__.py"}
+    for path in SOURCES:
+        if path.stem == "__init__" and path not in speaking:
+            assert not path.read_text().strip(), path
 
 
 @each_source

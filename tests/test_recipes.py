@@ -1,4 +1,4 @@
-"""Every recipe parses, and the paper's have the published numbers."""
+"""Every recipe parses, and the paper's recipes have the published numbers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ EVERY = sorted(path.stem for path in RECIPES.glob("*.toml"))
 PAPER = ("audioset_full", "audioset_balanced", "esc50", "speech_commands")
 
 
-PAPERS_OWN = {"audioset_full": 5, "audioset_balanced": 25, "esc50": 20, "speech_commands": 20}
-"""Epochs in the paper's text."""
+EPOCHS_IN_THE_PAPER = {"audioset_full": 5, "audioset_balanced": 25, "esc50": 20, "speech_commands": 20}
+"""Numbers of epochs in the text of the paper."""
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_text_is_one_switch_away(name: str) -> None:
+def test_the_paper_variant_differs_as_the_text_of_the_paper_says(name: str) -> None:
     published, paper = load_recipe(name), load_recipe(name, "paper")
     assert (published.front_end.window, published.model.projection) == ("hanning", "sum")
     assert (paper.front_end.window, paper.model.projection) == ("hamming", "mean")
-    assert paper.optim.epochs == PAPERS_OWN[name]
+    assert paper.optim.epochs == EPOCHS_IN_THE_PAPER[name]
     same = replace(
         paper, front_end=published.front_end, model=published.model, augment=published.augment,
         optim=replace(paper.optim, epochs=published.optim.epochs),
@@ -34,7 +34,7 @@ def test_the_papers_text_is_one_switch_away(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "rate"), [("esc50", 1e-5), ("speech_commands", 2.5e-4)])
-def test_ast_p_differs_from_ast_s_in_where_it_starts_and_its_rate(name: str, rate: float) -> None:
+def test_ast_p_differs_from_ast_s_in_its_initial_weights_and_rate_only(name: str, rate: float) -> None:
     pretrained, own = load_recipe(f"{name}_ast_p"), load_recipe(name)
     assert pretrained.model == replace(own.model, init="audioset.pth")
     assert pretrained.optim == replace(own.optim, learning_rate=rate)
@@ -47,7 +47,7 @@ def test_patchout_is_audioset_full_with_fewer_patches() -> None:
     assert recipe == replace(own, augment=replace(own.augment, patchout_freq=4, patchout_time=40))
 
 
-def test_the_recipes_that_users_are_promised_are_there() -> None:
+def test_every_documented_recipe_exists() -> None:
     assert set(EVERY) >= {
         "demo",
         "own",
@@ -61,7 +61,7 @@ def test_the_recipes_that_users_are_promised_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_recipe_parses_and_every_number_in_it_holds(name: str) -> None:
+def test_every_recipe_parses_and_is_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert isinstance(recipe, Recipe)
     assert recipe.data.train_splits
@@ -69,7 +69,7 @@ def test_every_recipe_parses_and_every_number_in_it_holds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_model_and_front_end(name: str) -> None:
+def test_the_paper_recipes_have_the_published_model_and_front_end(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.model == ModelConfig(backbone="deit_base_distilled_patch16_384", init="imagenet")
     assert (recipe.model.patch_freq, recipe.model.patch_time) == (16, 16)
@@ -81,7 +81,7 @@ def test_the_papers_model_and_front_end(name: str) -> None:
 
 
 # Gong, Chung, Glass 2021 and the recipes published with it: frames, mean, std; mixup, masks in bins and frames, noise;
-# loss, sampler, rate, warm-up steps, epochs, batch; what stands for a member and from which epoch it is averaged.
+# loss, sampler, rate, warm-up steps, epochs, batch; which weights a member has, and the first epoch of its mean.
 PUBLISHED = {
     "audioset_balanced": (
         (1024, -4.2677393, 4.5689974),
@@ -111,7 +111,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_published_numbers(name: str) -> None:
+def test_the_paper_recipes_have_the_published_numbers(name: str) -> None:
     recipe = load_recipe(name)
     data, augment, optim = recipe.data, recipe.augment, recipe.optim
     front_end, augmentation, optimiser, (weights, first_epoch) = PUBLISHED[name]
@@ -136,7 +136,7 @@ DECAYS = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_rate_falls_after_the_published_epochs(name: str) -> None:
+def test_the_learning_rate_falls_after_the_published_epochs(name: str) -> None:
     optim: OptimConfig = load_recipe(name).optim
     factor, after = DECAYS[name]
     rates = [learning_rate(optim, epoch, 10_000) for epoch in range(1, optim.epochs + 1)]

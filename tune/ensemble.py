@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import UserError
-from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import atomic_write
@@ -154,7 +154,7 @@ def _keep(
 
 def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
     """Gains over the members' mean, and over the best of them; the mean of epochs' predictions over its own member."""
-    key = "accuracy" if "accuracy" in results[members[0]] else "mAP"
+    key = headline_metric("accuracy" in results[members[0]])
     groups = {SINGLE: [m for m in members if m.rpartition("-seed-")[0] == members[0].rpartition("-seed-")[0]]}
     groups |= {MULTI: list(members)} | {f"{member}-epochs": [member] for member in members}
     table = rich.table.Table("ensemble", key, "over its members' mean", "over the best", title="gain")
@@ -169,7 +169,7 @@ def _show(results: dict[str, dict[str, float]], members: Sequence[str]) -> None:
 def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReader) -> None:
     lines = ["members,metric,value,names"]
     single = reader.index.single_label
-    key = "accuracy" if single else "mAP"
+    key = headline_metric(single)
     for size in range(2, len(scores) + 1):
         for names in itertools.combinations(scores, size):
             mean_NC = mean_probabilities([scores[name] for name in names])

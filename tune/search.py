@@ -158,7 +158,7 @@ def _run(settings: SearchSettings, study: Study, trials: Sequence[Trial]) -> Non
         return
     asha = study.early_stopping == "asha"
     written = [path for trial in pending for path in (trial.history, trial.folder / RESULT)]
-    with TrialBars(trials), sync.StoreFollower(written), _scratch(settings.study_dir / ".ray") as scratch:
+    with TrialBars(trials), sync.follow_store(written), _scratch(settings.study_dir / ".ray") as scratch:
         try:
             grid = _tuner(settings, trials if asha else pending, scratch, asha).fit()
         except KeyboardInterrupt:

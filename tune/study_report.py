@@ -15,6 +15,7 @@ import rich.table
 from rich.console import Console
 
 from ast_core.errors import require
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.model.cost import ModelCost, model_cost
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import atomic_write
@@ -126,7 +127,7 @@ class Table:
 def tabulate(study: Study, trials: Sequence[Trial]) -> Table:
     """The trials' results, a line a variant, in the study's order."""
     index = ShardIndex.load(trials[0].settings.shards)
-    metric = "accuracy" if index.single_label else "mAP"
+    metric = headline_metric(index.single_label)
     rows = []
     for variant in study.variants:
         own = [trial for trial in trials if trial.variant == variant.name]
@@ -194,8 +195,8 @@ def _standing(trial: Trial, result: dict[str, Any], metric: str) -> float:
 def _data(trial: Trial, index: ShardIndex) -> str:
     data = trial.settings.data
     name = "audio made by the project" if data.source == "synthetic" else Path(data.source or "data").name
-    train = sum(index.splits[split]["kept"] for split in data.train_splits)
-    return f"{name}, {train} training and {index.splits[data.test_split]['kept']} test clips"
+    train = sum(index.splits[split].kept for split in data.train_splits)
+    return f"{name}, {train} training and {index.splits[data.test_split].kept} test clips"
 
 
 def _shown(scores: Sequence[float]) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ray import tune
 from rich.console import Console
@@ -24,6 +22,7 @@ from pipeline.cli.stages import CombineSettings, EvaluateSettings, RunSettings, 
 from pipeline.combine import combine
 from pipeline.evaluate import READS, measure_bundles, select_clips
 from pipeline.reporting.history import headline_value, read_history
+from pipeline.reporting.poller import Poller
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.opened import opened
@@ -99,7 +98,7 @@ def run_trial(config: dict[str, Any]) -> None:
     sync.attach_stores(trial.stores)
     with _log_to(trial.folder / "log.txt"):
         try:
-            with _Reporter(trial.history):
+            with Poller(0.5, _EpochReporter(trial.history).report):
                 train(_train_settings(trial))
             if trial.result() is None:
                 _test(trial)
@@ -138,34 +137,18 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
 
 
-class _Reporter:
-    """Reports each epoch of the curve on disk to Ray Tune, from the first, also those of before a resume.
+class _EpochReporter:
+    """Reports each epoch in a training's history to Ray Tune, from the first one, also after a resume.
 
-    Ray Tune may end the trial at any report: it then ends this process, and what is trained is on disk.
+    Ray Tune may stop the trial at any report: it then ends this process, and the training is on disk.
     """
 
     def __init__(self, history: Path) -> None:
         self._history = history
         self._reported = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._report()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._report()
-
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Report the epochs that are new."""
         for row in read_history(self._history)[self._reported :]:
             tune.report({"epoch": int(row["epoch"]), SCORE: headline_value(row)})
             self._reported += 1

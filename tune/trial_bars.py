@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.reporting.history import headline, read_history
+from pipeline.reporting.poller import Poller
 from tune.trial import Trial
 
 
@@ -30,27 +30,20 @@ class TrialBars:
             name: self._progress.add_task(name, total=trial.settings.optim.epochs, visible=False, news="")
             for name, trial in self._trials.items()
         }
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._poller = Poller(1.0, self._show)
 
     def __enter__(self) -> Self:
         """Start to show."""
         self._progress.start()
-        self._thread.start()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Show the last state and stop."""
-        self._stop.set()
-        self._thread.join()
-        self._show()
+        self._poller.__exit__(kind, error, trace)
         self._progress.stop()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(1.0):
-            self._show()
 
     def _show(self) -> None:
         for name, trial in self._trials.items():

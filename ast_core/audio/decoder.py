@@ -1,6 +1,7 @@
-"""Decoding in a process of its own: a file on which the decoder crashes, hangs or takes all memory costs that file.
+"""Decode files in a separate process, so that a file that crashes or hangs the decoder costs only that file.
 
-Decoders are C libraries, and recordings come from anywhere. The waveforms are `ast_core.audio.waveform`'s to the bit.
+Decoders are C libraries, and recordings are untrusted input. The waveforms are bit by bit those of
+`ast_core.audio.waveform`.
 """
 
 from __future__ import annotations
@@ -27,81 +28,90 @@ from ast_core.audio.waveform import Waveform, join_blocks
 from ast_core.errors import ClipError
 
 LIMIT_S = 120.0
-"""A minute of audio decodes in a tenth of a second; a busy machine with a slow disk has room in this."""
+"""Default wait for an answer. A minute of audio decodes in 0.1 s; the rest is for busy machines and slow disks."""
 _ROOT = Path(__file__).resolve().parents[2]
-# One thread: OpenBLAS would map memory for each core. By putenv, for it is numpy's C code that reads it.
+# OpenBLAS gets one thread, because it maps memory for each core. numpy's C code reads the variable, hence putenv.
 _START = (
     "import os, sys; os.putenv('OPENBLAS_NUM_THREADS', '1'); sys.path.insert(0, sys.argv[1]); "
     "from ast_core.audio.decoder_process import serve; serve(float(sys.argv[2]))"
 )
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
-"""What a process does to itself. Any other signal came from outside, and says nothing about a file."""
+"""Signals that a process raises by its own fault. Any other signal came from outside and says nothing about a file."""
 _REAP_S = 10.0
+"""Longest wait for a killed process to end."""
 
 
-class _Lost(Exception):  # noqa: N818  # says what happened; who catches it says whose fault that is
-    """The process ended, or is silent."""
+class _DecoderLostError(Exception):
+    """The decoder's process ended, or does not answer."""
 
-    def __init__(self, what: str, is_clips: bool) -> None:
-        super().__init__(what)
-        self.is_clips = is_clips
-        """Whether it may be the file that did it."""
+    def __init__(self, reason: str, may_be_clip: bool) -> None:
+        super().__init__(reason)
+        self.may_be_clip = may_be_clip
+        """Whether the file may have caused it."""
 
 
 class Decoder:
-    """Decodes one file after another in a process that is started when needed, and again when a file has ended it.
+    """A decoder of one file after another, in a process that is started when needed and again after a crash.
 
     Args:
-        limit_s: seconds without an answer after which the process is taken for hanging, and killed.
+        limit_s: seconds without an answer after which the process is killed.
     """
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
         self._used = False
-        self._forget: weakref.finalize[[subprocess.Popen[bytes]], Decoder] | None = None
+        self._kill: weakref.finalize[[subprocess.Popen[bytes]], Decoder] | None = None
 
     def load(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
-        """As `load_waveform`, and ClipError("decode", ...) too where the file crashes, stops or bloats the decoder."""
+        """Decode a file as `load_waveform` does.
+
+        Raises:
+            ClipError: as `load_waveform`; also stage `decode` if the file crashes or hangs the decoder, or takes too
+                much memory.
+            OSError: the fault of the disk or the system, not of the file.
+        """
         return join_blocks(self.blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
 
     def blocks(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
-        """As `read_blocks`, with `load`'s errors. One file at a time.
+        """Decode a file as `read_blocks` does, with the errors of `load`. Only one file at a time.
 
-        What a file did to the process may show at the next one: a file is blamed only for what it does to a fresh one.
+        The damage that a file does to the process may show only at the next file. So a file is blamed only if it was
+        the first in its process; otherwise it is decoded again in a new process.
         """
-        given = 0
+        yielded = 0
         while True:
-            blamed = not self._used
+            first_in_process = not self._used
             try:
                 for number, block in enumerate(self._attempt(path, sample_rate_hz, max_seconds)):
-                    if number >= given:  # decoding is a pure function: a second attempt gives the same blocks
-                        given += 1
+                    if number >= yielded:  # decoding is a pure function: a second attempt returns the same blocks
+                        yielded += 1
                         yield block
-            except _Lost as lost:
-                if blamed and not lost.is_clips:
+            except _DecoderLostError as lost:
+                if first_in_process and not lost.may_be_clip:
                     raise OSError(errno.ECHILD, f"{lost}; is there enough memory?") from None
-                if blamed:
+                if first_in_process:
                     raise ClipError("decode", str(lost)) from None
             else:
                 return
 
     def close(self) -> None:
-        """End the process, if there is one. The next file starts another."""
-        if self._forget is not None:
-            self._forget()
-        self._process, self._forget, self._used = None, None, False
+        """End the process, if it runs. The next file starts another."""
+        if self._kill is not None:
+            self._kill()
+        self._process, self._kill, self._used = None, None, False
 
     def _attempt(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None) -> Iterator[Waveform]:
-        whole = False
+        """Decode a file once. Ends the process unless its answer was read to the end."""
+        complete = False
         try:
-            process = self._started()
-            _ask(process, [str(Path.cwd() / path), sample_rate_hz, max_seconds])
-            while (answer := self._answer(process))[0] == BLOCK:
+            process = self._start_process()
+            _send_request(process, [str(Path.cwd() / path), sample_rate_hz, max_seconds])
+            while (answer := self._read_answer(process))[0] == BLOCK:
                 yield np.frombuffer(answer[1], np.float32)
-            whole = True
+            complete = True
         finally:
-            if not whole:  # killed if it hangs; and what was not read would be taken for the next file's
+            if not complete:  # it may hang, and the unread rest would be taken for the next file's answer
                 self.close()
         kind, content = answer
         if kind == END:
@@ -109,67 +119,72 @@ class Decoder:
         first, second = json.loads(content)
         raise ClipError(first, second) if kind == CLIP_ERROR else OSError(first, second)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start_process(self) -> subprocess.Popen[bytes]:
+        """Return the decoder's process, and start it if it does not run."""
         if self._process is None:
             command = [sys.executable, "-c", _START, str(_ROOT), str(self._limit_s)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
-            self._forget = weakref.finalize(self, _end, self._process)
+            self._kill = weakref.finalize(self, _kill_process, self._process)
         return self._process
 
-    def _answer(self, process: subprocess.Popen[bytes]) -> tuple[int, bytearray]:
+    def _read_answer(self, process: subprocess.Popen[bytes]) -> tuple[int, bytearray]:
+        """Read one answer: its kind and its content."""
         kind, length = HEADER.unpack(self._read(process, HEADER.size))
         self._used = True
         return kind, self._read(process, length)
 
     def _read(self, process: subprocess.Popen[bytes], length: int) -> bytearray:
+        """Read `length` bytes; `_DecoderLostError` if they do not come in time or the process ended."""
         content, done, deadline = bytearray(length), 0, time.monotonic() + self._limit_s
         pipe = cast("IO[bytes]", process.stdout).fileno()
         ready = select.poll()
         ready.register(pipe, select.POLLIN)
         while done < length:
             if not ready.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
-                raise _Lost(f"the decoder gave no answer in {self._limit_s:g} s", True)
+                raise _DecoderLostError(f"the decoder gave no answer in {self._limit_s:g} s", True)
             count = os.readv(pipe, [memoryview(content)[done:]])
             if not count:
-                raise _ended(process)
+                raise _explain_end(process)
             done += count
         return content
 
 
-def _ask(process: subprocess.Popen[bytes], request: list[object]) -> None:
+def _send_request(process: subprocess.Popen[bytes], request: list[object]) -> None:
     requests = cast("IO[bytes]", process.stdin)
-    with contextlib.suppress(BrokenPipeError):  # it ended: reading says how
+    with contextlib.suppress(BrokenPipeError):  # the process ended: reading its answer says how
         requests.write(json.dumps(request).encode() + b"\n")
         requests.flush()
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A file as blocks of its waveform, decoded anew each time that one goes through them."""
+    """A file as an iterable of its waveform's blocks; each iteration decodes it again."""
 
     path: Path
     sample_rate_hz: int
     decoder: Decoder
 
     def __iter__(self) -> Iterator[Waveform]:
-        """Blocks; errors as `Decoder.load`, some of them after the last block."""
+        """Yield the blocks. Errors are those of `Decoder.load`; some are raised after the last block."""
         return self.decoder.blocks(self.path, self.sample_rate_hz)
 
-    def beginning(self, seconds: float) -> Waveform:
-        """Its first seconds, or all where it is shorter; errors as `Decoder.load`."""
+    def read_beginning(self, seconds: float) -> Waveform:
+        """Return the first seconds, or all of a shorter recording. Errors are those of `Decoder.load`."""
         return self.decoder.load(self.path, self.sample_rate_hz, seconds)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> _Lost:
+def _explain_end(process: subprocess.Popen[bytes]) -> _DecoderLostError:
+    """Return the error for a process that ended by a signal; RuntimeError if it ended by itself."""
     code = process.wait(_REAP_S)
     if code >= 0:
-        raise RuntimeError(f"the decoder's process ended with exit code {code}")  # it wrote why on stderr
-    is_clips = -code in _CRASHES
-    return _Lost(f"the decoder {'crashed' if is_clips else 'was killed'} ({signal.Signals(-code).name})", is_clips)
+        raise RuntimeError(f"the decoder's process ended with exit code {code}")  # its stderr says why
+    crashed = -code in _CRASHES
+    name = signal.Signals(-code).name
+    return _DecoderLostError(f"the decoder {'crashed' if crashed else 'was killed'} ({name})", crashed)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it; OSError where not even that helps, since it waits for a disk or a mount that is gone."""
+def _kill_process(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process; OSError if it does not end, because it waits for a disk or mount that does not answer."""
     process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

@@ -1,6 +1,7 @@
-"""The process in which a `Decoder` decodes: paths in, blocks of samples out, until its input ends.
+"""Run the process of a `Decoder`: read paths from standard input, write blocks of samples to standard output.
 
-A header of a kind and a length before each answer's bytes. Imports little: a crash costs a start, 0.3 s.
+Each answer is a header (kind, length) and its bytes. The module imports little, because each crash costs a new start
+(0.3 s).
 """
 
 from __future__ import annotations
@@ -20,37 +21,43 @@ from ast_core.errors import ClipError
 
 HEADER = struct.Struct("<II")
 BLOCK, END, CLIP_ERROR, DISK_ERROR = range(4)
-"""Kinds of answers: float32 samples; nothing more; [stage, reason]; [errno, text]."""
+"""Kinds of answers: float32 samples; the end of the file; [stage, reason]; [errno, text]."""
 MEMORY_MB = 512
-"""Beyond what the imports take: blocks need less, a header that promises more than there is fails by itself."""
+"""Memory for decoding, on top of what the imports take. A block needs less; a false header that needs more fails."""
+STATM = Path("/proc/self/statm")
+"""Linux's file with the number of pages of the process that reads it."""
 ORPHANED_S = 60.0
-"""More than a Decoder waits for: by then it is gone, and this process ends itself, though it hang in a library."""
+"""Seconds beyond the Decoder's own limit after which this process ends itself: the Decoder must have ended by then."""
 
 
 def serve(limit_s: float) -> None:
-    """Answer requests, a line of JSON each, on standard input.
+    """Answer the requests on standard input, one line of JSON each.
 
     Args:
-        limit_s: that the Decoder waits for an answer.
+        limit_s: seconds that the Decoder waits for an answer.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the Decoder's process
-    _limit()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the Decoder's process
+    _limit_memory()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each broken file would fill the disk
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in requests:
         path, sample_rate_hz, max_seconds = json.loads(line)
         try:
-            _answer(answers, path, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
+            _answer_request(answers, path, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
         except BrokenPipeError:
             return
 
 
-def _answer(answers: BinaryIO, path: str, sample_rate_hz: int, max_seconds: float | None, limit_s: float) -> None:
+def _answer_request(
+    answers: BinaryIO, path: str, sample_rate_hz: int, max_seconds: float | None, limit_s: float
+) -> None:
+    """Decode one file and write its blocks, then its end or its error."""
     try:
         blocks = read_blocks(path, sample_rate_hz, max_seconds)
         while True:
             signal.setitimer(signal.ITIMER_REAL, limit_s)
             block = next(blocks, None)
-            signal.setitimer(signal.ITIMER_REAL, 0)  # whoever reads the answer may take its time
+            signal.setitimer(signal.ITIMER_REAL, 0)  # the Decoder may take its time to read the answer
             if block is None:
                 break
             _write(answers, BLOCK, block.tobytes())
@@ -74,10 +81,14 @@ def _write(answers: BinaryIO, kind: int, content: bytes) -> None:
     answers.flush()
 
 
-def _limit() -> None:
-    """No memory but what decoding needs, and no core dump: a crash a file would fill the disk."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+def _limit_memory() -> None:
+    """Limit the address space to what this process has now and `MEMORY_MB` more."""
+    # macOS has no /proc and its kernel does not enforce RLIMIT_AS. Files are decoded without the limit there, as in
+    # containers without /proc: a crash or hang still costs only its file, and the system may kill a process that takes
+    # too much.
+    if not STATM.is_file():
+        return
+    pages = int(STATM.read_text(encoding="ascii").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_MB * 1_000_000
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

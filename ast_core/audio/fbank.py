@@ -1,4 +1,6 @@
-"""Waveforms to Kaldi's log-mel filterbank, batched, on CPU and GPU; equal to torchaudio's to rounding, and faster.
+"""Compute Kaldi's log-mel filterbank for batches of waveforms, on CPU and GPU.
+
+The values equal torchaudio's up to rounding; the computation is faster.
 
 Shape suffixes: B clips, N samples, T frames, W samples a window, F frequencies, M mel bins.
 """
@@ -13,49 +15,49 @@ from ast_core.config import FrontEndConfig
 from ast_core.errors import ClipError, require
 
 PREEMPHASIS = 0.97
-"""Kaldi's default."""
+"""Coefficient of the pre-emphasis: Kaldi's default."""
 LOW_HZ = 20.0
-"""Kaldi's default lower edge of the mel bank; the upper one is half the sampling rate."""
+"""Lower edge of the mel bank: Kaldi's default. The upper edge is half the sampling rate."""
 FLOOR = 1.1920929e-07
-"""float32's epsilon, Kaldi's floor under the logarithm."""
-_CHUNK_FRAMES = 1000  # a 10 s clip at once: calls cost more than the 4 MB of float32 lose in cache (measured)
-_BAND_MELS = 16  # mel bins multiplied together; a group touches only the frequencies between its edges
+"""Smallest power that the logarithm sees: float32's epsilon, as in Kaldi."""
+_CHUNK_FRAMES = 1000  # one 10 s clip: smaller chunks fit the cache, but their calls cost more (measured)
+_BAND_MELS = 16  # mel bins in one matrix product, which then needs only the frequencies between the group's edges
 
 
 class Fbank:
-    """The call `kaldi.fbank(x - x.mean(), htk_compat=True, use_energy=False, dither=0.0, ...)` for a batch."""
+    """The filterbank `kaldi.fbank(x - x.mean(), htk_compat=True, use_energy=False, dither=0.0, ...)` for a batch."""
 
     def __init__(self, config: FrontEndConfig, device: torch.device | str = "cpu") -> None:
-        """Build window and mel bank.
+        """Build the window and the mel bank.
 
         Raises:
-            UserError: the window is shorter than two samples at this rate, or the hop than one.
+            UserError: at this rate, the window has fewer than two samples, or the hop less than one.
         """
         self.config = config
         self.device = torch.device(device)
-        # torchaudio's own expressions, so that rounding down agrees at every rate.
+        # These are torchaudio's own expressions, so that both round down to the same number at every rate.
         self.window_samples = int(config.sample_rate_hz * config.frame_length_ms * 0.001)
         self.hop_samples = int(config.sample_rate_hz * config.frame_shift_ms * 0.001)
         require(
             self.window_samples >= 2 and self.hop_samples >= 1,
-            f"front-end: {config.frame_length_ms} ms and {config.frame_shift_ms} ms are less than samples "
-            f"at {config.sample_rate_hz} Hz; give longer ones.",
+            f"At {config.sample_rate_hz} Hz, front-end.frame-length-ms {config.frame_length_ms} is below two samples "
+            f"or front-end.frame-shift-ms {config.frame_shift_ms} below one; give longer ones.",
         )
         self.n_fft = 1 << (self.window_samples - 1).bit_length()
-        make = torch.hann_window if config.window == "hanning" else torch.hamming_window
-        self.window = make(self.window_samples, periodic=False).to(self.device)
-        self._bands = _mel_bands(config, self.device)
+        make_window = torch.hann_window if config.window == "hanning" else torch.hamming_window
+        self.window = make_window(self.window_samples, periodic=False).to(self.device)
+        self._bands = _split_bank(config, self.device)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip: windows that fit whole (Kaldi's snip edges); 0 where it is shorter than one."""
+        """Return the number of frames of a clip: the windows that fit into it completely (Kaldi's snip edges)."""
         return max(0, 1 + (num_samples - self.window_samples) // self.hop_samples)
 
     @torch.no_grad()
     def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Log-mel of a waveform or a batch of equally long ones.
+        """Compute the log-mel of a waveform, or of a batch of waveforms of the same length.
 
         Args:
-            waveform: float32 [N] or [B, N], in [-1, 1]. Each clip's mean is removed first.
+            waveform: float32 [N] or [B, N], in [-1, 1]. The mean of each clip is subtracted first.
 
         Returns:
             float32 [T, M] or [B, T, M] on this object's device.
@@ -87,8 +89,9 @@ class Fbank:
     def _window(self, raw_BTW: torch.Tensor, emphasised_BTW: torch.Tensor, padded_BTW: torch.Tensor) -> None:
         """Write DC-free, pre-emphasised, windowed frames into the front of `padded_BTW`.
 
-        Kaldi takes each frame's mean m off before pre-emphasis, and its first sample has itself as predecessor. Since
-        (x[i] - m) - c (x[i-1] - m) = (x[i] - c x[i-1]) - (1 - c) m, pre-emphasis is done once a clip, not once a frame.
+        Kaldi subtracts each frame's mean m before the pre-emphasis, and takes a frame's first sample as its own
+        predecessor. Since (x[i] - m) - c (x[i-1] - m) = (x[i] - c x[i-1]) - (1 - c) m, one pre-emphasis of the clip
+        serves all its frames.
         """
         mean_BT1 = raw_BTW.mean(dim=2, keepdim=True)
         frames_BTW = padded_BTW[..., : self.window_samples]
@@ -98,7 +101,7 @@ class Fbank:
         frames_BTW *= self.window
 
     def _log_mel(self, padded_TW: torch.Tensor, out_TM: torch.Tensor) -> None:
-        """Power spectrum, mel bank, logarithm, into `out_TM`; T counts the frames of all clips at hand."""
+        """Write the log-mel of all frames in the chunk to `out_TM`: power spectrum, mel bank, logarithm."""
         # Squaring the contiguous pairs is faster than squaring each strided part.
         squares = torch.view_as_real(torch.fft.rfft(padded_TW)).square_()
         power_TF = squares[..., 0] + squares[..., 1]
@@ -108,12 +111,12 @@ class Fbank:
 
 
 def fit_length(fbank_TM: torch.Tensor, target_frames: int) -> torch.Tensor:
-    """[T, M] -> [target_frames, M]: cut at the end, or padded there with 0 in raw log-mel, as published."""
+    """Cut or pad [T, M] at its end to [target_frames, M]; the padding is 0 in raw log-mel, as published."""
     return functional.pad(fbank_TM[:target_frames], (0, 0, 0, max(0, target_frames - len(fbank_TM))))
 
 
 def mel_bank(config: FrontEndConfig) -> torch.Tensor:
-    """Kaldi's mel filters, float32 [M, n_fft / 2]."""
+    """Return Kaldi's mel filters, float32 [M, n_fft / 2]."""
     size = int(config.sample_rate_hz * config.frame_length_ms * 0.001)
     rate, no_warp = float(config.sample_rate_hz), (100.0, -500.0, 1.0)
     bank_MF: torch.Tensor = kaldi.get_mel_banks(
@@ -122,10 +125,10 @@ def mel_bank(config: FrontEndConfig) -> torch.Tensor:
     return bank_MF
 
 
-def _mel_bands(config: FrontEndConfig, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:
-    """Groups of neighbouring mel bins: which bins, which frequencies they touch, weights [F, M].
+def _split_bank(config: FrontEndConfig, device: torch.device) -> list[tuple[slice, slice, torch.Tensor]]:
+    """Split the mel bank into groups of neighbouring bins: the bins, their frequencies, and the weights [F, M].
 
-    torchaudio's bank has n_fft / 2 columns; the Nyquist frequency has no weight in any bin, so it is in no group.
+    torchaudio's bank has n_fft / 2 columns. No bin has a weight at the Nyquist frequency, so no group includes it.
     """
     bank_MF = mel_bank(config)
     bands = []

@@ -1,4 +1,4 @@
-"""Find recordings that end before their own header says: decoders read a cut file as a clean shorter clip."""
+"""Find files that are shorter than their own header says. Decoders read such a file as a shorter clip without error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ast_core.errors import ClipError
 
 
 def check_complete(descriptor: int) -> None:
-    """ClipError("decode", "truncated: ...") where a file ends before its own header says."""
+    """Raise ClipError("decode", "truncated: ...") if a file ends before the place that its header says."""
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, 28, 0)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
@@ -31,7 +31,7 @@ def check_complete(descriptor: int) -> None:
 
 
 def _wav_end(descriptor: int, size: int) -> int:
-    """Where the data chunk ends by its header; 0 where a streaming writer left that open."""
+    """Return where the data chunk ends by its header; 0 if a streaming writer did not fill in the length."""
     place = 12
     while place + 8 <= size:
         chunk = os.pread(descriptor, 8, place)
@@ -43,16 +43,16 @@ def _wav_end(descriptor: int, size: int) -> int:
 
 
 def _check_ogg_end(descriptor: int, size: int) -> None:
-    """The last page, which is at most 64 KiB long, is whole and ends its stream (RFC 3533, flag 4)."""
+    """Raise ClipError unless the last page is complete and ends its stream (RFC 3533: flag 4, at most 64 KiB)."""
     tail = os.pread(descriptor, 65_536, max(0, size - 65_536))
     page = tail[tail.rfind(b"OggS") :]
-    whole = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if not (page[:4] == b"OggS" and whole and page[5] & 4):
+    complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not (page[:4] == b"OggS" and complete and page[5] & 4):
         raise ClipError("decode", "truncated: the last page does not end the stream")
 
 
 def _mp3_end(descriptor: int) -> int:
-    """Where an MP3 file ends by its Xing or Info header, 0 where it has none."""
+    """Return where an MP3 file ends by its Xing or Info header; 0 if it has no such header."""
     head = os.pread(descriptor, 10, 0)
     start = 0
     if head[:3] == b"ID3" and len(head) == 10:

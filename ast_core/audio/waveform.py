@@ -1,6 +1,6 @@
-"""Audio file to mono float32 waveform, or `ClipError`.
+"""Read an audio file as a mono float32 waveform, or raise `ClipError`.
 
-Decoders read a cut file as a clean shorter clip, so lengths are checked here.
+Decoders read a truncated file as a shorter clip without error, so this module checks lengths.
 """
 
 from __future__ import annotations
@@ -24,89 +24,91 @@ from ast_core.errors import ClipError
 Waveform = npt.NDArray[np.float32]
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
-"""Sampling rates outside these are a damaged header, not audio."""
+"""Range of accepted sampling rates; a rate outside it means a damaged header."""
 MAX_AMPLITUDE = 1e6
-"""Full scale is 1; int16 scaled floats reach 32768. Beyond this a power spectrum may overflow."""
+"""Largest accepted sample. Full scale is 1; floats in int16's scale reach 32768. Larger power spectra may overflow."""
 CANCELLED = 1e-3
-"""A mono mix below this share of the channels' peak (-60 dB) means opposite phase; rounding leaves some."""
+"""Share of the channels' peak (-60 dB) below which a mono mix means channels in opposite phase, plus rounding."""
 _BLOCK_FRAMES, _BLOCK_SAMPLES = 1 << 19, 1 << 22
-"""Read at once: of any file, and over all channels, of which a header may promise a thousand."""
+"""Frames, and samples of all channels, that are read at a time: a false header may promise a thousand channels."""
 _RESAMPLER_REACH_S = 0.1
+"""Seconds that are read beyond `max_seconds`, since the resampler's filter looks ahead."""
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
 _CLIP_FAULTS = _NO_FILE | {errno.EACCES, errno.EPERM}
 
 
 def load_waveform(path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
-    """Decode a file, mix it to mono by the mean of its channels, resample it with soxr HQ.
+    """Decode a file, mix it to mono by the mean of its channels, and resample it with soxr HQ.
 
     Args:
-        path: any file libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...). Digital silence is accepted.
-        sample_rate_hz: rate of the result.
-        max_seconds: length beyond which a file is not read; None reads all of it, at four bytes a sample.
+        path: any file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...). Digital silence is accepted.
+        sample_rate_hz: sampling rate of the result.
+        max_seconds: length to read at most; None reads the complete file, at four bytes a sample.
 
     Returns:
         float32 [N], N >= 1, finite, nominally in [-1, 1].
 
     Raises:
         ClipError: stage `read` (not a regular file, no access, empty), `decode` or `resample`.
-        OSError: the disk's fault, not the file's.
+        OSError: the fault of the disk, not of the file.
     """
     return join_blocks(read_blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
 
 
 def join_blocks(blocks: Iterable[Waveform], sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
-    """Blocks as one waveform [N], cut where the reading of it was told to end."""
+    """Join blocks to one waveform [N], cut at `max_seconds`."""
     parts = list(blocks)
     waveform = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return waveform if max_seconds is None else waveform[: math.ceil(max_seconds * sample_rate_hz)]
 
 
 def read_blocks(path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
-    """What `load_waveform` gives, to the bit, in blocks: a day's recording needs no more memory than a minute's.
+    """Yield the waveform of `load_waveform`, bit by bit, in blocks, so that a day needs no more memory than a minute.
 
-    Yields float32 [N], N >= 1. With `max_seconds` they may go a little further. Errors are `load_waveform`'s; those
-    that only the end of a file shows, such as channels that cancel out, come after the last block.
+    The blocks are float32 [N], N >= 1. With `max_seconds` they may go a little further. Errors are those of
+    `load_waveform`. Errors that only the end of a file shows, such as channels that cancel out, are raised after the
+    last block.
     """
-    with _opened(path) as descriptor:
+    with _open_regular(path) as descriptor:
         check_complete(descriptor)
         os.lseek(descriptor, 0, os.SEEK_SET)
         try:
             with soundfile.SoundFile(descriptor, closefd=False) as file:
-                yield from _resampled(_mono_blocks(file, max_seconds), file.samplerate, sample_rate_hz)
+                yield from _resample_blocks(_mono_blocks(file, max_seconds), file.samplerate, sample_rate_hz)
         except soundfile.SoundFileError as error:
             raise ClipError("decode", getattr(error, "error_string", str(error)).rstrip(". ")) from error
 
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
-    """Resample [N] with soxr HQ; the waveform itself where the rates agree. ClipError where no sample remains."""
-    return join_blocks(_resampled([waveform], from_hz, to_hz), to_hz)
+    """Resample [N] with soxr HQ; ClipError if no sample remains. Equal rates return the waveform itself."""
+    return join_blocks(_resample_blocks([waveform], from_hz, to_hz), to_hz)
 
 
-def _resampled(blocks: Iterable[Waveform], from_hz: int, to_hz: int) -> Iterator[Waveform]:
-    """Resampled blocks: the bits of soxr's one call for everything, whatever the blocks."""
+def _resample_blocks(blocks: Iterable[Waveform], from_hz: int, to_hz: int) -> Iterator[Waveform]:
+    """Resample blocks; the result has the bits of one soxr call for the complete waveform."""
     if from_hz == to_hz:
         yield from blocks
         return
     stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
-    taken, given = 0, 0
+    taken, yielded = 0, 0
     for block in blocks:
         taken += len(block)
         out = stream.resample_chunk(block)
-        given += len(out)
+        yielded += len(out)
         if len(out):
             yield out
     out = stream.resample_chunk(np.empty(0, np.float32), last=True)
-    if not given + len(out):
-        raise ClipError("resample", f"{taken} samples at {from_hz} Hz are none at {to_hz} Hz")
+    if not yielded + len(out):
+        raise ClipError("resample", f"{taken} samples at {from_hz} Hz are less than one sample at {to_hz} Hz")
     if len(out):
         yield out
 
 
 def _mono_blocks(file: soundfile.SoundFile, max_seconds: float | None) -> Iterator[Waveform]:
-    """An open file as mono blocks [N]; ClipError("decode", ...) where it is not whole and sane."""
+    """Yield an open file's mono blocks [N]; ClipError("decode", ...) if it is truncated or its values are no audio."""
     rate, promised, channels = file.samplerate, file.frames, file.channels
     if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise ClipError("decode", f"a sampling rate of {rate} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} are accepted")
+        raise ClipError("decode", f"the sampling rate is {rate} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are accepted")
     if max_seconds is not None:
         promised = min(promised, math.ceil((max_seconds + _RESAMPLER_REACH_S) * rate))
     weights = np.full(channels, 1 / channels, np.float32)
@@ -118,24 +120,25 @@ def _mono_blocks(file: soundfile.SoundFile, max_seconds: float | None) -> Iterat
             break
         highest = max(float(block.max()), -float(block.min()))
         if not highest <= MAX_AMPLITUDE:
-            raise ClipError("decode", f"a sample of {highest:g}; audio has finite samples about [-1, 1]")
+            raise ClipError("decode", f"a sample is {highest:g}; audio has finite samples in about [-1, 1]")
         mono = block[:, 0] if channels == 1 else block @ weights
         peak = max(peak, highest)
         mono_peak = max(mono_peak, float(mono.max()), -float(mono.min()))
         done += len(block)
         yield mono
     if channels > 1 and peak > 0 and mono_peak <= CANCELLED * peak:
-        raise ClipError("decode", f"its {channels} channels cancel out: their mean is silence though they are not")
+        raise ClipError("decode", f"the {channels} channels cancel out: their mean is silent, they are not")
     if done != promised:
         raise ClipError("decode", f"truncated: {done} of {promised} frames could be read")
     if not promised:
-        raise ClipError("decode", "no samples")
+        raise ClipError("decode", "the file has no samples")
 
 
 @contextlib.contextmanager
-def _opened(path: Path | str) -> Iterator[int]:
-    """Descriptor of a regular, non-empty file. Non-blocking, since opening a FIFO would wait for a writer for ever."""
+def _open_regular(path: Path | str) -> Iterator[int]:
+    """Open a regular, non-empty file and yield its descriptor; ClipError("read", ...) if it is another kind of file."""
     try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:
         raise ClipError("read", "the path has a NUL character") from error
@@ -146,7 +149,7 @@ def _opened(path: Path | str) -> Iterator[int]:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ClipError("read", "not a regular file")
+            raise ClipError("read", "the path is not a regular file")
         if not status.st_size:
             raise ClipError("read", "the file is empty")
         yield descriptor

@@ -1,4 +1,4 @@
-"""Readers of the data sets' own layouts. Each notes bad rows in `problems` and goes on: all are told at once."""
+"""Read AudioSet's layout. The reader adds bad rows to `problems` and continues, so that the user sees all of them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ _SEGMENT = re.compile(rf'([A-Za-z0-9_-]{{1,64}})\s*,\s*{_SECONDS}\s*,\s*{_SECOND
 
 
 def load_audioset(source: Path, problems: Problems) -> Manifest:
-    """AudioSet's segments CSVs. Labels: those of class_labels_indices.csv, in its order, that occur in a CSV present.
+    """Read AudioSet's segments CSVs and find the audio of each clip.
 
-    All 527 stay when all occur; a subset of AudioSet keeps only its own, since a class without a positive has no AP.
-    The audio is searched in `audio/` and in folders named as the splits, by the names ID, YID, ID_START and YID_START
-    (START in seconds or milliseconds) with any audio suffix.
+    The labels are those of class_labels_indices.csv, in its order, that at least one clip has: a class without a
+    positive clip has no average precision. Complete AudioSet has all 527, a subset may have fewer.
+    The audio is searched in `audio/` and in folders with the names of the splits. A file may be named ID, YID, ID_START
+    or YID_START (START in seconds or milliseconds), with any audio suffix.
+
+    Raises:
+        UserError: the labels or all segments CSVs are missing.
     """
-    names = _audioset_labels(source / "class_labels_indices.csv", problems)
+    names = _read_labels(source / "class_labels_indices.csv", problems)
     lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
     if not any(path.is_file() for path in lists.values()):
-        raise UserError(f"{source} has none of {', '.join(path.name for path in lists.values())}.")
+        names_of_lists = ", ".join(path.name for path in lists.values())
+        raise UserError(f"{source} has no segments file; add at least one of {names_of_lists}.")
     tree = FileTree(source)
-    index = _audio_by_stem(tree, problems)
+    index = _index_audio(tree, problems)
     mid_index = {mid: number for number, mid in enumerate(names)}
     clips, ids = [], set[str]()
     for split, path in lists.items():
@@ -37,7 +42,7 @@ def load_audioset(source: Path, problems: Problems) -> Manifest:
             if not text.strip() or text.lstrip().startswith("#"):
                 continue
             try:
-                clip = _segment(text, split, mid_index, index, tree)
+                clip = _parse_segment(text, split, mid_index, index, tree)
                 if clip.clip_id in ids:
                     raise ValueError(f"the clip {clip.clip_id} is listed twice")
             except ValueError as error:
@@ -45,11 +50,11 @@ def load_audioset(source: Path, problems: Problems) -> Manifest:
                 continue
             ids.add(clip.clip_id)
             clips.append(clip)
-    return _with_used_labels(clips, list(names.values()))
+    return _keep_used_labels(clips, list(names.values()))
 
 
-def _audioset_labels(path: Path, problems: Problems) -> dict[str, str]:
-    """Display name by machine id."""
+def _read_labels(path: Path, problems: Problems) -> dict[str, str]:
+    """Read the labels' display names by machine id."""
     names: dict[str, str] = {}
     shown: set[str] = set()
     for number, row in csv_rows(path, ("mid", "display_name"), problems):
@@ -57,7 +62,7 @@ def _audioset_labels(path: Path, problems: Problems) -> dict[str, str]:
         try:
             require_printable("label", name)
             if mid in names or name in shown:
-                raise ValueError(f"the label {shorten(mid)}, {shorten(name)} is there twice")
+                raise ValueError(f"the label {shorten(mid)}, {shorten(name)} is listed twice")
         except ValueError as error:
             problems.add(path, number, str(error))
         names[mid] = name
@@ -65,7 +70,8 @@ def _audioset_labels(path: Path, problems: Problems) -> dict[str, str]:
     return names
 
 
-def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: FileTree) -> Clip:
+def _parse_segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: FileTree) -> Clip:
+    """Parse one row of a segments CSV; ValueError says what is wrong with it."""
     match = _SEGMENT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f'expected YTID, start, end, "mid,mid" and found {shorten(text)}')
@@ -73,7 +79,7 @@ def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, 
     mids = [mid.strip() for mid in (match[4] or match[5] or "").split(",")]
     unknown = [mid for mid in mids if mid not in mid_index]
     if unknown:
-        raise ValueError(f"labels unknown to class_labels_indices.csv: {shorten(', '.join(unknown))}")
+        raise ValueError(f"the labels {shorten(', '.join(unknown))} are not in class_labels_indices.csv")
     if end <= start:
         raise ValueError(f"the segment ends at {end:g} s, before it starts at {start:g} s")
     short = f"{start:.3f}".rstrip("0").rstrip(".")
@@ -84,11 +90,11 @@ def _segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, 
     return Clip(f"{ytid}_{short}", path, tuple(sorted({mid_index[mid] for mid in mids})), split)
 
 
-def _audio_by_stem(tree: FileTree, problems: Problems) -> dict[str, str]:
-    """Path of each audio file by its name without suffix; of two, the one whose suffix is more wanted."""
-    wanted = ["audio", *AUDIOSET_SPLITS, *(f"{split}_segments" for split in AUDIOSET_SPLITS)]
+def _index_audio(tree: FileTree, problems: Problems) -> dict[str, str]:
+    """Map each audio file's name without suffix to its path; of two files, prefer the suffix that comes first."""
+    folders = ["audio", *AUDIOSET_SPLITS, *(f"{split}_segments" for split in AUDIOSET_SPLITS)]
     index: dict[str, str] = {}
-    for folder in wanted:
+    for folder in folders:
         for path in tree.audio(os.path.join(tree.root, folder), problems):
             stem = os.path.splitext(os.path.basename(path))[0]
             if stem not in index or _rank(path) < _rank(index[stem]):
@@ -97,10 +103,11 @@ def _audio_by_stem(tree: FileTree, problems: Problems) -> dict[str, str]:
 
 
 def _rank(path: str) -> int:
+    """Return the place of a path's suffix in `AUDIO_SUFFIXES`; the lowest is preferred."""
     return AUDIO_SUFFIXES.index(os.path.splitext(path)[1].lower())
 
 
-def _with_used_labels(clips: list[Clip], names: list[str]) -> Manifest:
+def _keep_used_labels(clips: list[Clip], names: list[str]) -> Manifest:
     used = sorted({label for clip in clips for label in clip.labels})
     if len(used) == len(names):
         return Manifest(tuple(clips), tuple(names), False, "audioset")

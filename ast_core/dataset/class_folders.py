@@ -20,17 +20,21 @@ SPLIT_FOLDERS = {
     "test": "test",
     "eval": "test",
 }
-"""Folder names taken for splits."""
+"""Folder names that mean a split, and the split."""
 
 
 def hashed_split(key: str) -> str:
-    """`train`, `validation` or `test` (80, 10, 10 in a hundred) by the SHA-256 of a clip's name: it never moves."""
+    """Return `train`, `validation` or `test` (80, 10 and 10 %) by the SHA-256 of a clip's name, so it never changes."""
     place = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
     return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
 def load_class_folders(source: Path, problems: Problems) -> Manifest:
-    """CLASS/FILE, split by `hashed_split`; or SPLIT/CLASS/FILE where folders named as splits hold folders, no audio."""
+    """Read SPLIT/CLASS/FILE or CLASS/FILE.
+
+    A folder with the name of a split is a split if it holds folders and no audio files. Without such a folder, each
+    top folder is a class, and `hashed_split` splits the clips.
+    """
     tree = FileTree(source)
     top = tree.folders(tree.root)
     splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
@@ -39,7 +43,7 @@ def load_class_folders(source: Path, problems: Problems) -> Manifest:
         return manifest_by_class([(key, key.split("/")[0], path, hashed_split(key)) for key, path in files], "folders")
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
-            reason = f"not a split, beside {', '.join(splits)}; move it into one or away"
+            reason = f"this folder is not a split, but {', '.join(splits)} are; move it into one of them or elsewhere"
             problems.add(os.path.join(tree.root, name), None, reason)
     rows = [
         (f"{name}/{key}", key.split("/")[0], path, SPLIT_FOLDERS[name.lower()])
@@ -50,18 +54,19 @@ def load_class_folders(source: Path, problems: Problems) -> Manifest:
 
 
 def _holds_classes(tree: FileTree, name: str) -> bool:
+    """Return whether a top folder holds folders and no audio files."""
     folder = os.path.join(tree.root, name)
     return bool(tree.folders(folder)) and not any(is_audio(entry, kind) for entry, kind in tree.entries(folder).items())
 
 
 def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
-    """CLASS/FILE below `root` and the absolute path, for every audio file of every class folder."""
+    """Yield CLASS/FILE below `root` and the absolute path of every audio file in every class folder."""
     for name in tree.folders(root):
         for path in tree.audio(os.path.join(root, name), problems):
             key = os.path.relpath(path, root)
             try:
                 require_printable("class", name)
-                # Bytes that are no UTF-8 are told as escapes wherever a file is named: an old disk's names may be.
+                # File names on old disks may not be UTF-8. All outputs show such bytes as escapes: check that form.
                 require_printable("name", os.fsencode(key).decode("utf-8", "backslashreplace"))
                 yield key, tree.find(path)
             except ValueError as error:
@@ -69,7 +74,7 @@ def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple
 
 
 def manifest_by_class(rows: list[tuple[str, str, str, str]], layout: str) -> Manifest:
-    """Manifest of (clip id, class, path, split) rows; labels sorted by name."""
+    """Build the manifest of (clip id, class, path, split) rows; labels are sorted by name."""
     names = sorted({row[1] for row in rows})
     index = {name: (number,) for number, name in enumerate(names)}
     clips = tuple(Clip(key, path, index[name], split) for key, name, path, split in rows)

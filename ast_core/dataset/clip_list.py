@@ -1,4 +1,4 @@
-"""A list of clips that a test is asked for, such as another paper's copy of AudioSet's evaluation set."""
+"""Read a list of clips to test on, such as another paper's copy of AudioSet's evaluation set."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ _HEADERS = {"clip_id", "ytid", "id", "filename", "youtube_id"}
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which clips at hand a list names."""
+    """The clips that a list names, matched with the available clips."""
 
     indices_N: np.ndarray
-    """Of the clips at hand, int64, ascending."""
+    """Indices of the listed clips among the available ones, int64, ascending."""
     listed: int
-    """Different ids in the list."""
+    """Number of different ids in the list."""
     absent: tuple[str, ...]
-    """Ids of the list that no clip at hand has."""
+    """Ids of the list that no available clip has."""
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids in a text file, one a line, or in the first column of a CSV file; `#` starts a comment.
+    """Read ids from a text file, one a line, or from the first column of a CSV file; `#` starts a comment line.
 
-    A row as in AudioSet's segments files (id, start, end, ...) is named as its clips are, `ID_START`.
+    A row of an AudioSet segments file (id, start, end, ...) becomes `ID_START`, the id of its clip.
 
     Raises:
-        UserError: no such file, not text, or no id in it.
+        UserError: the file does not exist, is not text, or has no id.
     """
-    require(path.is_file(), f"There is no list of clips {path}.")
+    require(path.is_file(), f"The list of clips {path} does not exist; give an existing file.")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"The list of clips {path} is not text in UTF-8 ({error}).") from None
+        raise UserError(f"The list of clips {path} is not text in UTF-8 ({error}); save it as UTF-8.") from None
     rows = csv.reader((line for line in lines if not line.lstrip().startswith("#")), skipinitialspace=True)
     try:
-        ids = [_clip_id(row) for row in rows if row and row[0].strip()]
+        ids = [_parse_id(row) for row in rows if row and row[0].strip()]
     except csv.Error as error:
-        raise UserError(f"The list of clips {path} is no text file or CSV: row {rows.line_num}, {error}.") from None
+        raise UserError(f"The list of clips {path} is not a text or CSV file: row {rows.line_num}, {error}.") from None
     if ids and ids[0].lower() in _HEADERS:
         ids = ids[1:]
-    require(bool(ids), f"The list of clips {path} names none.")
+    require(bool(ids), f"The list of clips {path} has no ids; give one id a line.")
     return ids
 
 
 def cover(ids: Sequence[str], clip_ids: Sequence[str]) -> Coverage:
-    """Find listed ids among clips: by the whole id, else without file ending, else without AudioSet's `_START`.
+    """Find listed ids among the available clips.
+
+    An id matches the clip with that id. Without one, it matches the clips whose ids without file suffix or without
+    AudioSet's `_START` are equal to it.
 
     Args:
-        ids: from `read_ids`; duplicates count once.
-        clip_ids: at hand.
+        ids: listed ids, from `read_ids`; duplicates count once.
+        clip_ids: ids of the available clips.
     """
     places: dict[str, list[int]] = {}
     for place, clip_id in enumerate(clip_ids):
@@ -69,7 +72,8 @@ def cover(ids: Sequence[str], clip_ids: Sequence[str]) -> Coverage:
     return Coverage(np.array(indices, np.int64), len(wanted), absent)
 
 
-def _clip_id(row: Sequence[str]) -> str:
+def _parse_id(row: Sequence[str]) -> str:
+    """Return the id of a row: its first cell, with the start in seconds where the second cell is a number."""
     first = row[0].strip()
     try:
         start = float(row[1])

@@ -1,4 +1,4 @@
-"""The clips that a data set lists."""
+"""Types of a data set's list: `Clip` and `Manifest`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Clip:
     """One listed recording.
 
     Attributes:
-        clip_id: unique in its manifest.
-        path: absolute path of its file, "" when the clip is listed but has no file.
+        clip_id: id, unique in its manifest.
+        path: absolute path of its file; "" if the file does not exist.
         labels: indices into `Manifest.labels`, ascending.
-        split: name of its split, fit for a folder name.
+        split: name of its split, which can also be a folder's name.
     """
 
     clip_id: str
@@ -24,9 +24,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All clips of a data set, its label names in index order, whether every clip has one label, and its layout."""
+    """All clips and labels of a data set."""
 
     clips: tuple[Clip, ...]
     labels: tuple[str, ...]
+    """Label names in the order of the indices in `Clip.labels`."""
     single_label: bool
+    """Whether every clip has exactly one label."""
     layout: str
+    """Layout that the data set was read as."""

@@ -10,14 +10,14 @@ from ast_core.dataset.problems import Problems, read_lines, shorten
 
 
 def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number of the first line, and cells by column, of each row of a CSV file with a header.
+    """Yield the first line's number and the cells by column of each row of a CSV file with a header.
 
-    A column that is missing or there twice is a problem, too, and there are no rows then.
+    If a column is missing or listed twice, that is added to `problems`, and no rows are yielded.
 
     Raises:
         UserError: the file is missing.
     """
-    rows = _csv_cells(path, problems)
+    rows = _split_cells(path, problems)
     number, header = next(rows, (None, []))
     if not _has_columns(path, number, [name.strip() for name in header], columns, problems):
         return
@@ -26,11 +26,11 @@ def csv_rows(path: Path, columns: Iterable[str], problems: Problems) -> Iterator
         if len(row) == len(header):
             yield number, dict(zip(header, row, strict=True))
         else:
-            problems.add(path, number, f"{len(row)} cells where the header has {len(header)}")
+            problems.add(path, number, f"the row has {len(row)} cells, the header {len(header)}")
 
 
-def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, with the number of their first line: a quote that is never closed begins there."""
+def _split_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """Yield non-empty rows with the number of their first line, where a quote that is never closed begins."""
     reader = csv.reader((text + "\n" for _, text in read_lines(path, problems)), skipinitialspace=True)
     while True:
         number = reader.line_num + 1
@@ -46,11 +46,12 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]
 
 
 def _has_columns(path: Path, number: int | None, header: list[str], columns: Iterable[str], problems: Problems) -> bool:
+    """Return whether a header has all columns once; add what is wrong to `problems`."""
     missing = [name for name in columns if name not in header]
     if missing:
         found = shorten(", ".join(header))
-        problems.add(path, number, f"no column {', '.join(missing)} in its first row; its columns are {found}")
+        problems.add(path, number, f"the first row has no column {', '.join(missing)}; its columns are {found}")
     twice = {name for name in header if header.count(name) > 1}
     if twice:
-        problems.add(path, number, f"the column {shorten(min(twice))} is there twice")
+        problems.add(path, number, f"the column {shorten(min(twice))} is listed twice")
     return not (missing or twice)

@@ -11,7 +11,7 @@ from ast_core.dataset.problems import Problems, require_printable, shorten
 
 
 def load_esc50(source: Path, problems: Problems) -> Manifest:
-    """ESC-50's meta/esc50.csv; splits fold1, fold2, ...; labels are the categories present, in order of target."""
+    """Read meta/esc50.csv; the splits are fold1, fold2, ..., the labels are its categories in order of target."""
     path = source / "meta" / "esc50.csv"
     tree = FileTree(source)
     rows, categories, targets, seen = [], dict[int, str](), dict[str, int](), set[str]()
@@ -23,9 +23,11 @@ def load_esc50(source: Path, problems: Problems) -> Manifest:
             target = int(row["target"])
             category = row["category"]
             if categories.setdefault(target, category) != category:
-                raise ValueError(f"target {target} is {shorten(categories[target])} and {shorten(category)}")
+                raise ValueError(
+                    f"the target {target} has two categories, {shorten(categories[target])} and {shorten(category)}"
+                )
             if targets.setdefault(category, target) != target:
-                raise ValueError(f"the category {shorten(category)} is target {targets[category]} and {target}")
+                raise ValueError(f"the category {shorten(category)} has two targets, {targets[category]} and {target}")
             require_printable("category", category)
             require_printable("file name", name)
             if name in seen or "/" in name:

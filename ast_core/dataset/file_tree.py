@@ -1,4 +1,4 @@
-"""What every layout is read with: clip and manifest types, collected problems, numbered lines, files inside a root."""
+"""Find files below a data set's root, and refuse paths that lead out of it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ast_core.dataset.problems import Problems, shorten
 
 _DECODED = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 AUDIO_SUFFIXES = (*_DECODED, ".m4a", ".mp4", ".webm")
-"""File types taken for audio, most wanted first; the last three cannot be decoded: they are listed to be rejected."""
+"""Suffixes of audio files, preferred ones first. The last three cannot be decoded: their clips become rejects."""
 LONGEST_PATH = 4096
-"""Characters; what Linux takes for a path."""
+"""Largest number of characters in a path, as in Linux."""
 _FILE, _LINK, _FOLDER = 0, 1, 2
 _NO_NAMES = {"", ".", ".."}
 
 
 class FileTree:
-    """Files below a root. Each folder is listed once, so that a million clips do not cost a million `stat` calls."""
+    """The files below a root. Each folder is listed once, so a million clips do not cost a million `stat`s."""
 
     def __init__(self, root: Path) -> None:
-        """Root is an existing folder."""
+        """Start at `root`, an existing folder."""
         self.root = os.path.realpath(root)
         self._real_prefix = self.root.rstrip("/") + "/"
         self._prefixes = (self._real_prefix, os.path.abspath(root).rstrip("/") + "/")
@@ -29,16 +29,19 @@ class FileTree:
         self._places: dict[str, tuple[str, dict[str, int]]] = {}
 
     def find(self, given: str) -> str:
-        """Absolute path of a file given relative to the root (or absolute, below it); "" where there is none.
+        """Return the absolute path of a file; "" if it does not exist.
+
+        Args:
+            given: path relative to the root, or an absolute path below it.
 
         Raises:
-            ValueError: the path is malformed or leaves the root, by itself or by a link. The text says why.
+                ValueError: the path is malformed or leads out of the root, by itself or by a link. The text says why.
         """
         name = given.rpartition("/")[2]
         before = given[: len(given) - len(name)]
         place = self._places.get(before)
         if place is None:
-            place = self._places[before] = self._place(given, before)
+            place = self._places[before] = self._list_folder(given, before)
         folder, entries = place
         if name in _NO_NAMES or "\0" in name or len(given) > LONGEST_PATH:
             raise ValueError(f"the path {shorten(given)} names no file")
@@ -50,8 +53,8 @@ class FileTree:
             self._require_inside(path)
         return path
 
-    def _place(self, given: str, before: str) -> tuple[str, dict[str, int]]:
-        """Absolute folder, with a '/' at its end, and entries of what stands before a file's name."""
+    def _list_folder(self, given: str, before: str) -> tuple[str, dict[str, int]]:
+        """Return the absolute folder `before`, with a '/' at its end, and its entries."""
         if "\0" in before or len(before) > LONGEST_PATH:
             raise ValueError(f"the path {shorten(given)} names no file")
         if ".." in before.split("/"):
@@ -63,16 +66,15 @@ class FileTree:
         return folder.rstrip("/") + "/", self.entries(folder)
 
     def entries(self, folder: str) -> dict[str, int]:
-        """Names in a folder and their kinds; empty where there is no such folder. ValueError as for `find`."""
+        """Return a folder's names and their kinds; nothing if it does not exist. Raises ValueError as `find` does."""
         known = self._folders.get(folder)
         if known is None:
             parent, _, name = folder.rpartition("/")
-            temporary = self._folders.get(
-                parent
-            )  # a folder a clip: what its parent shows saves most of the system's calls
-            if temporary is not None and name not in temporary:
+            # Some data sets have a folder for each clip. The parent's entries then save most system calls.
+            siblings = self._folders.get(parent)
+            if siblings is not None and name not in siblings:
                 return {}
-            if folder != self.root and (temporary is None or temporary[name] == _LINK):
+            if folder != self.root and (siblings is None or siblings[name] == _LINK):
                 self._require_inside(folder)
             try:
                 with os.scandir(folder) as found:
@@ -85,12 +87,15 @@ class FileTree:
         return known
 
     def folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders in a folder, without those that begin with `.` or `_`."""
+        """Return the sorted names of the folders in a folder, without those that begin with `.` or `_`."""
         names = self.entries(folder).items()
         return sorted(n for n, kind in names if n[0] not in "._" and _is_folder(os.path.join(folder, n), kind))
 
     def audio(self, folder: str, problems: Problems) -> Iterator[str]:
-        """Absolute paths of all audio files below a folder, in a fixed order; unreadable folders are noted."""
+        """Yield the absolute paths of all audio files below a folder, in a fixed order.
+
+        Folders that cannot be read are added to `problems`.
+        """
         waiting, seen = [folder], set()
         while waiting:
             current = waiting.pop()
@@ -111,13 +116,14 @@ class FileTree:
             yield from (os.path.join(current, name) for name in names)
 
     def _require_inside(self, path: str) -> None:
+        """Raise ValueError if a link leads out of the root."""
         real = os.path.realpath(path)
         if real != self.root and not real.startswith(self._real_prefix):
             raise ValueError(f"{shorten(path)} is a link out of {self.root}; put the file itself there")
 
 
 def is_audio(name: str, kind: int = _FILE) -> bool:
-    """Whether a file's name looks like audio: by its suffix, and not hidden."""
+    """Return whether a name is an audio file's: it has an audio suffix and is not hidden."""
     return kind != _FOLDER and name[0] != "." and name.lower().endswith(AUDIO_SUFFIXES)
 
 

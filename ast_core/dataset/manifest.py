@@ -1,4 +1,7 @@
-"""From a data set on disk to its clips: ids, paths, labels, splits. All problems are told at once, with row numbers."""
+"""Read a data set's lists into clips with ids, paths, labels and splits.
+
+All problems are reported together, with their row numbers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ ACCEPTED = """Accepted are
   esc50            meta/esc50.csv, audio/
   speech_commands  WORD/*.wav, validation_list.txt, testing_list.txt
   folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
-  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels, and if you like clip_id, split"""
+  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id, split"""
 
 _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
     "audioset": load_audioset,
@@ -39,14 +42,16 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
     """Read the lists of a data set. No audio is opened.
 
     Args:
-        source: the data set's folder, or a manifest file.
-        layout: its layout; `auto` recognises it.
+        source: folder of the data set, or a manifest file.
+        layout: layout of the source; `auto` detects it.
 
     Raises:
-        UserError: the source is missing, of no known layout, empty, or has bad rows (20 are named, all are counted).
+        UserError: the source does not exist, has no known layout, is empty, or has bad rows, of which 20 are shown.
     """
     if not source.exists():
-        raise UserError(f"The data set {source} does not exist. Give data.source an existing folder or manifest file.")
+        raise UserError(
+            f"The data set {source} does not exist. Set data.source to an existing folder or manifest file."
+        )
     chosen = detect_layout(source) if layout == "auto" else layout
     if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
@@ -54,15 +59,15 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
     manifest = _LOADERS[chosen](source, problems)
     problems.check()
     if not manifest.clips:
-        raise UserError(f"{source} lists no clips as layout {chosen}. {ACCEPTED}")
+        raise UserError(f"{source}, read with the layout {chosen}, lists no clips. {ACCEPTED}")
     return manifest
 
 
 def detect_layout(source: Path) -> Layout:
-    """The layout of an existing folder or file, by the files that name it.
+    """Detect the layout of an existing folder or file by the files that only this layout has.
 
     Raises:
-        UserError: none fits; the text lists what is accepted.
+        UserError: no layout fits; the text lists the accepted layouts.
     """
     if source.is_file() and source.suffix.lower() in MANIFEST_SUFFIXES:
         return "manifest"
@@ -78,7 +83,7 @@ def detect_layout(source: Path) -> Layout:
 
 
 def _has_class_folders(tree: FileTree) -> bool:
-    """Whether audio lies one or two folders deep."""
+    """Return whether there is audio one or two folders deep."""
     try:
         classes = [f"{tree.root}/{name}" for name in tree.folders(tree.root)]
         deeper = [f"{folder}/{name}" for folder in classes for name in tree.folders(folder)]

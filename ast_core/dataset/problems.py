@@ -1,4 +1,4 @@
-"""Collect everything that is wrong with the lists of a data set, so that the user sees it all at once."""
+"""Collect the problems of a data set's lists, so that the user sees all of them in one error."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from typing import BinaryIO
 from ast_core.errors import UserError
 
 SHOWN = 20
-"""Problems shown in full before the rest is only counted."""
+"""Number of problems that the error shows; the rest is only counted."""
 
 
 LONGEST_LINE = 1 << 20
-"""Bytes of a list's line; AudioSet's have some hundred."""
+"""Largest number of bytes in a line of a list; AudioSet's lines have a few hundred."""
 
 
 class Problems:
-    """Collects what is wrong with a data set's lists, to say all of it at once."""
+    """The problems found in a data set's lists so far."""
 
     def __init__(self) -> None:
         self._shown: list[str] = []
         self._count = 0
 
     def add(self, file: Path | str, row: int | None, reason: str) -> None:
-        """Note one problem; `row` counts a file's lines from 1, None for the file as a whole."""
+        """Add one problem; `row` counts the file's lines from 1 and is None for the file itself."""
         self._count += 1
         if len(self._shown) < SHOWN:
-            name = str(file) if str(file).isprintable() else ascii(str(file))  # a terminal takes no half characters
+            name = str(file) if str(file).isprintable() else ascii(str(file))  # a terminal refuses lone surrogates
             self._shown.append(f"  {name}" + (f", row {row}" if row is not None else "") + f": {reason}")
 
     def check(self) -> None:
-        """Raise `UserError` with the first problems and their number, if there are any."""
+        """Raise `UserError` with the first problems and their total number, if there are any."""
         if self._count:
             more = f"\n  ... and {self._count - len(self._shown)} more" if self._count > len(self._shown) else ""
             shown = "\n".join(self._shown) + more
-            raise UserError(f"{self._count} problem(s) in the data set; mend them and run again:\n{shown}")
+            raise UserError(f"{self._count} problem(s) in the data set; fix them and run again:\n{shown}")
 
 
 def shorten(text: str, width: int = 80) -> str:
-    """The text as an ASCII literal of at most about `width` characters, safe to print."""
+    """Return a text as an ASCII literal of about `width` characters at most, which is safe to print."""
     return ascii(text if len(text) <= width else text[:width] + "...")
 
 
 def require_printable(what: str, text: str) -> None:
-    """ValueError if a name has line ends, NUL, bytes that are no UTF-8 or the like: tables and pages show it later."""
+    """Raise ValueError if a name has line ends, NUL, or bytes that are not UTF-8: tables and pages show it later."""
     if not text.isprintable():
         raise ValueError(f"the {what} {shorten(text)} has characters that cannot be printed")
 
 
 def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Number and text (no line end, no byte-order mark) of a UTF-8 file's lines; a bad one is noted and comes as "".
+    """Yield the number and the text of each line of a UTF-8 file, without line end and byte-order mark.
+
+    A bad line is added to `problems` and yielded as "".
 
     Raises:
-        UserError: the file cannot be opened, or is a pipe or device, which might never end.
+        UserError: the file cannot be opened, or is not a regular file: a pipe or device might never end.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} cannot be read: it is no ordinary file.")
+        raise UserError(f"{path} cannot be read: it is not a regular file. Give a file.")
     try:
         file = path.open("rb")
     except OSError as error:
@@ -66,16 +68,16 @@ def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
             text = ""
             try:
                 if len(raw) > LONGEST_LINE:
-                    problems.add(path, number, f"longer than {LONGEST_LINE} bytes")
+                    problems.add(path, number, f"the line is longer than {LONGEST_LINE} bytes")
                 else:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                problems.add(path, number, f"not UTF-8 (byte {error.start}); save the file as UTF-8")
+                problems.add(path, number, f"the line is not UTF-8 (byte {error.start}); save the file as UTF-8")
             yield number, text.rstrip("\r\n")
 
 
 def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one that is too long, its beginning: it may be all there is of a file larger than the memory."""
+    """Yield lines, and only the beginning of one that is too long: a file larger than the memory may be one line."""
     while raw := file.readline(LONGEST_LINE + 1):
         rest = raw
         while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):

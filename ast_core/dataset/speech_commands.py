@@ -11,7 +11,7 @@ from ast_core.dataset.problems import Problems, read_lines, shorten
 
 
 def load_speech_commands(source: Path, problems: Problems) -> Manifest:
-    """Speech Commands: WORD/FILE; two lists name validation and test; `_background_noise_` is left out."""
+    """Read WORD/FILE; two lists name the validation and test files; `_background_noise_` is skipped."""
     tree = FileTree(source)
     listed: dict[str, str] = {}
     for split, path in (("validation", source / "validation_list.txt"), ("test", source / "testing_list.txt")):
@@ -19,7 +19,7 @@ def load_speech_commands(source: Path, problems: Problems) -> Manifest:
             name = text.strip()
             try:
                 if name and (name in listed or name.count("/") != 1):
-                    raise ValueError(f"expected WORD/FILE, listed once, and found {shorten(name)}")
+                    raise ValueError(f"expected WORD/FILE, listed once, but found {shorten(name)}")
                 if name:
                     tree.find(name)
                     listed[name] = split

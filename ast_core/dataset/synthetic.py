@@ -1,4 +1,7 @@
-"""The demo's audio: ten sounds that a person tells apart, mixed into a multi-label data set in AudioSet's layout."""
+"""Synthesise the demo's audio: ten sounds that people can distinguish, mixed into a multi-label data set.
+
+The data set has AudioSet's layout.
+"""
 
 from __future__ import annotations
 
@@ -124,29 +127,29 @@ SOUNDS: dict[str, Callable[[Rng], np.ndarray]] = {
 
 
 def make_demo_audio(folder: Path, seed: int = 0, train_clips: int = TRAIN_CLIPS, eval_clips: int = EVAL_CLIPS) -> Path:
-    """Make the data set, once: 4 s FLAC clips of one to three sounds each.
+    """Write the demo's data set, unless it exists: 4 s FLAC clips of one to three sounds each.
 
-    One listed clip in a hundred has no file and one file is broken, as in every real download.
+    As in every real download, one listed clip in a hundred has no file, and one file is broken.
 
     Args:
-        folder: to make, in AudioSet's layout; its marker file says of what.
-        seed: of everything random.
-        train_clips: listed in `balanced_train`.
-        eval_clips: listed in `eval`.
+        folder: folder to write, in AudioSet's layout; its marker file holds the other arguments.
+        seed: seed of all random numbers.
+        train_clips: number of clips listed in `balanced_train`.
+        eval_clips: number of clips listed in `eval`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds other files.
     """
     made = {"seed": seed, "train_clips": train_clips, "eval_clips": eval_clips}
     if (folder / MARKER).is_file():
-        if read_json(folder / MARKER, "Marker of the demo's audio") == made:
+        if read_json(folder / MARKER, "The marker of the demo's audio") == made:
             return folder
         shutil.rmtree(folder)
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    require(free, f"{folder} holds files that are not the demo's: give another --run-dir, or move them away.")
+    require(free, f"{folder} holds files that are not the demo's; give another --run-dir, or move the files elsewhere.")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -175,16 +178,16 @@ def _write_split(folder: Path, split: str, count: int, rng: Rng) -> None:
         name = f"{split[:2]}{number:09d}"
         lines.append(f'{name}, 0.000, {SECONDS:.3f}, "{",".join(_mid(c) for c in classes)}"')
         if number % 100 == 99:
-            continue  # listed, but gone: as in every download of AudioSet
+            continue  # listed without a file, as in every download of AudioSet
         path = audio / f"Y{name}.flac"
         soundfile.write(path, wave, RATE_HZ, subtype="PCM_16")
         if split == "balanced_train" and number == 7:
-            path.write_bytes(path.read_bytes()[:2000])  # a download that broke off
+            path.write_bytes(path.read_bytes()[:2000])  # an interrupted download
     (folder / f"{split}_segments.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _mix(rng: Rng) -> tuple[np.ndarray, list[int]]:
-    """One to three different sounds at random places and levels over faint noise: float32 [N], and its classes."""
+    """Mix one to three different sounds at random places and levels with faint noise: float32 [N], and its classes."""
     wave = rng.normal(0, 10 ** rng.uniform(-4, -2.5), RATE_HZ * SECONDS)
     classes = rng.choice(len(SOUNDS), size=rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]), replace=False)
     for sound in (list(SOUNDS.values())[c] for c in classes):

@@ -1,4 +1,4 @@
-"""What a prediction looked at: attention rollout (Abnar and Zuidema 2020) laid over the spectrogram.
+"""Attention rollout (Abnar and Zuidema 2020): the points of a spectrogram that a prediction attended to.
 
 Shapes: T frames, M mel bins, P tokens, F and W patches in frequency and time.
 """
@@ -16,17 +16,17 @@ from ast_core.weights.ensemble_mean import Member
 
 @torch.no_grad()
 def attention_rollout(member: Member, fbank_TM: torch.Tensor) -> torch.Tensor:
-    """Share of the prefix tokens' attention, through all blocks, that each point of a clip gets.
+    """Return how much the prefix tokens attend, through all blocks, to each point of a clip.
 
-    Each block counts as half attention (the mean of its heads), half what passes it by; a point's share is the mean
-    over the patches that cover it.
+    A block counts half as attention (the mean of its heads) and half as its skip connection. The value of a point is
+    the mean over the patches that cover it.
 
     Args:
-        member: model, mean and deviation.
+        member: model, mean and standard deviation.
         fbank_TM: raw log-mel of the training length, on the model's device.
 
     Returns:
-        float32 [T, M], at least 0; 0 where no patch reaches; its largest value is 1.
+        float32 [T, M] from 0 to 1; the largest value is 1, and points that no patch covers are 0.
     """
     model = member.model
     tokens_1PE, _ = model.tokens(((fbank_TM - member.mean) / (2 * member.std))[None], None, None)
@@ -34,21 +34,21 @@ def attention_rollout(member: Member, fbank_TM: torch.Tensor) -> torch.Tensor:
     total_PP = skip_PP
     for layer in model.blocks:
         block = cast(Block, layer)
-        total_PP = (_weights_PP(block.attn, block.norm1(tokens_1PE)) + skip_PP) / 2 @ total_PP
+        total_PP = (_compute_attention(block.attn, block.norm1(tokens_1PE)) + skip_PP) / 2 @ total_PP
         tokens_1PE = block(tokens_1PE)
     patch_FW = total_PP[: model.prefix_tokens, model.prefix_tokens :].mean(dim=0).reshape(model.grid)
-    share_TM = _spread(patch_FW, model, fbank_TM.shape[0], fbank_TM.shape[1])
+    share_TM = _spread_patches(patch_FW, model, fbank_TM.shape[0], fbank_TM.shape[1])
     return share_TM / share_TM.max()
 
 
-def _weights_PP(attention: Attention, tokens_1PE: torch.Tensor) -> torch.Tensor:
-    """Attention weights of one clip, mean over heads; rows sum to 1."""
+def _compute_attention(attention: Attention, tokens_1PE: torch.Tensor) -> torch.Tensor:
+    """Return the attention weights of one clip, the mean over heads, [P, P]; each row sums to 1."""
     query_HPD, key_HPD, _ = attention.qkv(tokens_1PE)[0].unflatten(1, (3, attention.heads, -1)).permute(1, 2, 0, 3)
     return torch.softmax(query_HPD @ key_HPD.transpose(1, 2) * query_HPD.shape[2] ** -0.5, dim=2).mean(dim=0)
 
 
-def _spread(patch_FW: torch.Tensor, model: AST, frames: int, bins: int) -> torch.Tensor:
-    """Patches' values on the points they cover, [T, M]; the mean where they overlap."""
+def _spread_patches(patch_FW: torch.Tensor, model: AST, frames: int, bins: int) -> torch.Tensor:
+    """Spread the patches' values over the points that they cover, [T, M]; overlapping patches are averaged."""
     weight = torch.ones(1, 1, *model.patch_proj.weight.shape[2:], device=patch_FW.device)
     both = torch.stack([patch_FW, torch.ones_like(patch_FW)])[:, None]
     summed_MT, count_MT = functional.conv_transpose2d(both, weight, stride=model.patch_proj.stride)[:, 0]

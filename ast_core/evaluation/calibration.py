@@ -1,7 +1,9 @@
-"""Fits calibration and thresholds on clips that a model was not trained on.
+"""Fit of calibration and thresholds on clips that a model was not trained on.
 
-Several labels: Platt's scaling (1999) a class, with his targets that keep a separable class finite, then the threshold
-of the best F1. One label: one temperature (Guo, Pleiss, Sun, Weinberger, 2017). Shapes: N clips, C classes.
+Several labels: Platt scaling (1999) of each class, with Platt's targets, which keep a separable class finite; then the
+threshold with the best F1. One label: one temperature (Guo, Pleiss, Sun and Weinberger, 2017).
+
+Shapes: N clips, C classes, K pairs of a probability and its truth.
 """
 
 from __future__ import annotations
@@ -16,47 +18,50 @@ from ast_core.evaluation.thresholds import best_f1_threshold
 from ast_core.weights.decisions import Decisions, evidence, from_evidence
 
 FLATTEST, STEEPEST = 0.05, 20.0
-"""Slopes; below 0 a class's order would turn round."""
+"""Bounds of a slope; a negative slope would reverse the order of a class's scores."""
 BINS = 15
-"""Of the expected calibration error, as in Guo et al."""
+"""Number of bins of the expected calibration error, as in Guo et al."""
 
 
 def fit_decisions(
     scores_NC: np.ndarray, labels_NC: np.ndarray, one_label: bool, bundle_digest: str, fitted_on: Mapping[str, str]
 ) -> Decisions:
-    """Fit them. A class without a positive, or without a negative, keeps its probabilities and the threshold 0.5.
+    """Fit calibration and thresholds.
+
+    A class without a positive, or without a negative, keeps its probabilities and the threshold 0.5.
 
     Args:
         scores_NC: probabilities, float32.
-        labels_NC: 0 or 1.
-        one_label: a clip has exactly one.
-        bundle_digest: whose scores they are.
-        fitted_on: which clips they are of.
+        labels_NC: 1 where a clip has the class, else 0.
+        one_label: whether a clip has exactly one label.
+        bundle_digest: digest of the bundle that predicted the scores.
+        fitted_on: data hash and split of the clips.
     """
     own = {"bundle_digest": bundle_digest, "fitted_on": dict(fitted_on), "one_label": one_label}
     classes = scores_NC.shape[1]
     evidence_NC = evidence(scores_NC, one_label)
     if one_label:
-        slope = _temperature(evidence_NC, labels_NC)
+        slope = _fit_temperature(evidence_NC, labels_NC)
         return Decisions(
             **own, slope_C=(slope,) * classes, offset_C=(0.0,) * classes, threshold_C=(0.5,) * classes  # type: ignore[arg-type]
         )  # fmt: skip
-    fits = [_platt(evidence_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes)]
+    fits = [_fit_platt(evidence_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes)]
     slope_C, offset_C = (tuple(values) for values in zip(*fits, strict=True))
     calibrated_NC = from_evidence(evidence_NC * np.array(slope_C) + np.array(offset_C), one_label)
-    thresholds = tuple(_threshold(calibrated_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes))
+    thresholds = tuple(_choose_threshold(calibrated_NC[:, c], labels_NC[:, c] > 0.5) for c in range(classes))
     return Decisions(**own, slope_C=slope_C, offset_C=offset_C, threshold_C=thresholds)  # type: ignore[arg-type]
 
 
-def _threshold(calibrated_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """Midway from the lowest score that the best F1 takes to the next one below: other clips fall to either side."""
+def _choose_threshold(calibrated_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """Return the threshold of the best F1, moved halfway to the next lower score, so that it equals no clip's score."""
     lowest = best_f1_threshold(calibrated_N, positive_N).threshold
     if math.isnan(lowest):
         return 0.5
     return (lowest + float(calibrated_N[calibrated_N < lowest].max(initial=0.0))) / 2
 
 
-def _platt(logit_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:
+def _fit_platt(logit_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:
+    """Return slope and offset of one class's logits."""
     positives, clips = int(positive_N.sum()), len(positive_N)
     if not 0 < positives < clips:
         return 1.0, 0.0
@@ -72,8 +77,8 @@ def _platt(logit_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:
     return float(found.x[0]), float(found.x[1])
 
 
-def _temperature(log_NC: np.ndarray, labels_NC: np.ndarray) -> float:
-    """One over the temperature of the least cross-entropy."""
+def _fit_temperature(log_NC: np.ndarray, labels_NC: np.ndarray) -> float:
+    """Return one over the temperature that minimises the cross-entropy."""
 
     def loss(slope: np.ndarray) -> float:
         scaled_NC = slope[0] * log_NC
@@ -84,24 +89,24 @@ def _temperature(log_NC: np.ndarray, labels_NC: np.ndarray) -> float:
 
 
 def calibration_error(scores_NC: np.ndarray, labels_NC: np.ndarray, one_label: bool) -> float:
-    """Expected calibration error: mean gap between what was said and how often it was so, over bins of equal width.
+    """Return the expected calibration error: the mean gap between probability and frequency over bins of equal width.
 
-    With one label, of the most probable class; else of every class of every clip.
+    With one label it covers the most probable class of each clip; otherwise every class of every clip.
     """
     if one_label:
-        said_K = scores_NC.max(axis=1)
+        predicted_K = scores_NC.max(axis=1)
         true_K = labels_NC[np.arange(len(labels_NC)), scores_NC.argmax(axis=1)]
     else:
-        said_K, true_K = scores_NC.ravel(), labels_NC.ravel()
-    bin_K = np.minimum((said_K * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bin_K, said_K.astype(np.float64) - true_K, BINS)
-    return float(np.abs(gaps).sum() / len(said_K))
+        predicted_K, true_K = scores_NC.ravel(), labels_NC.ravel()
+    bin_K = np.minimum((predicted_K * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bin_K, predicted_K.astype(np.float64) - true_K, BINS)
+    return float(np.abs(gaps).sum() / len(predicted_K))
 
 
 def f1_scores(decided_NC: np.ndarray, labels_NC: np.ndarray) -> tuple[float, float]:
-    """Micro and macro F1 of decisions; the macro over classes that have a positive, as average precision's mean."""
+    """Return micro and macro F1 of decisions; the macro F1 is over the classes that have a positive, as mAP is."""
     true_NC = labels_NC > 0.5
-    hits_C, said_C, there_C = (decided_NC & true_NC).sum(0), decided_NC.sum(0), true_NC.sum(0)
-    known_C = there_C > 0
-    macro = (2 * hits_C / np.maximum(said_C + there_C, 1))[known_C].mean() if known_C.any() else math.nan
-    return float(2 * hits_C.sum() / max(int(said_C.sum() + there_C.sum()), 1)), float(macro)
+    hits_C, decided_C, true_C = (decided_NC & true_NC).sum(0), decided_NC.sum(0), true_NC.sum(0)
+    known_C = true_C > 0
+    macro = (2 * hits_C / np.maximum(decided_C + true_C, 1))[known_C].mean() if known_C.any() else math.nan
+    return float(2 * hits_C.sum() / max(int(decided_C.sum() + true_C.sum()), 1)), float(macro)

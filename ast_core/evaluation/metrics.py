@@ -1,4 +1,6 @@
-"""Scores of a test: mAP, AUC, d' and accuracy, exactly scikit-learn's (ties included), by sorting instead of curves.
+"""Metrics of a test: mAP, AUC, d' and accuracy.
+
+They equal scikit-learn's, ties included. Sorting takes the place of curves, which makes them faster.
 
 Shapes: N clips, C classes, P positives of a class.
 """
@@ -15,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def average_precision_C(scores_NC: np.ndarray, labels_NC: np.ndarray) -> Floats:
-    """Average precision of each class, as `sklearn.metrics.average_precision_score` defines it.
+    """Return the average precision of each class, as `sklearn.metrics.average_precision_score` defines it.
 
     Args:
         scores_NC: finite scores.
@@ -27,11 +29,11 @@ def average_precision_C(scores_NC: np.ndarray, labels_NC: np.ndarray) -> Floats:
     Raises:
         ValueError: shapes differ, or a score is not finite.
     """
-    return _both(scores_NC, labels_NC)[0]
+    return _compute_both(scores_NC, labels_NC)[0]
 
 
 def roc_auc_C(scores_NC: np.ndarray, labels_NC: np.ndarray) -> Floats:
-    """Area under each class's ROC curve, as `sklearn.metrics.roc_auc_score` defines it.
+    """Return the area under each class's ROC curve, as `sklearn.metrics.roc_auc_score` defines it.
 
     Args:
         scores_NC: finite scores.
@@ -43,40 +45,48 @@ def roc_auc_C(scores_NC: np.ndarray, labels_NC: np.ndarray) -> Floats:
     Raises:
         ValueError: shapes differ, or a score is not finite.
     """
-    return _both(scores_NC, labels_NC)[1]
+    return _compute_both(scores_NC, labels_NC)[1]
 
 
 def d_prime(mean_auc: float) -> float:
-    """Separation of two unit normals with that AUC, `sqrt(2) * Phi^-1(AUC)`: infinite at 0 and 1, NaN for NaN."""
+    """Return the separation of two unit normals with that AUC, `sqrt(2) * Phi^-1(AUC)`.
+
+    It is infinite at 0 and 1, and NaN for NaN.
+    """
     if math.isnan(mean_auc) or not 0 < mean_auc < 1:
         return math.nan if math.isnan(mean_auc) else math.copysign(math.inf, mean_auc - 0.5)
     return math.sqrt(2) * NormalDist().inv_cdf(mean_auc)
 
 
 def accuracy(scores_NC: np.ndarray, labels_NC: np.ndarray) -> float:
-    """Share of clips whose highest score is at their label; NaN without clips."""
+    """Return the share of clips whose highest score is at their label; NaN without clips."""
     if not len(scores_NC):
         return math.nan
     return float(np.mean(scores_NC.argmax(axis=1) == labels_NC.argmax(axis=1)))
 
 
+def headline_metric(single_label: bool) -> str:
+    """Return the name of the metric that stands for a result: accuracy if every clip has one label, else mAP."""
+    return "accuracy" if single_label else "mAP"
+
+
 def evaluate_scores(scores_NC: np.ndarray, labels_NC: np.ndarray, single_label: bool) -> dict[str, float]:
-    """The metrics of a test, beside what chance gives.
+    """Return the metrics of a test, and the values that random scores would reach.
 
     Args:
         scores_NC: finite scores.
         labels_NC: 1 where a clip has the class, else 0.
-        single_label: whether a clip has exactly one label; only then there is an accuracy.
+        single_label: whether a clip has exactly one label; only then an accuracy exists.
 
     Returns:
-        `mAP` and `mAUC`, means over the classes that have them; `d_prime` of mAUC; `chance_mAP`, the mean share
-        of positives over the classes of mAP; for single labels `accuracy` and `chance_accuracy`, the commonest
-        class's share.
+        `mAP` and `mAUC`, means over the classes for which they are defined; `d_prime` of mAUC; `chance_mAP`, the mean
+        share of positives over the classes of mAP; for single labels also `accuracy` and `chance_accuracy`, the share
+        of the most frequent class.
 
     Raises:
         ValueError: shapes differ, or a score is not finite.
     """
-    precision_C, auc_C = _both(scores_NC, labels_NC)
+    precision_C, auc_C = _compute_both(scores_NC, labels_NC)
     share_C = (labels_NC > 0.5).mean(axis=0) if len(labels_NC) else np.zeros(labels_NC.shape[1])
     mean_auc = _mean(auc_C)
     result = {
@@ -91,23 +101,28 @@ def evaluate_scores(scores_NC: np.ndarray, labels_NC: np.ndarray, single_label: 
     return result
 
 
-def _both(scores_NC: np.ndarray, labels_NC: np.ndarray) -> tuple[Floats, Floats]:
-    """Average precision and AUC of each class."""
+def _compute_both(scores_NC: np.ndarray, labels_NC: np.ndarray) -> tuple[Floats, Floats]:
+    """Return average precision and AUC of each class."""
     if scores_NC.shape != labels_NC.shape or scores_NC.ndim != 2:
-        raise ValueError(f"scores {scores_NC.shape} and labels {labels_NC.shape} must have one shape [N, C]")
-    if not np.isfinite(scores_NC).all():
-        raise ValueError("a score is not finite")
+        raise ValueError(f"Scores {scores_NC.shape} and labels {labels_NC.shape} must have the same shape [N, C].")
+    finite_NC = np.isfinite(scores_NC)
+    if not finite_NC.all():
+        bad = int((~finite_NC).any(axis=1).sum())
+        raise ValueError(f"Scores of {bad} of {len(scores_NC)} clips are not finite.")
     classes = scores_NC.shape[1]
     scores_CN = np.ascontiguousarray(scores_NC.T)
     positive_CN = np.ascontiguousarray(labels_NC.T) > 0.5
     precision_C, auc_C = np.full(classes, np.nan), np.full(classes, np.nan)
     for c in range(classes):
-        precision_C[c], auc_C[c] = _of_class(scores_CN[c], positive_CN[c])
+        precision_C[c], auc_C[c] = _compute_class(scores_CN[c], positive_CN[c])
     return precision_C, auc_C
 
 
-def _of_class(scores_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:
-    """Precision is taken at the end of each group of equal scores; a tie counts half for the AUC."""
+def _compute_class(scores_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, float]:
+    """Return average precision and AUC of one class.
+
+    Precision is taken at the end of each group of equal scores; a tie counts half for the AUC.
+    """
     sorted_P = np.sort(scores_N[positive_N])
     positives, negatives = len(sorted_P), len(scores_N) - len(sorted_P)
     if not positives:
@@ -125,5 +140,6 @@ def _of_class(scores_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, floa
 
 
 def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN; NaN without such a value."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

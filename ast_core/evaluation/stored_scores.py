@@ -1,4 +1,4 @@
-"""Probabilities of a data set's clips on disk: a Parquet table that says which model's and which clips' they are."""
+"""Stored probabilities of a data set's clips: a Parquet table whose metadata names the model and the clips."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import atomic_write
 
 IDENTITY = b"identity"
+"""Key of the metadata that holds the identity."""
 FAULTS = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError)
-"""What reading a Parquet file that is none, or other lists than scores, ends in."""
+"""Exceptions that a damaged file, or a table with other columns, can raise."""
 
 
 def identity_of(bundle_digest: str, reader: ShardReader) -> dict[str, str]:
-    """What scores of a bundle on a reader's clips are told by."""
+    """Return the identity of a bundle's scores on a reader's clips: bundle digest, data hash, split."""
     return {"bundle_digest": bundle_digest, "data_hash": reader.index.data_hash, "split": "+".join(reader.splits)}
 
 
 def read_scores(path: Path, identity: Mapping[str, str]) -> np.ndarray | None:
-    """Scores, float32 [N, C], in the reader's order, that were written for the same bundle and data; None if not.
+    """Read scores, float32 [N, C], in the order of the clips.
+
+    Returns:
+        The scores; None if the file does not exist or was written for another bundle or other data.
 
     Raises:
         DamagedError: the file cannot be read.
@@ -35,7 +39,7 @@ def read_scores(path: Path, identity: Mapping[str, str]) -> np.ndarray | None:
         return None
     try:
         table = pq.read_table(path, columns=["scores"])
-        if (table.schema.metadata or {}).get(IDENTITY) != _bytes(identity):
+        if (table.schema.metadata or {}).get(IDENTITY) != _encode(identity):
             return None
         lists: list[Any] = table["scores"].chunks
         values = [chunk.flatten().to_numpy() for chunk in lists]
@@ -46,7 +50,7 @@ def read_scores(path: Path, identity: Mapping[str, str]) -> np.ndarray | None:
 
 
 def identity_in(path: Path) -> dict[str, str]:
-    """The identity that a file of scores was written with; empty if there is none.
+    """Return the identity that a file of scores was written with; empty if it has none.
 
     Raises:
         DamagedError: the file cannot be read.
@@ -59,21 +63,18 @@ def identity_in(path: Path) -> dict[str, str]:
 
 
 def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray, reader: ShardReader) -> None:
-    """Commit each clip's scores and labels, with what they are of."""
+    """Commit the scores and labels of each clip, with their identity."""
     table = pa.table(
         {
             "clip_id": pa.array(reader.clip_ids, pa.string()),
             "scores": pa.array(list(scores_NC), pa.list_(pa.float32())),
             "labels": pa.array([np.flatnonzero(row > 0) for row in reader.labels_NC], pa.list_(pa.int32())),
         }
-    ).replace_schema_metadata({IDENTITY: _bytes(identity)})
+    ).replace_schema_metadata({IDENTITY: _encode(identity)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("wb") as file,
-    ):  # given a path, it would remove a file that is too long
-        pq.write_table(table, file)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)  # if it got the path, it would remove the file after an error
 
 
-def _bytes(identity: Mapping[str, str]) -> bytes:
+def _encode(identity: Mapping[str, str]) -> bytes:
     return json.dumps(dict(identity), sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""Where to cut a class's probabilities: the threshold of the best F1 on a test.
+"""Threshold of a class's probabilities that has the best F1 on a test.
 
 Shapes: N clips, K different scores.
 """
@@ -13,17 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold gives on the clips it was chosen on; all NaN for a class without a positive."""
+    """Threshold and its metrics on the clips that it was chosen on; all NaN for a class without a positive."""
 
     threshold: float
-    """A clip has the class if its score is at least this."""
+    """Lowest score at which a clip has the class."""
     precision: float
+    """Share of positives among the clips at or above the threshold."""
     recall: float
+    """Share of the positives that are at or above the threshold."""
     f1: float
+    """Harmonic mean of precision and recall."""
 
 
 def best_f1_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> OperatingPoint:
-    """The threshold of the highest F1, and the highest such threshold if there are several.
+    """Return the threshold with the highest F1; the highest such threshold if there are several.
 
     Args:
         scores_N: finite scores.
@@ -34,7 +37,7 @@ def best_f1_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> Operating
         return OperatingPoint(math.nan, math.nan, math.nan, math.nan)
     order_N = np.argsort(-scores_N, kind="stable")
     sorted_N = scores_N[order_N]
-    # A threshold takes all clips of one score or none: only the last of equal scores is an end.
+    # A threshold cannot separate equal scores: only the last clip of equal scores can be the last one above it.
     ends_K = np.flatnonzero(np.append(sorted_N[1:] < sorted_N[:-1], True))
     hits_K = np.cumsum(positive_N[order_N])[ends_K]
     f1_K = 2 * hits_K / (ends_K + 1 + positives)

@@ -1,4 +1,4 @@
-"""What a model costs before it is trained: patches, multiply-accumulates, parameters."""
+"""Compute what a model costs before it is trained: patches, multiply-accumulates and parameters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from ast_core.model.transformer import AST, BACKBONES, patch_grid
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Of one clip's forward pass."""
+    """Cost of one clip's forward pass."""
 
     patches: int
+    """Number of patches that pass through the blocks."""
     macs: int
-    """Multiply-accumulates of linear layers and attention's two products; a training step takes three times as many,
-    and each is two operations."""
+    """Multiply-accumulates of the linear layers and attention's two products. Each is two operations; a training step
+    takes three times as many."""
     parameters: int
+    """Number of the model's weights."""
 
 
 def model_cost(
     model: ModelConfig, front_end: FrontEndConfig, classes: int, augment: AugmentConfig | None = None
 ) -> ModelCost:
-    """Cost of a clip of the front end's length; with `augment`, that of a training step's, whose patches drop out.
+    """Compute the cost of a clip of the front end's length; with `augment`, of a clip in training with its patchout.
 
     Raises:
         UserError: the input is smaller than one patch.

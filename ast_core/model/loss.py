@@ -1,4 +1,4 @@
-"""The two losses of AST, on logits and possibly mixed labels."""
+"""Compute the two losses of AST from logits and labels, which mixup may have mixed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ast_core.config import Loss
 
 
 def training_loss(kind: Loss, logits_BC: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
-    """Mean loss of a batch: binary cross-entropy with logits, or cross-entropy with soft labels.
+    """Compute the mean loss of a batch: binary cross-entropy with logits, or cross-entropy with soft labels.
 
     Args:
         kind: `bce` or `cross_entropy`.
-        logits_BC: [batch, classes].
-        labels_BC: in [0, 1], [batch, classes]; rows of mixed clips are weighted sums.
+        logits_BC: logits, [batch, classes].
+        labels_BC: labels in [0, 1], [batch, classes]; rows of mixed clips are weighted sums.
 
     Returns:
         Scalar, float32.
@@ -25,5 +25,5 @@ def training_loss(kind: Loss, logits_BC: torch.Tensor, labels_BC: torch.Tensor) 
 
 
 def probabilities(kind: Loss, logits_BC: torch.Tensor) -> torch.Tensor:
-    """What the loss trained the logits to mean: sigmoid or softmax, float32 [batch, classes]."""
+    """Return the probabilities of logits, float32 [batch, classes]: sigmoid for `bce`, softmax for `cross_entropy`."""
     return torch.sigmoid(logits_BC.float()) if kind == "bce" else torch.softmax(logits_BC.float(), dim=-1)

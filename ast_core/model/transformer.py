@@ -1,4 +1,4 @@
-"""The Audio Spectrogram Transformer.
+"""Define the Audio Spectrogram Transformer (AST).
 
 Shapes: B clips, T frames, M mel bins, P tokens, E embedding, H heads, D embedding a head, C classes.
 """
@@ -17,7 +17,7 @@ from ast_core.config import ModelConfig
 from ast_core.errors import require
 
 NORM_EPS = 1e-6
-"""Of the blocks' and the final LayerNorm, as in DeiT."""
+"""Epsilon of the blocks' and the final LayerNorm, as in DeiT."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Backbone:
     depth: int
     heads: int
     distilled: bool
-    """Two prefix tokens, [CLS] and distillation, whose outputs are averaged; else [CLS] alone."""
+    """Whether there are two prefix tokens, [CLS] and distillation, whose outputs are averaged; else only [CLS]."""
 
 
 BACKBONES = {
@@ -45,11 +45,11 @@ BACKBONES = {
     "ast_micro": Backbone(96, 4, 3, True),
     "ast_mini": Backbone(144, 6, 3, True),
 }
-"""timm's names with the sizes of their papers, and two sizes of our own that train from scratch on a CPU."""
+"""timm's names with the sizes of their papers, and two small sizes that train from scratch on a CPU."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; parameters named as timm names them."""
+    """Multi-head self-attention whose parameters have timm's names."""
 
     def __init__(self, embed_dim: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens_BPE: torch.Tensor, seen_B11P: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, P, E] to the same shape; tokens that are False in `seen_B11P` are attended to by none."""
+        """Map [B, P, E] to the same shape; no token attends to tokens that are False in `seen_B11P`."""
         query_BHPD, key_BHPD, value_BHPD = self.qkv(tokens_BPE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed_BHPD = functional.scaled_dot_product_attention(query_BHPD, key_BHPD, value_BHPD, attn_mask=seen_B11P)
         projected_BPE: torch.Tensor = self.proj(mixed_BHPD.transpose(1, 2).flatten(2))
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block, norm first: timm's, to the bit and the parameter's name, without its seconds of import."""
+    """Transformer block with the norm first: bit by bit timm's, with its parameter names, without importing timm."""
 
     def __init__(self, embed_dim: int, heads: int) -> None:
         super().__init__()
@@ -81,20 +81,20 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(hidden))
 
     def forward(self, tokens_BPE: torch.Tensor, seen_B11P: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, P, E] to the same shape; see `Attention.forward` for `seen_B11P`."""
+        """Map [B, P, E] to the same shape; see `Attention.forward` for `seen_B11P`."""
         tokens_BPE = tokens_BPE + self.attn(self.norm1(tokens_BPE), seen_B11P)
         out_BPE: torch.Tensor = tokens_BPE + self.mlp(self.norm2(tokens_BPE))
         return out_BPE
 
 
 class AST(nn.Module):
-    """Patches of a spectrogram, tokens, transformer blocks, mean of the prefix tokens, linear head.
+    """Audio Spectrogram Transformer: patches, tokens, transformer blocks, mean of the prefix tokens, linear head.
 
     Args:
-        config: patches, strides, backbone.
-        num_mel_bins: M.
-        target_frames: T.
-        num_classes: C.
+        config: patches, strides and backbone.
+        num_mel_bins: M, mel bins of the input.
+        target_frames: T, frames of the input.
+        num_classes: C, number of labels.
 
     Raises:
         UserError: the backbone is unknown, or the input is smaller than a patch.
@@ -111,7 +111,7 @@ class AST(nn.Module):
         self.distilled = size.distilled
         self.time_stride = config.time_stride
         self.mask_padding = config.mask_padding
-        self.recompute = False  # activation checkpointing: a matter of memory, set by the trainer
+        self.recompute = False  # activation checkpointing, which saves memory; set by the trainer
         patch = (config.patch_freq, config.patch_time)
         self.patch_proj = nn.Conv2d(1, size.embed_dim, patch, stride=(config.freq_stride, config.time_stride))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.embed_dim))
@@ -123,12 +123,12 @@ class AST(nn.Module):
         self.norm = nn.LayerNorm(size.embed_dim, eps=NORM_EPS)
         self.head_norm = nn.LayerNorm(size.embed_dim)  # eps 1e-5, the default, as published
         self.head = nn.Linear(size.embed_dim, num_classes)
-        if not self.pos_embed.is_meta:  # there it would only load torch's own seconds of decompositions
+        if not self.pos_embed.is_meta:  # meta tensors have no values, and torch would load seconds of decompositions
             self._initialise()
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before the patches: 2 with distillation, else 1."""
+        """Number of tokens before the patches: 2 with distillation, else 1."""
         return 2 if self.distilled else 1
 
     def forward(
@@ -137,15 +137,15 @@ class AST(nn.Module):
         num_frames_B: torch.Tensor | None = None,
         kept_BK: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Normalised log-mel to logits.
+        """Map normalised log-mel to logits.
 
         Args:
-            fbank_BTM: float [B, T, M].
-            num_frames_B: frames that are not padding, for a model with `mask_padding`; without it all of them.
-            kept_BK: indices of the patches that take part (patchout), int64; without it all of them.
+            fbank_BTM: normalised log-mel, float [B, T, M].
+            num_frames_B: frames that are not padding, for a model with `mask_padding`; None means all frames.
+            kept_BK: indices of the patches that patchout keeps, int64; None means all patches.
 
         Returns:
-            [B, C].
+            Logits, [B, C].
         """
         tokens_BPE, seen_B11P = self.tokens(fbank_BTM, num_frames_B, kept_BK)
         for block in self.blocks:
@@ -160,25 +160,25 @@ class AST(nn.Module):
     def tokens(
         self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None, kept_BK: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What enters the first block, [B, P, E], and which of it may be attended to, [B, 1, 1, P]; None for all."""
+        """Return the first block's input [B, P, E], and which tokens to attend to, [B, 1, 1, P]; None for all."""
         clips, count = fbank_BTM.shape[0], self.prefix_tokens  # `len` would fix the batch in an exported graph
         patches_BPE = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
         patches_BPE = patches_BPE + self.pos_embed[:, count:]  # frequency-major
         if kept_BK is not None:
             patches_BPE = patches_BPE.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BPE.shape[2]))
         own: list[torch.Tensor] = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        # Each is expanded by itself: else its gradient is a view with strides that make distributed training warn.
+        # Expand each token by itself: the gradient of a joint view has strides that distributed training warns of.
         prefix = [(token + self.pos_embed[:, n : n + 1]).expand(clips, -1, -1) for n, token in enumerate(own)]
         tokens_BPE = torch.cat([*prefix, patches_BPE], dim=1)
         if not self.mask_padding or num_frames_B is None:
             return tokens_BPE, None
-        seen_BP = self._holds_sound(num_frames_B)
+        seen_BP = self._find_sound(num_frames_B)
         if kept_BK is not None:
             seen_BP = seen_BP.gather(1, kept_BK)
         return tokens_BPE, functional.pad(seen_BP, (count, 0), value=True)[:, None, None, :]
 
-    def _holds_sound(self, num_frames_B: torch.Tensor) -> torch.Tensor:
-        """Patches with at least one frame that is not padding, [B, P]."""
+    def _find_sound(self, num_frames_B: torch.Tensor) -> torch.Tensor:
+        """Return which patches have at least one frame that is not padding, [B, P]."""
         first_T = torch.arange(self.grid[1], device=num_frames_B.device) * self.time_stride
         return (first_T < num_frames_B[:, None]).repeat(1, self.grid[0])
 
@@ -192,14 +192,15 @@ class AST(nn.Module):
 
 
 def patch_grid(config: ModelConfig, num_mel_bins: int, target_frames: int) -> tuple[int, int]:
-    """Patches in frequency and in time; no padding, a rest at the edge is not seen.
+    """Return the number of patches in frequency and in time. There is no padding: a rest at the edge is dropped.
 
     Raises:
         UserError: the input is smaller than one patch.
     """
     require(
         num_mel_bins >= config.patch_freq and target_frames >= config.patch_time,
-        f"A {num_mel_bins} x {target_frames} input has no {config.patch_freq} x {config.patch_time} patch; "
+        f"An input of {num_mel_bins} x {target_frames} is smaller than a patch of {config.patch_freq} x "
+        f"{config.patch_time}; "
         "raise front-end.target-frames or lower model.patch-freq / model.patch-time.",
     )
     freq = (num_mel_bins - config.patch_freq) // config.freq_stride + 1

@@ -1,4 +1,4 @@
-"""The index of a folder of shards: splits, counts, statistics and hashes."""
+"""Read the index of a folder of shards: splits, counts, statistics and hashes."""
 
 from __future__ import annotations
 
@@ -6,101 +6,151 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ast_core.config import MOST_FRAMES
 from ast_core.errors import DamagedError, UserError, require
-from ast_core.serialization import from_dict
+from ast_core.serialization import NAN_ALLOWED, from_dict
 from ast_core.storage.json_files import read_hashed_json
 
 INDEX = "index.json"
-
-
 REJECTS = "rejects.parquet"
 
 
 @dataclass(frozen=True)
+class PartEntry:
+    """One Parquet part of a split."""
+
+    IGNORES_UNKNOWN_KEYS: ClassVar[bool] = True
+    name: str
+    """Name of its file in the split's folder."""
+    rows: int
+    """Number of clips in it."""
+    sha256: str
+    """Hash of its bytes."""
+
+    def __post_init__(self) -> None:
+        """Check the name, which becomes a path, and the count, which becomes memory."""
+        valid = re.fullmatch(r"part-\d+\.parquet", self.name) is not None
+        require(valid, f"the part {self.name[:99]!a} is not named part-NUMBER.parquet.")
+        _require_count(f"rows of {self.name}", self.rows)
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Counts, sums and parts of one split."""
+
+    IGNORES_UNKNOWN_KEYS: ClassVar[bool] = True
+    listed: int
+    """Clips that the data set lists."""
+    kept: int
+    """Clips that the parts hold."""
+    rejected: int
+    """Clips whose audio cannot be used."""
+    missing: int
+    """Clips without a file."""
+    count: int
+    """Values of log-mel, over all kept clips."""
+    sum: float = field(metadata=NAN_ALLOWED)
+    """Sum of these values."""
+    sum_sq: float = field(metadata=NAN_ALLOWED)
+    """Sum of their squares."""
+    parts: tuple[PartEntry, ...]
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        for name in ("listed", "kept", "rejected", "missing", "count"):
+            _require_count(name, getattr(self, name))
+
+    def __add__(self, other: SplitCounts) -> SplitCounts:
+        """Return the counts of two sets of parts together."""
+        return SplitCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    @property
+    def rows(self) -> int:
+        """Number of clips in all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def seen(self) -> int:
+        """Number of clips that were kept, rejected or missing; equals `listed` unless a clip was lost."""
+        return self.kept + self.rejected + self.missing
+
+
+@dataclass(frozen=True)
 class ShardIndex:
-    """What a folder of shards holds."""
+    """Content of a folder of shards."""
 
     front_end: dict[str, Any]
+    """Settings of the front end that made the filterbanks, as JSON values."""
     labels: tuple[str, ...]
+    """Label names in index order."""
     single_label: bool
+    """Whether every clip has exactly one label."""
     layout: str
-    splits: dict[str, dict[str, Any]]
-    """A split's books (listed, kept, rejected, missing), sums, and parts with rows and sha256."""
+    """Layout that the data set was read as."""
+    splits: dict[str, SplitCounts]
+    """Counts, sums and parts by split."""
     data_hash: str
-    """Over all parts' hashes, labels and front end: the same data has the same hash."""
+    """Hash of all parts' hashes, the labels and the front end; the same data has the same hash."""
+
+    def __post_init__(self) -> None:
+        """Check sizes, which become memory, and names of splits, which become paths."""
+        for key in ("target_frames", "num_mel_bins"):
+            size = self.front_end.get(key)
+            fits = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MOST_FRAMES
+            require(fits, f"front_end.{key} is {str(size)[:99]!a}; give 1 to {MOST_FRAMES}.")
+        for name in self.splits:
+            require(re.fullmatch(r"\w[\w.-]*", name) is not None, f"{name[:99]!a} is not a name of a split.")
 
     @staticmethod
     def load(folder: Path) -> ShardIndex:
-        """The index of a prepared folder.
+        """Read the index of a prepared folder.
 
         Raises:
-            UserError: there is none.
-            DamagedError: it is not what prepare wrote.
+            UserError: the folder has no index.
+            DamagedError: the index is not what `prepare` wrote.
         """
         path = folder / INDEX
-        require(path.is_file(), f"There are no shards in {folder}: run prepare first, or give --shards.")
+        require(path.is_file(), f"There are no shards in {folder}; run prepare first, or give --shards.")
         values = read_hashed_json(path, "Index of the shards")
         try:
-            found = from_dict(ShardIndex, values)
-            _require_index(found)
+            return from_dict(ShardIndex, values)
         except UserError as error:
             raise DamagedError(f"{path} is not an index of shards: {error} Run prepare again.") from None
-        return found
 
     def require_splits(self, splits: Sequence[str]) -> None:
-        """UserError that names the available splits, if one is not there."""
+        """Raise UserError, which names the existing splits, if one of `splits` does not exist."""
         unknown = [split for split in splits if split not in self.splits]
         names = ", ".join(sorted(self.splits))
         require(not unknown, f"There is no split {', '.join(unknown)}; there are {names}. Name them in data.*-split.")
 
     def require_balance(self, splits: Sequence[str]) -> None:
-        """DamagedError unless each listed clip of these splits is a row of a part, rejected, or missing."""
+        """Raise DamagedError unless each listed clip of these splits is a row of a part, rejected, or missing."""
         for split in splits:
-            books = self.splits[split]
-            rows, kept = sum(part["rows"] for part in books["parts"]), books["kept"]
-            if rows != kept or books["listed"] != kept + books["rejected"] + books["missing"]:
+            own = self.splits[split]
+            if own.rows != own.kept or own.listed != own.seen:
                 raise DamagedError(
-                    f"The books of {split} do not balance: {books['listed']} listed, {kept} kept in {rows} rows, "
-                    f"{books['rejected']} rejected, {books['missing']} missing. Run prepare again."
+                    f"The counts of {split} do not balance: {own.listed} listed, {own.kept} kept in {own.rows} rows, "
+                    f"{own.rejected} rejected, {own.missing} missing. Run prepare again."
                 )
 
     def statistics(self, splits: Sequence[str]) -> tuple[float, float]:
-        """Mean and standard deviation of raw log-mel over splits, padding included as in the published recipe."""
+        """Return mean and standard deviation of raw log-mel over splits, with padding as in the published recipe.
+
+        Raises:
+            UserError: a split does not exist, the splits hold no clip, or the sums are not finite.
+        """
         self.require_splits(splits)
-        total, squares, count = (sum(self.splits[split][key] for split in splits) for key in ("sum", "sum_sq", "count"))
-        require(count > 0, f"The splits {', '.join(splits)} hold no clip to take statistics of.")
-        require(math.isfinite(total + squares), f"The splits {', '.join(splits)} hold NaN or infinity: prepare again.")
+        own = [self.splits[split] for split in splits]
+        total, squares, count = (sum(getattr(one, key) for one in own) for key in ("sum", "sum_sq", "count"))
+        require(count > 0, f"The splits {', '.join(splits)} hold no clips to compute statistics from.")
+        require(math.isfinite(total + squares), f"The splits {', '.join(splits)} hold NaN or infinity; prepare again.")
         mean = total / count
         return mean, float(max(squares / count - mean**2, 1e-12) ** 0.5)
 
 
-def _require_index(index: ShardIndex) -> None:
-    """UserError, unless sizes, books and parts are such as `prepare` writes: paths and memory are made of them."""
-    sizes = [index.front_end.get(key) for key in ("target_frames", "num_mel_bins")]
-    require(all(_counts(size) and int(size or 0) in range(1, MOST_FRAMES + 1) for size in sizes), "it has no sizes.")
-    for name, books in index.splits.items():
-        require(isinstance(books, dict) and re.fullmatch(r"\w[\w.-]*", name) is not None, f"{name!a} is no split.")
-        sums = [books.get(key) for key in ("sum", "sum_sq")]
-        added = all(isinstance(value, float) or _counts(value) for value in sums)
-        counts = [books.get(key) for key in ("listed", "kept", "rejected", "missing", "count")]
-        require(added and all(map(_counts, counts)), f"the books and sums of {name} are not numbers.")
-        parts = books.get("parts")
-        require(isinstance(parts, list) and all(map(_is_part, parts)), f"the parts of {name} are not named.")
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < sys.maxsize
-
-
-def _is_part(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and _counts(part.get("rows"))
-        and isinstance(part.get("sha256"), str)
-        and re.fullmatch(r"part-\d+\.parquet", str(part.get("name"))) is not None
-    )
+def _require_count(name: str, value: int) -> None:
+    require(0 <= value < sys.maxsize, f"{name} is {value}; give 0 or more.")

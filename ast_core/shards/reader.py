@@ -1,8 +1,8 @@
-"""Parquet shards of filterbanks: how a part is written, what the index says, and fast reading in any order.
+"""Read filterbanks from Parquet shards, fast and in any order.
 
-FOLDER/SPLIT/part-00000.parquet and its marker part-00000.json; FOLDER/rejects.parquet; FOLDER/index.json, the last.
-The filterbank column is FixedSizeBinary, uncompressed, in row groups of 8: a random row costs a fraction of a
-millisecond. A row's CRC-32 travels with it and is checked at each read.
+A folder of shards has SPLIT/part-00000.parquet with its marker SPLIT/part-00000.json, rejects.parquet, and index.json,
+which is written last. The filterbank column is FixedSizeBinary, uncompressed, in row groups of 8, so that a random row
+costs a fraction of a millisecond. Each row has a CRC-32, which is checked at each read.
 
 Shapes: N clips, B a batch of them, R rows of a row group, T frames, M mel bins, C classes.
 """
@@ -23,31 +23,31 @@ from ast_core.shards.index import ShardIndex
 from ast_core.shards.writer import row_crc32
 
 LARGEST_PAGE_HEAD = 128
-"""Bytes before a page's values: 31 in what pyarrow writes. Two pages' heads would not be taken for one."""
+"""Upper limit in bytes for the head of a page, 31 as pyarrow writes it; the heads of two pages would be longer."""
 
 
 class ShardReader:
-    """Splits of a prepared folder as one list of clips, read in any order."""
+    """Reader of a prepared folder's splits as one list of clips."""
 
     def __init__(self, folder: Path, splits: Sequence[str]) -> None:
-        """Open every part and read all but the filterbanks.
+        """Open every part and read all columns except the filterbanks.
 
         Args:
-            folder: of the shards.
-            splits: joined in this order.
+            folder: folder of shards.
+            splits: names of the splits, joined in this order.
 
         Raises:
-            UserError: no shards, or no such split.
-            DamagedError: a part is missing or not the file that was committed, or a clip is in no book.
+            UserError: the folder has no shards, or a split does not exist.
+            DamagedError: a part is missing or is not the committed file, or the counts of a split do not balance.
         """
         self.folder, self.splits = folder, tuple(splits)
         self.index = ShardIndex.load(folder)
         self.index.require_splits(splits)
         self.index.require_balance(splits)
         self._shape = (int(self.index.front_end["target_frames"]), int(self.index.front_end["num_mel_bins"]))
-        parts = [(folder / split, part) for split in splits for part in self.index.splits[split]["parts"]]
-        self._paths = [split / part["name"] for split, part in parts if part["rows"]]
-        rows = [part["rows"] for _, part in parts if part["rows"]]
+        parts = [(folder / split, part) for split in splits for part in self.index.splits[split].parts]
+        self._paths = [split / part.name for split, part in parts if part.rows]
+        rows = [part.rows for _, part in parts if part.rows]
         for path, count in zip(self._paths, rows, strict=True):
             _require_bytes(path, count * self._shape[0] * self._shape[1] * 2)
         self._first_N = np.cumsum([0, *rows])
@@ -56,24 +56,26 @@ class ShardReader:
         self._offset_N = np.zeros(sum(rows), np.int64)
         self.clip_ids: list[str] = []
         self.num_frames_N = np.zeros(sum(rows), np.int32)
-        self.labels_NC = np.zeros((sum(rows), len(self.index.labels)), np.uint8)  # every rank has AudioSet's 10^9
+        self.labels_NC = np.zeros(
+            (sum(rows), len(self.index.labels)), np.uint8
+        )  # AudioSet's 10^9 values are in every rank's memory
         self._crc32_N = np.zeros(sum(rows), np.uint32)
         for path, count in zip(self._paths, rows, strict=True):
-            with _damage_named(path):
-                self._open(path, count)
+            with _explain_damage(path):
+                self._open_part(path, count)
         self.targets_NC = self.labels_NC
-        """What training aims at: the labels, unless others are put in their place."""
+        """Targets of training: the labels, unless distillation replaces them."""
 
-    def _open(self, path: Path, rows: int) -> None:
-        """Keep a part's file open and take in its small columns; ValueError where it is not what was written."""
+    def _open_part(self, path: Path, rows: int) -> None:
+        """Open a part and read its small columns; ValueError if it is not the file that was written."""
         file = pq.ParquetFile(path, memory_map=True)
         if file.metadata.num_rows != rows:
-            raise ValueError(f"{file.metadata.num_rows} rows, not {rows}")
+            raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
         size = self._shape[0] * self._shape[1] * 2
         if pa.field("fbank", pa.binary(size)) not in list(file.schema_arrow):
-            raise ValueError(f"no filterbanks of {self._shape[0]} x {self._shape[1]}")
+            raise ValueError(f"it has no filterbanks of {self._shape[0]} x {self._shape[1]}")
         place = slice(len(self.clip_ids), len(self.clip_ids) + rows)
-        self._offset_N[place] = _value_offsets(file, size)
+        self._offset_N[place] = _find_offsets(file, size)
         table = file.read(columns=["clip_id", "labels", "num_frames", "crc32"]).to_pydict()
         self.num_frames_N[place] = table["num_frames"]
         self._crc32_N[place] = table["crc32"]
@@ -83,35 +85,36 @@ class ShardReader:
         self._files.append(np.memmap(path, np.uint8, "r"))
 
     def __len__(self) -> int:
-        """Clips."""
+        """Return the number of clips."""
         return len(self.clip_ids)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Filterbanks of clips, in the order given, duplicates allowed.
+        """Read the filterbanks of clips in the given order; a clip may occur more than once.
 
         Args:
-            indices: int64 [B].
+            indices: indices of clips, int64 [B].
 
         Returns:
-            float16 [B, T, M].
+            Raw log-mel, float16 [B, T, M].
 
         Raises:
-            DamagedError: a part cannot be read, or its bytes are not those that were written.
-            IndexError: there is no such clip.
+            DamagedError: a part cannot be read, or its bytes are not the ones that were written.
+            IndexError: an index is out of range.
         """
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"clips {indices.min()} to {indices.max()} of {len(self)}")
+            raise IndexError(f"indices {indices.min()} to {indices.max()} are not all in 0 to {len(self) - 1}")
         out_BTM = np.empty((len(indices), *self._shape), np.float16)
         part_B = np.searchsorted(self._first_N, indices, side="right") - 1
         for place, (index, part) in enumerate(zip(indices.tolist(), part_B.tolist(), strict=True)):
-            with _damage_named(self._paths[part]):
+            with _explain_damage(self._paths[part]):
                 count = self._shape[0] * self._shape[1]
                 fbank_TM = np.frombuffer(self._files[part], "<f2", count, self._offset_N[index]).reshape(self._shape)
-                self._check(index, fbank_TM)
+                self._check_row(index, fbank_TM)
             out_BTM[place] = fbank_TM
         return out_BTM
 
-    def _check(self, index: int, fbank_TM: np.ndarray) -> None:
+    def _check_row(self, index: int, fbank_TM: np.ndarray) -> None:
+        """Raise ValueError if a row's checksum differs."""
         labels = np.flatnonzero(self.labels_NC[index])
         found = row_crc32(self.clip_ids[index], labels, self.num_frames_N[index], fbank_TM.data)
         if found != self._crc32_N[index]:
@@ -119,34 +122,35 @@ class ShardReader:
 
 
 def _require_bytes(path: Path, size: int) -> None:
-    """DamagedError for a part that cannot hold its rows: before memory is taken for them."""
-    with _damage_named(path):
+    """Raise DamagedError if a part is too small for its rows, before memory is allocated for them."""
+    with _explain_damage(path):
         have = path.stat().st_size
         if have < size:
-            raise ValueError(f"{have} bytes cannot hold the {size} of its rows")
+            raise ValueError(f"its {have} bytes cannot hold the {size} bytes of its rows")
 
 
-def _value_offsets(file: pq.ParquetFile, size: int) -> np.ndarray:
-    """Where each row's filterbank begins in the file, int64 [rows].
+def _find_offsets(file: pq.ParquetFile, size: int) -> np.ndarray:
+    """Return where each row's filterbank begins in the file, int64 [rows].
 
-    A row group's uncompressed values of fixed size are one page, which ends with them. Reading them in place takes a
-    third of the time of pyarrow's random access, which gives whole row groups; the rows' checksums vouch for it.
+    The uncompressed fixed-size values of a row group are one page, and the page ends with them. Reading them in place
+    takes a third of the time of pyarrow's random access, which reads complete row groups. The rows' checksums are
+    checked at each read, so a wrong offset is noticed.
     """
-    column = file.schema_arrow.get_field_index("fbank")  # no column before it has more than one leaf
+    column = file.schema_arrow.get_field_index("fbank")  # equals the column's number: no earlier column has two leaves
     offsets = []
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         chunk = group.column(column)
         head = chunk.total_compressed_size - group.num_rows * size
         if chunk.path_in_schema != "fbank" or chunk.compression != "UNCOMPRESSED" or not 0 < head < LARGEST_PAGE_HEAD:
-            raise ValueError("its filterbanks are not laid out as prepare writes them")
+            raise ValueError("its filterbanks do not have the layout that prepare writes")
         offsets.append(chunk.data_page_offset + head + size * np.arange(group.num_rows))
     return np.concatenate(offsets)
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """What goes wrong in reading a part, as `DamagedError` with its path."""
+def _explain_damage(path: Path) -> Iterator[None]:
+    """Turn errors in reading a part into a DamagedError with its path."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
@@ -154,9 +158,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _allow_open_files(parts: int) -> None:
-    """Raise this process's soft limit of open files: a part holds one, and AudioSet has four thousand parts."""
+    """Raise this process's soft limit of open files: each part keeps one open, and AudioSet has four thousand parts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = parts + 1024
     if resource.RLIM_INFINITY != soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its kernel's limit, whatever `hard` is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -18,9 +18,9 @@ import torch
 from ast_core.storage.atomic_files import atomic_write, sha256_of
 
 ROW_GROUP = 8
-
-
+"""Number of clips in a row group, the smallest unit of Parquet."""
 METADATA_KEY = b"ast_pipeline"
+"""Key of a part's description in its schema."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,50 @@ class Row:
 
     clip_id: str
     labels: tuple[int, ...]
-    """Ascending."""
+    """Label indices, ascending."""
     num_frames: int
-    """Frames that were decoded, before padding or cutting."""
+    """Number of decoded frames, before padding or cutting."""
     fbank_TM: np.ndarray
     """Raw log-mel, float16 [T, M], padded with 0."""
 
 
+@dataclass(frozen=True)
+class WrittenPart:
+    """What `write_part` wrote."""
+
+    rows: int
+    """Number of clips."""
+    sha256: str
+    """Hash of the file."""
+    bytes: int
+    """Size of the file."""
+    sum: float
+    """Sum of all log-mel values, in float64."""
+    sum_sq: float
+    """Sum of their squares, in float64."""
+    count: int
+    """Number of these values."""
+
+
 def write_part(
     path: Path, rows: Iterable[Row], metadata: dict[str, Any], frames: int, bins: int, at_most: int = 0
-) -> dict[str, Any]:
-    """Commit one part; its rows are taken eight at a time, so memory does not grow with them.
+) -> WrittenPart:
+    """Commit one part. Rows are taken eight at a time, so memory does not grow with their number.
 
     Args:
-        path: of the Parquet file.
-        rows: its clips; may be none.
-        metadata: front end and labels, kept in the schema so that the file explains itself.
-        frames: T.
-        bins: M.
-        at_most: rows that there may be: without room for them nothing is begun.
+        path: Parquet file to write.
+        rows: clips of the part, possibly none.
+        metadata: front end and labels, which are stored in the schema to describe the file.
+        frames: T, frames of each filterbank.
+        bins: M, mel bins of each filterbank.
+        at_most: largest number of rows; without free space for them, nothing is written.
 
     Returns:
-        Its rows, sha256, bytes, and over all values their sum, sum of squares (float64) and count.
+        Counts, hash and sums for the index.
+
+    Raises:
+        NoRoomError: the disk is full.
+        UserError: the file cannot be written.
     """
     fields = [("clip_id", pa.string()), ("labels", pa.list_(pa.int32())), ("num_frames", pa.int32())]
     fields += [("crc32", pa.uint32()), ("fbank", pa.binary(frames * bins * 2))]
@@ -61,17 +83,17 @@ def write_part(
     with atomic_write(path, at_most * frames * bins * 2) as temporary:
         with pq.ParquetWriter(temporary, schema, **options) as writer:
             while group := list(islice(left, ROW_GROUP)):
-                writer.write_table(_table(group, schema), row_group_size=ROW_GROUP)
+                writer.write_table(_make_table(group, schema), row_group_size=ROW_GROUP)
                 count += len(group)
                 for row in group:
-                    values = torch.from_numpy(row.fbank_TM).double().flatten()  # numpy's conversion is far slower
+                    values = torch.from_numpy(row.fbank_TM).double().flatten()  # numpy converts far more slowly
                     total += float(values.sum())
                     squares += float(values @ values)
-        written = {"sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
-    return {"rows": count, **written, "sum": total, "sum_sq": squares, "count": count * frames * bins}
+        sha256, size = sha256_of(temporary), temporary.stat().st_size
+    return WrittenPart(count, sha256, size, total, squares, count * frames * bins)
 
 
-def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+def _make_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     fbanks = [row.fbank_TM.astype("<f2", copy=False).tobytes() for row in rows]
     columns: list[list[Any]] = [
         [row.clip_id for row in rows],
@@ -84,6 +106,9 @@ def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def row_crc32(clip_id: str, labels: Iterable[int], num_frames: int, fbank: bytes | memoryview) -> int:
-    """CRC-32 of all that a row says: 0.06 ms for 256 KiB, where Parquet's page checksums cost 0.5 ms a random row."""
+    """Return the CRC-32 of all columns of a row.
+
+    It takes 0.06 ms for 256 KiB. Parquet's own page checksums take 0.5 ms for a random row.
+    """
     head = json.dumps([clip_id, [int(label) for label in labels], int(num_frames)])
     return zlib.crc32(fbank, zlib.crc32(head.encode()))

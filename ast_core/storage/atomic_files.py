@@ -1,7 +1,7 @@
-"""One way to commit bytes: write beside, sync, rename, sync the folder. A folder's marker file comes last.
+"""Commit files: write a temporary file, sync it, rename it, sync the folder. A folder's marker file is committed last.
 
-In a working copy of a store (`object_store`) a file is uploaded before it is renamed: what is here is there, whatever
-is killed when. The order of commits is the order of uploads, so that there, too, a marker is the last.
+In a working copy of a store (`object_store`), a file is uploaded before it is renamed, so that a file on this disk is
+always in the store, whenever a process is killed. Uploads have the order of the commits, so a marker is uploaded last.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, size: int = 0) -> Iterator[Path]:
-    """Yield a path to write to; on leaving, its bytes are synced and renamed to `path`. On an error nothing is left.
+    """Yield a temporary path to write to; at the end, sync its bytes and rename it to `path`, or remove it on an error.
 
     Args:
-        path: of the file.
-        size: bytes that it will have, if that is known: without room for them nothing is begun.
+        path: file to commit.
+        size: bytes that it will have, or 0 if unknown; without that much free space, nothing is written.
 
     Raises:
         NoRoomError: the disk is full.
-        UserError: the folder cannot be written, or the store that it is a copy of does not take it; or this process
-            writes as a generation (`ast_core.storage.writer_fence`), and another launch took over.
+        UserError: the folder cannot be written, the store of a working copy refuses the file, or another launch took
+            over from this process's generation (`ast_core.storage.writer_fence`).
     """
-    with _in_place(path, size) as temporary:
+    with _write_locally(path, size) as temporary:
         yield temporary
         store = store_of(path)
         if store is not None:
@@ -48,29 +48,29 @@ def atomic_write(path: Path, size: int = 0) -> Iterator[Path]:
 
 
 def download_file(store: ObjectStore, path: Path, stored: StoredFile | None = None, sha256: str = "") -> None:
-    """Commit the store's bytes of a file of its working copy, here only.
+    """Download a file of a working copy from its store and commit it on this disk only.
 
     Args:
-        store: to ask.
-        path: of the file here.
-        stored: as it was listed; by it `is_current` knows the file again.
-        sha256: that its bytes must have, if that is known.
+        store: store to download from.
+        path: path of the file in the working copy.
+        stored: the store's listing of the file; `matches_store` recognises the file by it.
+        sha256: hash that its bytes must have; empty if unknown.
 
     Raises:
-        UserError: as `committed`.
-        DamagedError: the bytes are not those of `sha256`.
+        UserError: as `atomic_write`.
+        DamagedError: the bytes have another hash.
     """
-    with _in_place(path, 0 if stored is None else stored.size) as temporary:
+    with _write_locally(path, 0 if stored is None else stored.size) as temporary:
         store.fetch(path, temporary)
         if stored is not None:
             _set_time(temporary, stored)
         found = sha256_of(temporary) if sha256 else ""
         if found != sha256:
-            raise DamagedError(f"{store.uri_of(path)} is damaged: sha256 {found}, not {sha256}.")
+            raise DamagedError(f"{store.uri_of(path)} is damaged: sha256 {found}, not {sha256}. Make or copy it again.")
 
 
 def matches_store(path: Path, stored: StoredFile) -> bool:
-    """Whether a file of a working copy is the store's: as `fetch` and `committed` left it."""
+    """Return whether a file of a working copy is the stored one: its size and time are those of its last transfer."""
     if not path.is_file():
         return False
     status = path.stat()
@@ -78,13 +78,13 @@ def matches_store(path: Path, stored: StoredFile) -> bool:
 
 
 def list_stored(folder: Path) -> dict[Path, StoredFile]:
-    """What the store of a working copy holds under a folder, by local path; nothing for an ordinary folder."""
+    """List what a working copy's store holds under a folder, by local path; nothing for an ordinary folder."""
     store = store_of(folder)
-    return {} if store is None else store.listed(folder)
+    return {} if store is None else store.list_files(folder)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there: first from the store that its folder is a copy of."""
+    """Remove a file, if it exists: in a working copy first from the store."""
     store = store_of(path)
     if store is not None:
         writer_fence.require_current_writer(path)
@@ -93,13 +93,13 @@ def remove_file(path: Path) -> None:
 
 
 def remove_folder(folder: Path, marker: str) -> None:
-    """Remove a folder, as `remove`: its marker first, for what is half removed must not look whole."""
+    """Remove a folder as `remove_file` does; its marker first, so that a half-removed folder does not look complete."""
     remove_file(folder / marker)
     store = store_of(folder)
     if store is not None:
         writer_fence.require_current_writer(folder)
         store.remove_folder(folder)
-    writer_fence.remove_path(folder, ignore_errors=store is not None)  # a copy need not have what the store has
+    writer_fence.remove_path(folder, ignore_errors=store is not None)  # a working copy may lack files
 
 
 def _set_time(path: Path, stored: StoredFile) -> None:
@@ -107,8 +107,8 @@ def _set_time(path: Path, stored: StoredFile) -> None:
 
 
 @contextlib.contextmanager
-def _in_place(path: Path, size: int) -> Iterator[Path]:
-    """`committed`, on this disk alone."""
+def _write_locally(path: Path, size: int) -> Iterator[Path]:
+    """Do what `atomic_write` does, on this disk only."""
     require_free_space(path, size)
     with contextlib.ExitStack() as stack:
         try:
@@ -118,12 +118,12 @@ def _in_place(path: Path, size: int) -> Iterator[Path]:
         except OSError as error:
             raise write_error(path, error, 0, size) from error
         os.close(handle)
-        yield stack.enter_context(_renamed(path, Path(name), size))
+        yield stack.enter_context(_rename_complete(path, Path(name), size))
 
 
 @contextlib.contextmanager
-def _renamed(path: Path, temporary: Path, size: int) -> Iterator[Path]:
-    """A file on the same disk, which is renamed to `path` once it is whole."""
+def _rename_complete(path: Path, temporary: Path, size: int) -> Iterator[Path]:
+    """Yield a temporary file, then sync it and rename it to `path`."""
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -133,30 +133,31 @@ def _renamed(path: Path, temporary: Path, size: int) -> Iterator[Path]:
     except OSError as error:
         written = temporary.stat().st_size if temporary.is_file() else 0
         if written:
-            os.truncate(temporary, 0)  # a library may still hold it open: its bytes would not be free by its removal
+            os.truncate(temporary, 0)  # a library may still have it open, and then unlinking does not free its bytes
         raise write_error(path, error, written, size) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: Path, name: str = "") -> None:
-    """Remove what killed writers left of a folder's files, or of one; only where nobody else can be writing now.
+    """Remove the temporary files that killed writers left in a folder, or those of one file.
 
-    Ours are `.NAME.xxxxxxxx`; safetensors writes beside, too, as `.tmpxxxxxx`.
+    Call it only while no one else can write to the folder. `atomic_write` names temporary files `.NAME.xxxxxxxx`,
+    safetensors `.tmpxxxxxx`.
     """
-    for stump in folder.glob(f".{escape(name)}*"):
-        stump.unlink(missing_ok=True)
+    for temporary in folder.glob(f".{escape(name)}*"):
+        temporary.unlink(missing_ok=True)
 
 
 def remove_all_temporary_files(folder: Path) -> None:
-    """Remove what killed writers left of every file that is there by now; other hidden files are not theirs."""
+    """Remove the temporary files of every file in a folder, and no other hidden files."""
     for path in [*folder.glob("[!.]*.*")]:
         remove_temporary_files(folder, f"{path.name}.")
 
 
 @contextlib.contextmanager
 def remove_if_incomplete(folder: Path, marker: str) -> Iterator[None]:
-    """Write a new folder: where the disk is full before its marker is there, nothing of it stays to keep it so."""
+    """Remove a new folder if the disk is full before its marker is written, so that its files free their space."""
     try:
         yield
     except NoRoomError:
@@ -167,6 +168,7 @@ def remove_if_incomplete(folder: Path, marker: str) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
+    """Write a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

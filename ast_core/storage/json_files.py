@@ -1,4 +1,4 @@
-"""Write and read JSON files; those that a run resumes from begin with the SHA-256 of their own lines."""
+"""Write and read JSON files. The files that a run resumes from begin with the SHA-256 of their own lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ast_core.errors import DamagedError, UserError
 from ast_core.storage.atomic_files import atomic_write
 
 SELF_HASH = "sha256_of_lines_below"
-"""Key of a checked file's own hash."""
+"""Key of the hash in a hashed file's first line."""
 
 
 def sha256_of_json(value: Any) -> str:
-    """Hex SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    """Return the hex SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -32,37 +32,39 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """A JSON file's value; `what` names it in the error.
+    """Read a JSON file's value; `what` names the file in errors.
 
     Raises:
         UserError: the file is missing.
-        DamagedError: it is not JSON.
+        DamagedError: the file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} is missing: {path}.") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8 also raises ValueError
         raise DamagedError(f"{what} is damaged: {path} is not JSON ({error}).") from error
 
 
 def write_hashed_json(path: Path, value: dict[str, Any]) -> None:
-    """Commit a JSON object, not an empty one, that knows its bytes: the first line is the SHA-256 of the lines below.
+    """Commit a non-empty JSON object whose first line holds the SHA-256 of the lines below it.
 
-    To any other reader of JSON the hash is one more key; `tail -n +2 FILE | sha256sum` checks it without this program.
+    Other JSON readers see the hash as one more key. `tail -n +2 FILE | sha256sum` checks it without this program.
     """
-    lines = f"{json.dumps(value, indent=1)[2:]}\n".encode()  # in the order given, which a resumed curve's rows keep
+    lines = (
+        f"{json.dumps(value, indent=1)[2:]}\n".encode()
+    )  # keeps the order of the keys, which a resumed run's metrics need
     content = _first_line(hashlib.sha256(lines).hexdigest()) + lines
     with atomic_write(path, len(content)) as temporary:
         temporary.write_bytes(content)
 
 
 def read_hashed_json(path: Path, what: str) -> dict[str, Any]:
-    """What `write_checked` wrote; `what` names it in the error.
+    """Read what `write_hashed_json` wrote; `what` names the file in errors.
 
     Raises:
         UserError: the file is missing.
-        DamagedError: a byte of it is another one than was written.
+        DamagedError: a byte of the file changed.
     """
     try:
         content = path.read_bytes()
@@ -72,14 +74,14 @@ def read_hashed_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_hashed_json(content: bytes, name: str) -> dict[str, Any]:
-    """The object in the bytes of a file that `write_checked` wrote.
+    """Parse the bytes of a file that `write_hashed_json` wrote.
 
     Args:
-        content: of the file.
-        name: what it is and where it lies, for the error.
+        content: bytes of the file.
+        name: name and place of the file for errors.
 
     Raises:
-        DamagedError: a byte is another one than was written; names both hashes.
+        DamagedError: a byte of the file changed; the text has both hashes.
     """
     first, end, lines = content.partition(b"\n")
     found = hashlib.sha256(lines).hexdigest()

@@ -1,7 +1,7 @@
-"""A folder as the working copy of a place in an object store; `atomic_files` commits to both, nothing else does.
+"""Keep a folder as the working copy of a place in an object store. Only `atomic_files` commits to both.
 
-The store is the truth: a file is there before it is here, so that a folder on any node can be made again from it. Any
-file system of pyarrow's will do: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder`.
+The store is authoritative: a file is uploaded before it appears in the folder, so any node can restore the folder from
+the store. Every file system of pyarrow works: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder`.
 """
 
 from __future__ import annotations
@@ -24,56 +24,57 @@ from ast_core.redaction import holds_secret
 from ast_core.storage.disk_space import require_free_space, write_error
 
 NOTE = ".store.json"
-"""In the root of a working copy: of what."""
+"""File in the root of a working copy that holds the store's URI."""
 PIECE = 8 << 20
-"""Bytes that are read at a time."""
-FOLDERS = {"local", "hdfs"}
-"""File systems that show a file while it is written; an object store shows whole ones only."""
+"""Number of bytes that are copied at a time."""
+SHOWS_PARTIAL_FILES = {"local", "hdfs"}
+"""File systems that show a file while it is written; object stores show only complete files."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as the store lists it."""
+    """The store's listing of one file."""
 
     size: int
-    """Bytes."""
+    """Number of bytes."""
     time_s: int
-    """When it was written, by the store's clock, in whole seconds: what listings and single answers agree on."""
+    """Time of the upload by the store's clock. Listings and single queries agree only on whole seconds."""
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A folder, and the place in a store that it is a working copy of."""
+    """A working copy: a folder and the place in a store that it is a copy of."""
 
     root: Path
-    """Absolute."""
+    """Absolute path of the folder."""
     uri: str
+    """Place in the store."""
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """Pyarrow's, which tries a request again by itself a few times.
+        """File system of pyarrow, which retries failed requests a few times.
 
         Raises:
-            UserError: the URI is none that pyarrow knows, or holds keys.
+            UserError: pyarrow does not know the kind of URI, or the URI holds keys.
         """
-        return _opened(self.uri)[0]
+        return _open_filesystem(self.uri)[0]
 
     def key(self, path: Path) -> str:
-        """A path of the working copy as the file system names it."""
-        return "/".join([_opened(self.uri)[1], *path.relative_to(self.root).parts])
+        """Return the file system's name for a path of the working copy."""
+        return "/".join([_open_filesystem(self.uri)[1], *path.relative_to(self.root).parts])
 
     def uri_of(self, path: Path) -> str:
-        """A path of the working copy as a person names it."""
+        """Return the URI of a path of the working copy, for the user."""
         place, mark, query = self.uri.partition("?")
         return "/".join([place, *path.relative_to(self.root).parts]) + mark + query
 
     def attach(self) -> None:
-        """Make the folder a working copy; one that is, stays.
+        """Make the folder a working copy, unless it is one.
 
         Raises:
-            UserError: it is one of another place, or holds files that may not be in the store.
+            UserError: it is a working copy of another place, or holds files that may not be in the store.
         """
-        _opened(self.uri)
+        _open_filesystem(self.uri)  # check the URI
         self.root.mkdir(parents=True, exist_ok=True)
         note = self.root / NOTE
         if note.is_file():
@@ -84,8 +85,8 @@ class ObjectStore:
         own = sorted(path.name for path in self.root.iterdir() if not path.name.startswith("."))
         if own:
             raise UserError(
-                f"{self.root} is no working copy of {self.uri} and holds {', '.join(own[:3])}. Choose an empty folder; "
-                "to go on with what is there, copy it to the store first (such as with aws s3 sync)."
+                f"{self.root} is not a working copy of {self.uri} and holds {', '.join(own[:3])}. Choose an empty "
+                "folder; to keep its files, first copy them to the store (for example with aws s3 sync)."
             )
         temporary = self.root / f"{NOTE}.{os.getpid()}"
         try:
@@ -97,27 +98,27 @@ class ObjectStore:
             temporary.unlink(missing_ok=True)
 
     def push(self, path: Path, source: Path) -> StoredFile:
-        """Upload a file's bytes as `path` of the working copy; the store shows it whole or not at all.
+        """Upload a file's bytes as `path` of the working copy. The store never shows a part of it.
 
         Returns:
-            What the store lists then.
+            The store's listing of the uploaded file.
 
         Raises:
-            UserError: the store did not take it.
+            UserError: the store does not accept it.
         """
         key, filesystem = self.key(path), self.filesystem
-        with self._told(path, "written"):
-            if filesystem.type_name in FOLDERS:
-                self._move_in(source, key)
+        with self._explain_errors(path, "written"):
+            if filesystem.type_name in SHOWS_PARTIAL_FILES:
+                self._write_and_move(source, key)
             else:
                 _write(source, key, filesystem)
-            stored = _stored(filesystem.get_file_info(key))
+            stored = _read_listing(filesystem.get_file_info(key))
             if stored.size != source.stat().st_size:
-                raise OSError(f"{stored.size} bytes arrived of {source.stat().st_size}")
+                raise OSError(f"only {stored.size} of {source.stat().st_size} bytes arrived")
         return stored
 
-    def _move_in(self, source: Path, key: str) -> None:
-        """Write beside and move, in file systems that show a file while it is written."""
+    def _write_and_move(self, source: Path, key: str) -> None:
+        """Write a temporary file and move it, in file systems that show a file while it is written."""
         filesystem, temporary = self.filesystem, f"{key}.{os.getpid()}"
         if filesystem.type_name == "local":
             require_free_space(Path(key), source.stat().st_size)
@@ -131,13 +132,13 @@ class ObjectStore:
             raise
 
     def fetch(self, path: Path, to: Path) -> None:
-        """Download the bytes of `path` to a file that is there. UserError if the store does not give it."""
-        with self._told(path, "read"):
+        """Download the bytes of `path` to an existing file. UserError if the store does not return them."""
+        with self._explain_errors(path, "read"):
             fs.copy_files(self.key(path), str(to), self.filesystem, fs.LocalFileSystem())
 
     def read(self, path: Path) -> bytes | None:
-        """A small file's bytes in the store; None if it is not there. UserError if the store does not answer."""
-        with self._told(path, "read"):
+        """Return a small file's bytes; None if it does not exist. UserError if the store does not answer."""
+        with self._explain_errors(path, "read"):
             try:
                 with self.filesystem.open_input_file(self.key(path)) as file:
                     return bytes(file.read())
@@ -145,42 +146,42 @@ class ObjectStore:
                 return None
 
     def remove(self, path: Path) -> None:
-        """Remove a file from the store, if it is there."""
-        with self._told(path, "removed"), contextlib.suppress(FileNotFoundError):
+        """Remove a file from the store, if it exists."""
+        with self._explain_errors(path, "removed"), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self.key(path))
 
     def remove_folder(self, path: Path) -> None:
-        """Remove a folder from the store, if it is there."""
-        with self._told(path, "removed"), contextlib.suppress(FileNotFoundError):
+        """Remove a folder from the store, if it exists."""
+        with self._explain_errors(path, "removed"), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.key(path))
 
-    def listed(self, folder: Path) -> dict[Path, StoredFile]:
-        """All files under a folder in the store, by their paths in the working copy."""
+    def list_files(self, folder: Path) -> dict[Path, StoredFile]:
+        """List all files under a folder in the store, by their paths in the working copy."""
         base = self.key(folder)
-        with self._told(folder, "listed"):
+        with self._explain_errors(folder, "listed"):
             found = self.filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
         files = (info for info in found if info.type == fs.FileType.File)
-        return {folder / info.path[len(base) + 1 :]: _stored(info) for info in files}
+        return {folder / info.path[len(base) + 1 :]: _read_listing(info) for info in files}
 
     @contextlib.contextmanager
-    def _told(self, path: Path, what: str) -> Iterator[None]:
-        """A store's fault as one sentence that names the object."""
+    def _explain_errors(self, path: Path, what: str) -> Iterator[None]:
+        """Turn a store's error into a UserError that names the object."""
         try:
             yield
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.uri_of(path)} could not be {what}: there is none. Run the stage that makes it."
+                f"{self.uri_of(path)} could not be {what}: it does not exist. Run the stage that makes it."
             ) from error
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.uri_of(path)} could not be {what}: {str(error).rstrip('.')}. Check that the store can be "
                 "reached and its keys (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY on every node), "
-                "then run the same command again: what was committed stays."
+                "then run the same command again; files that were committed stay."
             ) from error
 
 
 def store_of(path: Path) -> ObjectStore | None:
-    """The store of the working copy that an absolute path lies in, or is; None for an ordinary folder."""
+    """Return the store of the working copy that holds an absolute path; None for an ordinary folder."""
     for folder in (path, *path.parents):
         note = folder / NOTE
         if note.is_file():
@@ -189,23 +190,26 @@ def store_of(path: Path) -> ObjectStore | None:
 
 
 def _write(source: Path, key: str, filesystem: fs.FileSystem) -> None:
-    """As pyarrow's `copy_files`, which drops the error of a stream that cannot be closed: that is when S3 answers."""
+    """Copy a file to the store. pyarrow's `copy_files` ignores errors at closing, which is when S3 reports them."""
     with source.open("rb") as read, filesystem.open_output_stream(key) as write:
         shutil.copyfileobj(read, write, PIECE)
 
 
-def _stored(info: fs.FileInfo) -> StoredFile:
+def _read_listing(info: fs.FileInfo) -> StoredFile:
     return StoredFile(info.size or 0, (info.mtime_ns or 0) // 10**9)
 
 
 @functools.cache
-def _opened(uri: str) -> tuple[fs.FileSystem, str]:
-    """File system and the path of the URI in it."""
+def _open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URI and the URI's path in it."""
     if "@" in urllib.parse.urlsplit(uri).netloc or holds_secret(uri):
-        raise UserError("The URI of --storage holds keys, which runs would log. Give them as AWS_ACCESS_KEY_ID or so.")
+        raise UserError(
+            "The URI of --storage holds keys, which runs would log. Set them as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment instead."
+        )
     mark = "&" if "?" in uri else "?"
     try:
-        # A small file is one request to S3 then, where pyarrow's default makes it three.
+        # With delayed open, a small file costs one request to S3; without it, three.
         quick = f"{uri}{mark}allow_delayed_open=true" if uri.startswith("s3://") else uri
         filesystem, base = fs.FileSystem.from_uri(quick)
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -213,5 +217,5 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
             f"--storage {uri} cannot be used: {error}. Give s3://bucket/prefix, or file:///folder for a shared disk."
         ) from error
     if not base.strip("/"):
-        raise UserError(f"--storage {uri} names no place: give s3://bucket/prefix, or file:///folder.")
+        raise UserError(f"--storage {uri} has no bucket or folder; give s3://bucket/prefix, or file:///folder.")
     return filesystem, base.rstrip("/")

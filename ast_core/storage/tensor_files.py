@@ -1,4 +1,4 @@
-"""Tables of tensors as safetensors files: the one way to write them, and to read them without trusting them."""
+"""Write and read tables of tensors as safetensors files. The files that are read are untrusted input."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ast_core.errors import DamagedError, require
 from ast_core.storage.atomic_files import atomic_write
 
 Tensors = Mapping[str, torch.Tensor]
-BESIDE = 1 << 20
-"""Bytes that are kept free for the JSON beside tensors, so that no room ends between them and their marker."""
+JSON_BYTES = 1 << 20
+"""Bytes to keep free for the JSON files next to tensors, so that the disk is not full before the marker is written."""
 
 
 def bytes_of(tensors: Tensors) -> int:
-    """Bytes that a file of them needs, but for its header."""
+    """Return the bytes that a file of tensors needs, without its header."""
     return sum(value.nbytes for value in tensors.values())
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Commit a table of tensors, from any device.
+    """Commit a table of tensors from any device.
 
     Args:
-        path: of the safetensors file.
-        tensors: by name; none may share memory with another.
-        metadata: texts for its header.
+        path: safetensors file to write.
+        tensors: tensors by name; no two may share memory.
+        metadata: texts for the file's header.
 
     Raises:
         NoRoomError: the disk is full.
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     with atomic_write(path, bytes_of(tensors)) as temporary:
         try:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
         except SafetensorError as error:
-            code = re.search(r"os error (\d+)", str(error))  # safetensors tells the system's number only so
+            code = re.search(r"os error (\d+)", str(error))  # safetensors has the system's number only in its text
             number = int(code[1]) if code else 0
             raise OSError(number, os.strerror(number) if code else str(error)) from error
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, on the CPU.
+    """Load all tensors of a file to the CPU.
 
     Raises:
         DamagedError: the file is missing or not safetensors.
@@ -55,25 +55,25 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}.") from error
+        raise DamagedError(f"{path} cannot be read: {error}. Fetch or make it again.") from error
 
 
 def require_plain(weights: Any, name: str) -> dict[str, torch.Tensor]:
-    """A table of ordinary tensors: floating point, dense, in this process's memory, as large as their bytes.
+    """Return a table of tensors after a check that all are plain: floating point, dense, on the CPU, with all bytes.
 
-    What unpickles safely may still be no such thing: one number that is shown as a terabyte by strides of 0, or a
-    tensor without bytes.
+    Tensors from a safe unpickler may still be hostile: strides of 0 can show one number as a terabyte, and a tensor may
+    have no bytes.
 
     Raises:
-        UserError: it is something else.
+        UserError: a value is not a plain tensor.
     """
     flat = isinstance(weights, dict) and bool(weights)
     require(
         flat and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()),
-        f"{name} was refused: it is not a flat table of tensors.",
+        f"{name} was refused: it is not a flat table of tensors. Give a file of weights only.",
     )
     odd = sorted(key for key, value in weights.items() if not _is_plain(value))
-    require(not odd, f"{name} was refused: not plain tensors of floating point: {', '.join(odd[:5])}.")
+    require(not odd, f"{name} was refused: these are not plain floating-point tensors: {', '.join(odd[:5])}.")
     return dict(weights)
 
 

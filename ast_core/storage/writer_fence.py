@@ -1,11 +1,12 @@
-"""One writer at a time: whoever takes a folder over shuts out the writers before it, whenever they wake.
+"""Let one launch at a time write to a folder: a new launch shuts out all earlier writers, even suspended ones.
 
-A writer's temporary files lie in a folder of its own, `.writer-GENERATION`, in the folder that it writes to, and are
-renamed from there. Who takes over removes all such folders first: a stale writer's rename then finds no source, at
-whatever instant it was stopped. What it removes it renames to its own folder first, so that this fails as well.
+A writer keeps its temporary files in `.writer-GENERATION` in the folder that it writes to, and renames them from
+there. A launch that takes over first removes all such folders. The rename of a stale writer then finds no source,
+wherever the writer was suspended. To remove a file, a writer first renames it into its own folder, so a stale writer
+cannot remove anything either.
 
-An object store has no such rename: there, a writer's generation is looked up before each upload and removal, and a
-writer that sleeps between the two is not stopped.
+An object store has no such rename. There, a writer compares its generation with the store's before each upload and
+removal. A writer that is suspended between the comparison and the upload is not stopped.
 """
 
 from __future__ import annotations
@@ -22,42 +23,47 @@ from ast_core.storage.object_store import store_of
 
 PREFIX = ".writer-"
 NOTE = ".writer"
-"""In a folder of a store: the generation that may write."""
+"""File in a folder of a store that holds the generation that may write."""
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A generation's right to write under a folder."""
+    """The right of one generation to write under a folder."""
 
     root: Path
     generation: str
 
     @property
     def folder(self) -> Path:
-        """Where its temporary files lie; there as long as nobody took over."""
+        """Folder of its temporary files; it exists until another launch takes over."""
         return self.root / f"{PREFIX}{self.generation}"
 
     def check(self) -> None:
-        """UserError if another launch took over, by what is on this disk."""
+        """Raise UserError if, on this disk, another launch took over."""
         if not self.folder.is_dir():
-            raise UserError(f"{self.root} was taken over by another launch; this one wrote nothing more there.")
+            raise UserError(f"{self.root} was taken over by another launch; this one stopped writing to it.")
 
     def check_store(self) -> None:
-        """The same by the store's word, if the folder is a copy of one; ask it before each upload."""
+        """Raise UserError if, in the store of a working copy, another launch took over. Call it before each upload."""
         store = store_of(self.root)
         if store is not None and store.read(self.root / NOTE) != self.generation.encode():
-            raise UserError(f"{store.uri_of(self.root)} was taken over by another launch; this one ends.")
+            raise UserError(
+                f"{store.uri_of(self.root)} was taken over by another launch; this one stopped writing to it."
+            )
 
 
 _entered: dict[Path, Fence] = {}
-"""What this process writes as."""
+"""The generations that this process writes as, by folder."""
 
 
 def start_generation(root: Path) -> str:
-    """Shut out all who wrote under a folder before; gives the generation that `enter` takes.
+    """Shut out all earlier writers under a folder.
+
+    Returns:
+        The new generation, for `enter_generation`.
 
     Raises:
-        UserError: the store that it is a copy of does not answer.
+        UserError: the store of a working copy does not answer.
     """
     fence = Fence(root, uuid.uuid4().hex[:12])
     root.mkdir(parents=True, exist_ok=True)
@@ -73,25 +79,25 @@ def start_generation(root: Path) -> str:
 
 
 def end_generation(root: Path, but: str = "") -> None:
-    """Let nobody who entered write under a folder any more, but this generation; what they had half written goes."""
+    """Shut out all generations under a folder except `but`, and remove their temporary files."""
     for folder in root.glob(f"{PREFIX}*"):
         if folder.name == f"{PREFIX}{but}":
             continue
-        gone = folder.with_name(f"{PREFIX}{uuid.uuid4().hex}-gone")
+        removed = folder.with_name(f"{PREFIX}{uuid.uuid4().hex}-gone")
         with contextlib.suppress(FileNotFoundError):
-            folder.rename(gone)  # first: a writer that is awake can then add nothing to it
-            shutil.rmtree(gone, ignore_errors=True)  # it may remove its own meanwhile
+            folder.rename(removed)  # first, so that a running writer cannot add files
+            shutil.rmtree(removed, ignore_errors=True)  # the writer may remove files meanwhile
 
 
 def enter_generation(root: Path, generation: str) -> None:
-    """Write under a folder as this generation from now on, in this process.
+    """Make this process write under a folder as a generation.
 
     Raises:
-        UserError: another launch took over already.
+        UserError: another launch has already taken over.
     """
     fence = Fence(root, generation)
     if store_of(root) is not None:
-        fence.check_store()  # whoever took over may have done so on another node
+        fence.check_store()  # the other launch may be on another node
         end_generation(root, generation)
         fence.folder.mkdir(parents=True, exist_ok=True)
     fence.check()
@@ -100,12 +106,12 @@ def enter_generation(root: Path, generation: str) -> None:
 
 @contextlib.contextmanager
 def writer_folder(path: Path) -> Iterator[Path]:
-    """The folder for a file's temporary self: a fenced writer's own, else the file's.
+    """Yield the folder for a file's temporary file: the generation's own, else the file's.
 
     Raises:
-        UserError: whatever went wrong inside, if another launch took over.
+        UserError: another launch took over; it replaces any error inside the context.
     """
-    fence = _fence_of(path)
+    fence = _find_fence(path)
     if fence is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path.parent
@@ -120,23 +126,23 @@ def writer_folder(path: Path) -> Iterator[Path]:
 
 
 def require_current_writer(path: Path) -> None:
-    """UserError if this process writes to `path` as a generation that the store no longer knows."""
-    fence = _fence_of(path)
+    """Raise UserError if this process writes to `path` as a generation that is no longer the store's."""
+    fence = _find_fence(path)
     if fence is not None:
         fence.check_store()
 
 
 def remove_path(path: Path, ignore_errors: bool = False) -> None:
-    """Remove a file or a folder, if it is there, unless another launch took over.
+    """Remove a file or folder, if it exists, unless another launch took over.
 
     Args:
-        path: of either.
-        ignore_errors: of the removal of a folder.
+        path: file or folder.
+        ignore_errors: whether to ignore errors while a folder is removed.
 
     Raises:
         UserError: another launch took over.
     """
-    fence = _fence_of(path)
+    fence = _find_fence(path)
     if fence is None:
         _delete(path, ignore_errors)
         return
@@ -144,7 +150,7 @@ def remove_path(path: Path, ignore_errors: bool = False) -> None:
     try:
         path.rename(moved)
         _delete(moved, ignore_errors)
-    except FileNotFoundError:  # of the file, or of the writer's own folder
+    except FileNotFoundError:  # either the file or this writer's folder does not exist
         fence.check()
 
 
@@ -155,5 +161,5 @@ def _delete(path: Path, ignore_errors: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fence_of(path: Path) -> Fence | None:
+def _find_fence(path: Path) -> Fence | None:
     return next((fence for root, fence in _entered.items() if path.is_relative_to(root)), None)

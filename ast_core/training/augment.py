@@ -1,4 +1,6 @@
-"""Augmentation of a training batch, on its device. Random numbers are keyed by (seed, epoch, position in the epoch).
+"""Augmentation of a training batch, on the batch's device.
+
+Random numbers are drawn from (seed, epoch, position in the epoch), so a clip gets the same ones on any number of ranks.
 
 Shapes: B clips, T frames, M mel bins, C classes.
 """
@@ -16,40 +18,42 @@ from ast_core.errors import require
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices for a batch, drawn on the host."""
+    """Random choices for a batch, drawn on the host."""
 
     lambda_B: np.ndarray
-    """Share of the clip itself in its mixture; 1 for not mixed. float64."""
+    """Share of the clip itself in its mixture, float64; 1 if the clip is not mixed."""
     partner_B: np.ndarray
-    """Index of the clip mixed in. int64."""
+    """Index of the clip that is mixed in, int64."""
     freq_mask_B2: np.ndarray
-    """First bin and width of the frequency mask. int64."""
+    """First bin and width in bins of the frequency mask, int64."""
     time_mask_B2: np.ndarray
-    """First frame and width of the time mask. int64."""
+    """First frame and width in frames of the time mask, int64."""
     noise_scale_B: np.ndarray
-    """Amplitude of the additive noise. float64."""
+    """Amplitude of the additive noise, float64."""
     roll_B: np.ndarray
-    """Frames to roll by. int64."""
+    """Number of frames to roll by, int64."""
     noise_seed_B: np.ndarray
-    """Seed of each clip's noise. int64."""
+    """Seed of each clip's noise, int64."""
 
     @property
     def mixed_K(self) -> np.ndarray:
-        """Places of the clips that are mixed, int64, ascending."""
+        """Positions in the batch of the mixed clips, int64, ascending."""
         return np.flatnonzero(self.lambda_B < 1)
 
 
 def draw(
     config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, clips: int, frames: int, bins: int
 ) -> Draws:
-    """Draw a batch's augmentation; the same arguments give the same numbers on any rank, in any order.
+    """Draw the augmentation of a batch.
+
+    The same arguments return the same numbers on any rank. A clip's numbers do not depend on the rest of the batch.
 
     Args:
         config: the recipe's augmentation.
         seed: the run's seed.
         epoch: counted from 1.
         positions_B: positions in the epoch's order.
-        clips: clips to draw partners from.
+        clips: number of clips to draw partners from.
         frames: T.
         bins: M.
     """
@@ -66,29 +70,31 @@ def draw(
 def patchout(
     config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray | None:
-    """Patches that take part in a training step, another choice for each clip; None where all do.
+    """Draw the patches that each clip keeps in a training step.
 
-    Structured as PaSST-S (whole rows and columns of patches go), then unstructured. PaSST draws once a batch; here a
-    clip's draw is keyed by its position, so it is the same on any number of ranks.
+    The structured part removes whole rows and columns of patches, as PaSST-S does; the unstructured part then removes
+    single patches. PaSST draws once for a batch. Here each clip has its own draw, keyed by the clip's position, so the
+    draw is the same on any number of ranks.
 
     Args:
         config: the recipe's augmentation.
         seed: the run's seed.
         epoch: counted from 1.
         positions_B: positions in the epoch's order.
-        grid: patches in frequency and time.
+        grid: number of patches in frequency and in time.
 
     Returns:
-        int64 [B, K], ascending indices of frequency-major patches.
+        int64 [B, K], ascending indices of frequency-major patches; None if all patches are kept.
 
     Raises:
-        UserError: no patch would be left.
+        UserError: the settings remove all patches.
     """
     freq, time = grid[0] - config.patchout_freq, grid[1] - config.patchout_time
     require(
         freq > 0 and time > 0 and freq * time > config.patchout_any,
-        f"augment.patchout-* ({config.patchout_freq}, {config.patchout_time}, {config.patchout_any}) leave none of "
-        f"{grid[0]} x {grid[1]} patches; lower them.",
+        f"augment.patchout-freq {config.patchout_freq}, augment.patchout-time {config.patchout_time} and "
+        f"augment.patchout-any {config.patchout_any} remove all of {grid[0]} x {grid[1]} patches (frequency x time); "
+        "lower them.",
     )
     if (freq, time) == grid and not config.patchout_any:
         return None
@@ -109,20 +115,20 @@ def apply(
     mean: float,
     std: float,
 ) -> torch.Tensor:
-    """Mix, mask, normalise, add noise and roll, in the published order.
+    """Mix, mask, normalise, add noise and roll, in the order of AST's published code.
 
     Args:
-        draws: from `draw`.
+        draws: random choices that `draw` returned.
         config: the recipe's augmentation.
         fbank_BTM: raw log-mel, float16 or float32; not changed.
-        partner_KTM: the partners' raw log-mel of those K clips that are mixed, in their order.
-        mean: of the training set.
-        std: of the training set.
+        partner_KTM: raw log-mel of the partners of the K mixed clips, in the order of `draws.mixed_K`.
+        mean: mean of the training set's log-mel.
+        std: standard deviation of the training set's log-mel.
 
     Returns:
         Normalised float32 [B, T, M].
     """
-    out_BTM = fbank_BTM.to(torch.float32, copy=True)  # the one copy: what follows is in place
+    out_BTM = fbank_BTM.to(torch.float32, copy=True)  # the only copy: the steps below work in place
     mixed_K = torch.as_tensor(draws.mixed_K, device=fbank_BTM.device)
     if len(mixed_K):
         lambda_K = torch.as_tensor(draws.lambda_B[draws.mixed_K], device=fbank_BTM.device)
@@ -132,33 +138,35 @@ def apply(
 
 
 def mix_power(fbank_BTM: torch.Tensor, partner_BTM: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
-    """Log-mel of `l * w1 + (1 - l) * w2` without the cross terms: `log(l^2 e^a + (1 - l)^2 e^b)`; lambda 1 is exact."""
+    """Mix two log-mel spectrograms as the power of `l * w1 + (1 - l) * w2` without the cross terms.
+
+    Returns `log(l^2 e^a + (1 - l)^2 e^b)`, [B, T, M]; with lambda 1 the bits of `fbank_BTM`.
+    """
     own_BTM = fbank_BTM + 2 * torch.log(lambda_B).float()[:, None, None]
     other_BTM = partner_BTM + 2 * torch.log1p(-lambda_B).float()[:, None, None]
     return torch.logaddexp(own_BTM, other_BTM, out=own_BTM)
 
 
 def mix_labels(labels_BC: torch.Tensor, partner_BC: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
-    """Labels of a mixture: `l * y1 + (1 - l) * y2`."""
+    """Return the labels of a mixture, `l * y1 + (1 - l) * y2`, [B, C]."""
     share_B1 = lambda_B.to(labels_BC.dtype)[:, None]
     return labels_BC * share_B1 + partner_BC * (1 - share_B1)
 
 
 def mask_(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.ndarray) -> torch.Tensor:
-    """Set one band of bins and one of frames to 0 in raw log-mel, in place, padding included, as published."""
+    """Set one band of bins and one band of frames to 0 in raw log-mel, in place, padding included, as published."""
     device = fbank_BTM.device
-    hidden_BM = _span(freq_mask_B2, fbank_BTM.shape[2], device)
-    hidden_BT = _span(time_mask_B2, fbank_BTM.shape[1], device)
-    # A quarter of masked_fill's time; what is not finite stays so, for the trainer to find.
+    hidden_BM = _mark_spans(freq_mask_B2, fbank_BTM.shape[2], device)
+    hidden_BT = _mark_spans(time_mask_B2, fbank_BTM.shape[1], device)
+    # Multiplying takes a quarter of the time of masked_fill. NaN and infinity stay: the trainer must find them.
     return fbank_BTM.mul_(~hidden_BT[:, :, None]).mul_(~hidden_BM[:, None, :])
 
 
 def _draw_one(
     config: AugmentConfig, rng: np.random.Generator, clips: int, frames: int, bins: int
 ) -> tuple[object, ...]:
-    uniform = rng.random(
-        8
-    )  # always the same count, so that switching one augmentation leaves the others' numbers alone
+    # Always eight numbers, so that switching one augmentation off does not change the numbers of the others.
+    uniform = rng.random(8)
     share = rng.beta(config.mixup_alpha, config.mixup_alpha)
     return (
         share if uniform[0] < config.mixup_rate else 1.0,
@@ -172,12 +180,16 @@ def _draw_one(
 
 
 def _place_mask(widest: int, size: int, width_uniform: float, start_uniform: float) -> tuple[int, int]:
-    """Torchaudio's FrequencyMasking and TimeMasking: width U(0, widest), start U(0, size - width), cut to whole."""
+    """Return start and width of a mask as torchaudio's FrequencyMasking and TimeMasking draw them.
+
+    The width is uniform in [0, widest) and the start in [0, size - width); both are rounded down.
+    """
     width = width_uniform * min(widest, size)
     return int(start_uniform * (size - width)), int(width)
 
 
-def _span(mask_B2: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+def _mark_spans(mask_B2: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+    """Return which of `size` places each clip's mask covers, bool [B, size]."""
     bounds_B2 = torch.as_tensor(mask_B2, device=device)
     place_S = torch.arange(size, device=device)
     return (place_S >= bounds_B2[:, :1]) & (place_S < bounds_B2[:, :1] + bounds_B2[:, 1:])

@@ -1,4 +1,4 @@
-"""One rank's batches of an epoch: clips, partners, masks, patches; a function of (seed, epoch, step)."""
+"""Batches of one rank in an epoch: clips, mixup partners, masks, patches. All follow from (seed, epoch, step)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ from ast_core.training import augment, order
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a step, on the host."""
+    """One rank's share of the clips of a step, on the host."""
 
     clip_indices: np.ndarray
+    """Indices of the clips in the training set, int64 [B]."""
     fbank_BTM: torch.Tensor
+    """Raw log-mel of the clips."""
     partner_KTM: torch.Tensor
-    """Of the clips that are mixed."""
+    """Raw log-mel of the partners of the mixed clips."""
     labels_BC: torch.Tensor
+    """Targets, mixed where clips are mixed, float32."""
     draws: augment.Draws
+    """Random choices of the augmentation."""
     num_frames_B: torch.Tensor
-    """Frames that are not padding; of a mixture, the longer one's."""
+    """Frames that are not padding; a mixture has those of its longer clip."""
     kept_BK: torch.Tensor | None
-    """Patches that take part; None for all."""
+    """Indices of the patches that take part; None if all do."""
 
 
 def iterate_batches(
     job: Job, train: ShardReader, epoch: int, rank: int, world: int, first_step: int
 ) -> Iterator[Batch]:
-    """A rank's batches of an epoch, read one ahead in a thread."""
+    """Yield a rank's batches of an epoch from `first_step` on; a thread reads one batch ahead."""
     epoch_order = order.epoch_order(job.optim.sampler, train.labels_NC, job.seed, epoch)
     steps = order.rank_steps(len(train), job.optim.batch_size, rank, world, first_step)
     with ThreadPoolExecutor(1) as pool:
@@ -49,7 +53,7 @@ def iterate_batches(
 
 
 def read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarray, positions: np.ndarray) -> Batch:
-    """The batch at these positions of an epoch's order."""
+    """Read the batch at the given positions of an epoch's order."""
     front = job.front_end
     own = epoch_order[positions % len(epoch_order)]
     draws = augment.draw(

@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and the one thing that it asks: whether to leave."""
+"""Events that a training reports while it runs, and its one question: whether it should stop."""
 
 from __future__ import annotations
 
@@ -7,38 +7,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step, as the rank that did it saw it."""
+    """Figures of one optimizer step, as seen by the rank that did it."""
 
     step: int
-    """Optimiser steps done since the training began."""
+    """Optimizer steps done since the training began."""
     epoch: int
-    """Counted from 1."""
+    """Epoch of the step, counted from 1."""
     loss: float
-    """Mean over the whole batch, all ranks' shares."""
+    """Mean loss over the batch of all ranks."""
     learning_rate: float
+    """Learning rate of the step."""
     clips: int
-    """Of this rank's share."""
+    """Clips in this rank's share of the batch."""
     seconds: float
-    """From one step's end to the next one's, waiting included."""
+    """Seconds from the end of the previous step to the end of this one, waiting included."""
     waiting_s: float
-    """Of these, spent waiting for the batch to be read."""
+    """Part of `seconds` that the rank waited for the batch to be read."""
 
 
 class TrainerCallback:
-    """Told what happens on each rank, in the training's own thread, so it must be quick; this one does nothing."""
+    """Base class of callbacks; its methods do nothing.
+
+    Each rank calls its callback in the thread that trains, so a method must return quickly.
+    """
 
     def on_train_begin(self, step: int) -> None:
-        """The training goes on from `step`."""
+        """Handle the start of the training, which continues from `step`."""
 
     def on_step_end(self, done: StepResult) -> None:
-        """A step was done."""
+        """Handle the end of a step."""
 
     def on_checkpoint_saved(self, step: int, seconds: float) -> None:
-        """Rank 0 committed a checkpoint to resume from, which took so long."""
+        """Handle a checkpoint that rank 0 committed; `seconds` is the time that the commit took."""
 
     def should_stop(self) -> bool:
-        """Whether to commit a checkpoint now and leave. Asked of rank 0 before each step and each batch of a test."""
+        """Return whether to commit a checkpoint now and stop.
+
+        Only rank 0 asks: before each step and before each batch of held-out clips.
+        """
         return False
 
     def on_stopped(self, step: int) -> None:
-        """Rank 0's last word before it leaves: everything up to `step` is on disk."""
+        """Handle the stop that `should_stop` asked for; rank 0 has committed everything up to `step`."""

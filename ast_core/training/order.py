@@ -1,4 +1,7 @@
-"""Which clip comes when: pure functions of (seed, epoch), cut into steps and ranks. Nothing here is state."""
+"""Order of the clips in an epoch, split into steps and ranks.
+
+All functions are pure. The order follows from (seed, epoch) alone, so a run needs no random state to resume.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import numpy as np
 from ast_core.config import Sampler
 
 _CLIPS_AT_ONCE = 4096
-"""Whose labels become float64 together: of AudioSet's two million all at once they were 9 GB on every rank."""
+"""Clips whose labels are converted to float64 at once: all two million of AudioSet together took 9 GB on every rank."""
 
 
 def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
-    """Class-balanced weights of clips: the sum over a clip's labels of `1000 / (count + 0.01)` (AST's published code).
+    """Return the class-balanced weight of each clip, as in AST's published code.
+
+    A clip's weight is the sum over its labels of `1000 / (count + 0.01)`, where count is the label's number of clips.
 
     Args:
         labels_NC: 0 or 1, [clips, classes].
@@ -30,7 +35,10 @@ def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
 
 
 def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Clip indices of one epoch: a permutation, or N draws with replacement in proportion to `clip_weights`.
+    """Return the clip indices of one epoch, in order.
+
+    The sampler `shuffle` returns a permutation. The other draws as many clips with replacement, in proportion to
+    `clip_weights`.
 
     Returns:
         int64 [clips].
@@ -47,15 +55,15 @@ def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) 
 
 
 def steps_per_epoch(clips: int, batch_size: int) -> int:
-    """Steps that see every position of an epoch; the last batch is filled up from the epoch's start."""
+    """Return the number of steps that cover every position of an epoch; the last batch wraps to the epoch's start."""
     return -(-clips // batch_size)
 
 
 def rank_steps(clips: int, batch_size: int, rank: int, world: int, first_step: int = 0) -> Iterator[np.ndarray]:
-    """Positions in the epoch's order that a rank takes, step by step: the same global batches for any world size.
+    """Yield the positions in the epoch's order that a rank takes, step by step from `first_step` on.
 
-    The last batch wraps round to the epoch's start, so that every step has `batch_size` clips on every world size
-    that divides it. Resuming at `first_step` gives the suffix.
+    All ranks together take the same batches for any world size. The last batch wraps to the epoch's start, so every
+    step has `batch_size` clips on every world size that divides it.
 
     Yields:
         int64 [batch_size / world].
@@ -67,5 +75,5 @@ def rank_steps(clips: int, batch_size: int, rank: int, world: int, first_step: i
 
 
 def evaluation_share(clips: int, rank: int, world: int) -> np.ndarray:
-    """Clip indices that a rank evaluates: over all ranks every clip exactly once."""
+    """Return the clip indices that a rank evaluates; all ranks together evaluate every clip exactly once."""
     return np.arange(rank, clips, world)

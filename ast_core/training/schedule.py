@@ -6,16 +6,16 @@ from ast_core.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, epoch: int, step: int) -> float:
-    """Rate of one step.
+    """Return the learning rate of one step.
 
-    Linear warm-up over `warmup_steps`; then times `decay_factor` after epoch `decay_first_epoch` and after every
-    `decay_every_epochs` more. (The published code sets the warm-up every 50 steps and so trains its first 50 at
-    rate 0: a fault that is not repeated here.)
+    The rate rises linearly over `warmup_steps`. It is multiplied by `decay_factor` after epoch `decay_first_epoch` and
+    again after every `decay_every_epochs` epochs. AST's published code updates the warm-up only every 50 steps and so
+    trains its first 50 steps at rate 0; this function does not repeat that fault.
 
     Args:
-        config: the recipe's optimisation.
+        config: the recipe's optimizer settings.
         epoch: counted from 1.
-        step: optimiser steps done before this one, over all epochs.
+        step: optimizer steps done before this one, over all epochs.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     done = epoch - 1

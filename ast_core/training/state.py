@@ -1,4 +1,4 @@
-"""All that changes while a member trains: how it begins, is put into checkpoints, and comes back from them."""
+"""State of a training: its start, its checkpoints, and the resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,49 +18,60 @@ from ast_core.model.transformer import AST
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import remove_temporary_files
 from ast_core.storage.json_files import sha256_of_json, write_text
+from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
+from ast_core.weights.checkpoint import Checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
 
 LOG = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
-"""The newest, and the one before it in case the newest is found damaged."""
+"""Checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint remembers besides tensors."""
+    """Numbers that a checkpoint stores next to the tensors."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     loss_sum: float = 0.0
-    """Sum of this epoch's losses so far, each the mean over all ranks: whoever commits it commits the whole sum."""
+    """Sum of this epoch's losses so far. Each is the mean over all ranks, so every rank holds the complete sum."""
     history: list[dict[str, float]] | None = None
-    """A row of metrics an epoch."""
+    """One row of metrics for each finished epoch."""
 
 
 @dataclass
 class State:
-    """Everything that changes while training, on one rank."""
+    """Everything that changes during a training, on one rank."""
 
     model: AST
+    """The model that is trained."""
     replica: nn.Module
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
+    """Adam over the model's parameters."""
     scaler: GradScaler
+    """Loss scaler of fp16; disabled in other precisions."""
     progress: Progress
+    """Step, sum of losses and history."""
     device: torch.device
+    """Device of the model."""
     moving: dict[str, torch.Tensor]
-    """Exponential moving average of the weights; empty where the recipe has none."""
+    """Exponential moving average of the weights; empty if the recipe has none."""
 
 
 def initial_state(job: Job, train: ShardReader, device: torch.device, world: int) -> State:
-    """A model with its initial weights, an optimiser, and nothing learned.
+    """Return a model with its initial weights, a new optimizer, and no progress.
 
     Raises:
-        UserError: no clip to train on, or the initial weights cannot be had or do not fit.
+        UserError: the splits hold no clip, or the initial weights cannot be loaded.
     """
-    torch.manual_seed(job.seed)
-    require(len(train) > 0, f"The splits {', '.join(job.data.train_splits)} in {job.shards} hold no clip to train on.")
+    torch.manual_seed(job.seed)  # the weights of a model or head that starts from scratch are drawn from it
+    require(
+        len(train) > 0,
+        f"The splits {', '.join(job.data.train_splits)} in {job.shards} hold no clip to train on. "
+        "Choose other splits with data.train-splits, or prepare the data again.",
+    )
     model = AST(job.model, job.front_end.num_mel_bins, job.front_end.target_frames, len(train.index.labels))
     initialise(model, job.model, train.index.labels)
     model.to(device)
@@ -80,43 +91,60 @@ def initial_state(job: Job, train: ShardReader, device: torch.device, world: int
     return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving)
 
 
-def resume_state(state: State, job: Job, identity: dict[str, Any], rank: int, world: int) -> None:
-    """Put the newest verified checkpoint into `state`; every rank takes the one that rank 0 chose.
+def choose_checkpoint(job: Job, rank: int, world: int) -> Checkpoint | None:
+    """Return the newest verified checkpoint, or None; every rank returns the one that rank 0 chose.
+
+    Each rank hashes the chosen checkpoint's files once. The other ranks hash them too, because their nodes may hold
+    copies of their own.
 
     Raises:
-        UserError: it is of a run with other settings or data, or not finite.
+        DamagedError: another rank's copy of the checkpoint that rank 0 chose is damaged.
     """
-    chosen: list[Any] = [None]
+    found = None
     if rank == 0:
-        path, passed_over = checkpoint.newest(job.folder / "checkpoints")
+        found, passed_over = checkpoint.read_newest(MemberFolder(job.folder).checkpoints)
         for sentence in passed_over:
-            LOG.warning("%s The one before it is used.", sentence)
-        chosen = [path]
+            LOG.warning("%s The checkpoint before it is used.", sentence)
     if world > 1:
+        chosen = [found.folder if found else None]
         distributed.broadcast_object_list(chosen, src=0)
-    if chosen[0] is None:
-        return
-    stored = checkpoint.read_state(chosen[0])
+        if rank > 0 and chosen[0] is not None:
+            found = Checkpoint(chosen[0], checkpoint.read_state(chosen[0]))
+    return found
+
+
+def resume_state(state: State, job: Job, identity: dict[str, Any], newest: Checkpoint, rank: int) -> None:
+    """Load a verified checkpoint into `state`; rank 0 also writes its history to `metrics.jsonl`.
+
+    Raises:
+        UserError: the checkpoint belongs to a run with other settings or data, or holds NaN or infinity.
+    """
+    folder, stored = newest.folder, newest.state
     require_same_run(stored["identity"], identity, job)
-    load_exactly(state.model, checkpoint.read_tensors(chosen[0], "model"), str(chosen[0]))
+    load_exactly(state.model, checkpoint.read_tensors(folder, "model"), str(folder))
     if state.moving:
-        stored_average = checkpoint.read_tensors(chosen[0], "ema")
+        stored_average = checkpoint.read_tensors(folder, "ema")
         state.moving = {name: value.to(state.device) for name, value in stored_average.items()}
-    checkpoint.restore_optimizer(state.optimizer, checkpoint.read_tensors(chosen[0], "optimizer"))
+    checkpoint.restore_optimizer(state.optimizer, checkpoint.read_tensors(folder, "optimizer"))
     if stored["scaler"]:
         state.scaler.load_state_dict(stored["scaler"])
     state.progress = Progress(**stored["progress"])
-    bad = not_finite(state)
-    require(not bad, f"Checkpoint {chosen[0]} is no beginning: {named(bad or [''])}. Remove its folder, run again.")
+    bad = find_not_finite(state)
+    require(
+        not bad,
+        f"The training cannot resume from checkpoint {folder}: {describe_not_finite(bad or [''])}. "
+        "Remove that folder and run train again: it continues from an older checkpoint, or else from the start.",
+    )
     if rank == 0:
         _write_history(state, job)
-        LOG.info("Resumed at step %d from %s.", state.progress.step, chosen[0])
+        LOG.info("Resumed at step %d from %s.", state.progress.step, folder)
 
 
 def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:
-    """UserError with what differs, unless a checkpoint is of the run that `identity` says.
+    """Raise a `UserError` with the settings that differ, unless a checkpoint belongs to the run of `identity`.
 
-    Other data is let through only where it was asked for, and has as many clips: a run's place in it is its step.
+    Other training data is accepted only with `job.accept_other_data` and the same number of clips, because a run counts
+    its position in the data in steps.
     """
     clips = stored["run"].get("train_clips"), identity["run"]["train_clips"]
     if job.accept_other_data and clips[0] == clips[1]:
@@ -130,18 +158,22 @@ def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job)
         not changed,
         f"{job.folder} holds a run with other settings or data ({', '.join(changed)} differ). "
         "Choose another --run-dir, or remove that folder to start again."
-        + (" As many training clips, but changed ones, are taken with --accept-other-data." if same_clips else ""),
+        + (
+            " The number of training clips is the same: to continue with the changed clips, add --accept-other-data."
+            if same_clips
+            else ""
+        ),
     )
 
 
 def finish_epoch(
     state: State, job: Job, identity: dict[str, Any], row: dict[str, float], epoch: int, rank: int
 ) -> None:
-    """Commit the epoch's weights for averaging, then a checkpoint to resume from, then the curve."""
+    """Commit the epoch's weights for averaging, then a checkpoint to resume from, then `metrics.jsonl`."""
     state.progress.loss_sum = 0.0
     state.progress.history = [*(state.progress.history or []), row]
     if rank == 0:
-        folder = job.folder / "epochs" / f"epoch-{epoch:04d}"
+        folder = MemberFolder(job.folder).epoch(epoch)
         tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
         checkpoint.save(folder, tables, {"identity": identity["member"], "row": row})
         save(state, job, identity)
@@ -149,46 +181,48 @@ def finish_epoch(
 
 
 def save(state: State, job: Job, identity: dict[str, Any]) -> None:
-    """Commit a checkpoint to resume from, and remove those that it makes needless."""
-    folder = job.folder / "checkpoints"
+    """Commit a checkpoint to resume from, and remove the checkpoints that are no longer needed."""
+    folder = MemberFolder(job.folder).checkpoints
     progress = state.progress
     values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
-    checkpoint.save(folder / f"step-{progress.step:08d}", _tables(state), values)
+    checkpoint.save(folder / f"step-{progress.step:08d}", _collect_tables(state), values)
     checkpoint.remove_older(folder, KEPT_CHECKPOINTS)
 
 
-def _tables(state: State) -> dict[str, dict[str, torch.Tensor]]:
-    """All tensors that a run goes on from."""
+def _collect_tables(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """Return all tensors that a run needs to continue, by table and name."""
     tables = {"model": state.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(state.optimizer)}
     return tables | ({"ema": state.moving} if state.moving else {})
 
 
-def not_finite(state: State) -> list[str]:
-    """The tensors, as TABLE.NAME, that hold NaN or infinity."""
-    flat = {f"{table}.{name}": value for table, own in _tables(state).items() for name, value in own.items()}
-    if torch.isfinite(nn.utils.get_total_norm(flat.values(), torch.inf)):  # the largest: no sum that could overflow
+def find_not_finite(state: State) -> list[str]:
+    """Return the names, as TABLE.NAME, of the tensors that hold NaN or infinity."""
+    flat = {f"{table}.{name}": value for table, own in _collect_tables(state).items() for name, value in own.items()}
+    if torch.isfinite(nn.utils.get_total_norm(flat.values(), torch.inf)):  # the maximum, which cannot overflow
         return []
     return [name for name, value in flat.items() if not value.isfinite().all()]
 
 
-def named(bad: list[str]) -> str:
-    """Such tensors, in a sentence."""
+def describe_not_finite(bad: list[str]) -> str:
+    """Return a clause about the tensors that `find_not_finite` returned, for an error."""
     return f"{bad[0]} is not finite" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more are not finite"
 
 
 def require_finite(state: State, job: Job, rank: int) -> None:
-    """UserError if a step left what must not be committed: Adam's update can overflow where the gradient did not.
+    """Raise a `UserError` if the state holds NaN or infinity, which must not be committed.
 
-    Every rank looks before a save that all know of, so that all of them stop.
+    Adam's update can overflow although the gradient was finite. Every rank checks before a save that all ranks know of,
+    so all of them stop.
     """
-    bad = not_finite(state)
+    bad = find_not_finite(state)
     require(
         not bad,
-        f"After step {state.progress.step} of {job.folder.name}, {named(bad or [''])} on rank {rank}. It is not kept: "
-        "the newest checkpoint is good. Lower optim.learning-rate, or raise optim.warmup-steps.",
+        f"After step {state.progress.step} of {job.folder.name}, {describe_not_finite(bad or [''])} on rank {rank}. "
+        "The step is not saved: the newest checkpoint is good. Lower optim.learning-rate, or raise optim.warmup-steps.",
     )
 
 
 def _write_history(state: State, job: Job) -> None:
-    remove_temporary_files(job.folder, "metrics.jsonl")
-    write_text(job.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.progress.history or []))
+    history = MemberFolder(job.folder).history
+    remove_temporary_files(job.folder, history.name)
+    write_text(history, "".join(json.dumps(row) + "\n" for row in state.progress.history or []))

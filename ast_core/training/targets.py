@@ -1,7 +1,7 @@
-"""What training aims at: the labels, or a mixture of them with a teacher's probabilities (distillation).
+"""Training targets: the labels, or a mixture of the labels and a teacher's probabilities (distillation).
 
-Both losses are linear in their targets, so one pass over mixed targets is the weighted sum of the two losses of Hinton,
-Vinyals, Dean, 2015 (at temperature 1, as PSLA-style ensembles of sigmoids have none).
+Both losses are linear in their targets, so one pass over mixed targets equals the weighted sum of the two losses of
+Hinton, Vinyals and Dean (2015). The temperature is 1, because PSLA-style ensembles of sigmoids have no temperature.
 """
 
 from __future__ import annotations
@@ -17,27 +17,37 @@ from ast_core.shards.reader import ShardReader
 
 
 def teacher_identity(job: Job) -> dict[str, Any]:
-    """Which teacher, and how much it counts; empty for none."""
+    """Return the teacher's digest and weight for the run's identity; empty without a teacher.
+
+    Raises:
+        UserError: the file of the teacher's scores is missing.
+    """
     if job.teacher_scores is None:
         return {}
-    require(job.teacher_scores.is_file(), f"There are no teacher's scores in {job.teacher_scores}.")
+    require(
+        job.teacher_scores.is_file(),
+        f"The teacher's scores are missing: {job.teacher_scores} does not exist. Run train again: it writes them.",
+    )
     return {
         "distil": {"weight": job.distil.weight, "teacher": identity_in(job.teacher_scores).get("bundle_digest", "")}
     }
 
 
 def soft_targets(job: Job, train: ShardReader) -> np.ndarray:
-    """Targets of the training clips, float32 [N, C], in [0, 1].
+    """Return the targets of the training clips, float32 [N, C], in [0, 1].
 
     Raises:
-        UserError: the teacher's scores are of other clips.
+        UserError: the teacher's scores belong to other clips.
     """
     if job.teacher_scores is None:
         return train.labels_NC
     digest = identity_in(job.teacher_scores).get("bundle_digest", "")
     scores_NC = read_scores(job.teacher_scores, identity_of(digest, train))
     if scores_NC is None:
-        raise UserError(f"{job.teacher_scores} are scores of other clips than {job.shards} trains on.")
+        raise UserError(
+            f"{job.teacher_scores} holds scores of other clips than the training clips in {job.shards}. "
+            "Remove the file and run train again: it writes the scores anew."
+        )
     weight = np.float32(job.distil.weight)
     targets_NC: np.ndarray = (1 - weight) * train.labels_NC + weight * scores_NC
     return targets_NC

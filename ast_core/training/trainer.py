@@ -1,7 +1,8 @@
-"""Training of one member: resume, epochs of steps, evaluation, checkpoints. One process a rank; knows no Ray.
+"""Training of one member: resume, epochs of steps, evaluation, checkpoints.
 
-What a run is, is an integer: the step. Order, augmentation and rate follow from (seed, epoch, step), so a resumed run
-ends with the bits of an uninterrupted one on as many ranks.
+Each rank is one process, and nothing here knows Ray. The position of a run is one integer, the step: order,
+augmentation and learning rate follow from (seed, epoch, step). A resumed run therefore ends with the same bits as an
+uninterrupted run on the same number of ranks.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ast_core.shards.reader import ShardReader
 from ast_core.training import order
 from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
+from ast_core.training.member_folder import MemberFolder
 from ast_core.training.optimizer_step import optimizer_step
-from ast_core.training.run_identity import member_identity, normalisation, run_identity
+from ast_core.training.run_identity import build_identity
 from ast_core.training.schedule import learning_rate
 from ast_core.training.state import (
     State,
+    choose_checkpoint,
     finish_epoch,
     initial_state,
     require_finite,
@@ -38,12 +41,14 @@ from ast_core.training.targets import soft_targets
 from ast_core.weights import checkpoint
 
 MOST_NAMED = 12
-"""Clips that one sentence names."""
+"""Largest number of clips that one error names."""
+CLIPS_AT_ONCE = 32
+"""Held-out clips that are scored in one batch."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What does not change while a rank trains."""
+    """Everything that does not change while a rank trains."""
 
     job: Job
     train: ShardReader
@@ -57,7 +62,7 @@ class _Task:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Number of steps in an epoch."""
         return order.steps_per_epoch(len(self.train), self.job.optim.batch_size)
 
 
@@ -65,45 +70,51 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
     """Train to the last epoch, from the newest verified checkpoint if there is one.
 
     Args:
-        job: what to train.
-        rank: of this process.
-        world: processes; `torch.distributed` is set up if there is more than one.
-        device: of this process.
-        callback: told of steps and checkpoints; rank 0's may ask the training to leave.
+        job: the training.
+        rank: number of this process.
+        world: number of processes; `torch.distributed` must be initialised if there is more than one.
+        device: device of this process.
+        callback: object that steps and checkpoints are reported to; rank 0's may ask the training to stop.
 
     Raises:
         UserError: the run folder holds another run, the data does not fit, or the loss is not finite.
-        Preempted: the callback asked to leave; a checkpoint has all steps.
+        Preempted: the callback asked to stop; a checkpoint holds all steps.
     """
     require(
         job.optim.batch_size % world == 0,
-        f"optim.batch-size {job.optim.batch_size} cannot be shared by {world} workers; choose a multiple of {world}.",
+        f"optim.batch-size {job.optim.batch_size} cannot be split over {world} workers; choose a multiple of {world}.",
     )
     train = ShardReader(job.shards, job.data.train_splits)
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
     train.targets_NC = soft_targets(job, train)
-    mean, std = normalisation(job, train)
-    task = _Task(job, train, held_out, _identity(job, train), mean, std, rank, world, callback or TrainerCallback())
+    newest = choose_checkpoint(job, rank, world)
+    identity = build_identity(job, train, newest)
+    mean, std = identity["member"]["mean"], identity["member"]["std"]
+    task = _Task(job, train, held_out, identity, mean, std, rank, world, callback or TrainerCallback())
     state = initial_state(job, train, device, world)
-    resume_state(state, job, task.identity, rank, world)
+    if newest is not None:
+        resume_state(state, job, identity, newest, rank)
     task.callback.on_train_begin(state.progress.step)
     while (epoch := len(state.progress.history or []) + 1) <= job.optim.epochs:
         started, first = time.monotonic(), state.progress.step
         _train_epoch(state, task, epoch)
         seconds = time.monotonic() - started
-        row = _epoch_row(state, task, epoch)
+        row = _evaluate_epoch(state, task, epoch)
         row |= {"seconds": seconds, "clips_per_s": (state.progress.step - first) * job.optim.batch_size / seconds}
-        _finish(state, task, row, epoch)
+        _commit_epoch(state, task, row, epoch)
     if world > 1:
         distributed.barrier()
 
 
 def _train_epoch(state: State, task: _Task, epoch: int) -> None:
-    """The epoch's steps that are not done yet; none are left where a training left while it was tested."""
+    """Do the steps of the epoch that are not done yet.
+
+    No step remains if the training stopped while it scored the held-out clips at the epoch's end.
+    """
     job, ended = task.job, time.monotonic()
     first = state.progress.step - (epoch - 1) * task.steps
     for batch in iterate_batches(job, task.train, epoch, task.rank, task.world, first):
-        _leave_if_asked(state, task)
+        _stop_if_asked(state, task)
         read = time.monotonic()
         loss = optimizer_step(state, job, batch, task.train, epoch, task.mean, task.std)
         done, rate, now = state.progress.step, state.optimizer.param_groups[0]["lr"], time.monotonic()
@@ -117,6 +128,7 @@ def _train_epoch(state: State, task: _Task, epoch: int) -> None:
 
 
 def _commit(state: State, task: _Task) -> None:
+    """Save a checkpoint in the middle of an epoch."""
     require_finite(state, task.job, task.rank)
     if task.rank == 0:
         started = time.monotonic()
@@ -124,52 +136,54 @@ def _commit(state: State, task: _Task) -> None:
         task.callback.on_checkpoint_saved(state.progress.step, time.monotonic() - started)
 
 
-def _finish(state: State, task: _Task, row: dict[str, float], epoch: int) -> None:
+def _commit_epoch(state: State, task: _Task, row: dict[str, float], epoch: int) -> None:
+    """Save the epoch's weights, checkpoint and row of metrics."""
     started = time.monotonic()
     finish_epoch(state, task.job, task.identity, row, epoch, task.rank)
     if task.rank == 0:
         task.callback.on_checkpoint_saved(state.progress.step, time.monotonic() - started)
 
 
-def _leave_if_asked(state: State, task: _Task) -> None:
-    """Every rank holds the same weights: rank 0 commits without a word to the others, which cannot step without it."""
+def _stop_if_asked(state: State, task: _Task) -> None:
+    """Commit a checkpoint and raise `Preempted` if rank 0's callback asks for it.
+
+    All ranks hold the same weights, so rank 0 commits without telling the others; they cannot step without it.
+    """
     if task.rank == 0 and task.callback.should_stop():
         _commit(state, task)
         task.callback.on_stopped(state.progress.step)
-        raise Preempted(f"{task.job.folder.name} left at step {state.progress.step}; its checkpoint is there.")
+        raise Preempted(f"{task.job.folder.name} stopped at step {state.progress.step}, after saving a checkpoint.")
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a member is trained: its newest checkpoint is the last step's, and epochs and curve are there.
+    """Return whether a member is completely trained.
+
+    Its newest checkpoint must be that of the last step, and all epochs and `metrics.jsonl` must exist.
 
     Raises:
         UserError: the run folder holds another run, or the data does not fit.
     """
-    newest, _ = checkpoint.newest(job.folder / "checkpoints")
-    if newest is None or not (job.folder / "metrics.jsonl").is_file():
+    member = MemberFolder(job.folder)
+    newest, _ = checkpoint.read_newest(member.checkpoints)
+    if newest is None or not member.history.is_file():
         return False
     train = ShardReader(job.shards, job.data.train_splits)
-    stored = checkpoint.read_state(newest)
-    require_same_run(stored["identity"], _identity(job, train), job)
+    require_same_run(newest.state["identity"], build_identity(job, train, newest), job)
     last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
-    progress, epochs = stored["progress"], checkpoint.epoch_folders(job.folder / "epochs")
-    tested = progress["step"] >= last and len(progress["history"]) >= job.optim.epochs
-    return tested and set(range(1, job.optim.epochs + 1)) <= set(epochs)
+    progress, epochs = newest.state["progress"], checkpoint.epoch_folders(member.epochs)
+    evaluated = progress["step"] >= last and len(progress["history"]) >= job.optim.epochs
+    return evaluated and set(range(1, job.optim.epochs + 1)) <= set(epochs)
 
 
-def _identity(job: Job, train: ShardReader) -> dict[str, Any]:
-    return {"member": member_identity(job, train, *normalisation(job, train)), "run": run_identity(job, train)}
-
-
-def _score(state: State, task: _Task, indices: np.ndarray) -> np.ndarray:
-    """Probabilities of held-out clips, float32 [len(indices), C]."""
+def _score_held_out(state: State, task: _Task, indices: np.ndarray) -> np.ndarray:
+    """Return probabilities of the held-out clips at `indices`, float32 [len(indices), C]."""
     model, device, reader = state.model, state.device, task.held_out
     model.eval()
     rows = [np.zeros((0, len(reader.index.labels)), np.float32)]
     with torch.inference_mode():
-        for first in range(0, len(indices), 32):
-            _leave_if_asked(state, task)
-            chosen = indices[first : first + 32]
+        for first in range(0, len(indices), CLIPS_AT_ONCE):
+            _stop_if_asked(state, task)
+            chosen = indices[first : first + CLIPS_AT_ONCE]
             fbank_BTM = torch.from_numpy(reader.read(chosen)).to(device).float()
             num_frames_B = torch.from_numpy(reader.num_frames_N[chosen]).to(device)
             logits_BC = model((fbank_BTM - task.mean) / (2 * task.std), num_frames_B)
@@ -179,7 +193,7 @@ def _score(state: State, task: _Task, indices: np.ndarray) -> np.ndarray:
 
 
 def _require_finite_scores(scores_NC: np.ndarray, task: _Task) -> None:
-    """UserError that names held-out clips of which the model makes no number, and the ranks that tested them."""
+    """Raise a `UserError` if a score is NaN or infinite; it names the held-out clips and the ranks that scored them."""
     bad = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1)).tolist()
     ranks = sorted({clip % task.world for clip in bad})
     require(
@@ -190,11 +204,14 @@ def _require_finite_scores(scores_NC: np.ndarray, task: _Task) -> None:
     )
 
 
-def _epoch_row(state: State, task: _Task, epoch: int) -> dict[str, float]:
-    """The epoch's metrics: losses and rate, and scores on the held-out split, each of its clips seen once."""
+def _evaluate_epoch(state: State, task: _Task, epoch: int) -> dict[str, float]:
+    """Return the epoch's row of metrics: step, learning rate, training loss, and the metrics on the held-out split.
+
+    The ranks share the held-out clips, so each clip is scored once.
+    """
     job, held_out, world = task.job, task.held_out, task.world
     share = order.evaluation_share(len(held_out), task.rank, world)
-    scores = _score(state, task, share)
+    scores = _score_held_out(state, task, share)
     gathered: list[Any] = [(share, scores)]
     if world > 1:
         gathered = [None] * world

@@ -1,4 +1,4 @@
-"""The arithmetic mean of checkpoints' weights."""
+"""Arithmetic mean of the weights of several checkpoints."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from ast_core.weights.checkpoint import read_state, read_tensors
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Mean of every tensor of the named epochs, summed in float64.
+    """Return the mean of every tensor over the given epochs, summed in float64.
 
     Args:
         folders: committed epoch folders of one model.
 
     Returns:
-        Tensors in the checkpoints' own types.
+        Tensors in the types that the checkpoints have.
 
     Raises:
-        UserError: none were given, or they are not of the same model.
-        DamagedError: one is damaged.
+        UserError: no folder was given, or the epochs belong to different models.
+        DamagedError: an epoch is damaged.
     """
-    require(bool(folders), "There are no epochs to average. Train first, or lower optim.average-first-epoch.")
+    require(bool(folders), "No epoch was found to average. Train first, or lower optim.average-first-epoch.")
     configs = [read_state(folder)["identity"] for folder in folders]
     other = [str(folder) for folder, config in zip(folders, configs, strict=True) if config != configs[0]]
-    require(not other, f"{', '.join(other)} is not of the same model as {folders[0]}: they cannot be averaged.")
+    require(
+        not other,
+        f"These epochs cannot be averaged: {', '.join(other)} and {folders[0]} have different models, labels or "
+        "settings. Train the member again in an empty folder.",
+    )
     total: dict[str, torch.Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
     for folder in folders:

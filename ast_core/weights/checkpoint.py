@@ -1,9 +1,13 @@
-"""Checkpoints: folders of safetensors and JSON whose marker, with every file's hash, is committed last."""
+"""Checkpoints: folders of safetensors and JSON.
+
+The marker holds the hash of every file and is committed last: a folder without it is not a checkpoint.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +24,36 @@ from ast_core.storage.atomic_files import (
 )
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
-from ast_core.storage.tensor_files import BESIDE, Tensors, bytes_of, load_tensors, write_tensors
+from ast_core.storage.tensor_files import JSON_BYTES, Tensors, bytes_of, load_tensors, write_tensors
 
 MARKER = "COMMITTED.json"
+"""Name of the file that makes a folder a checkpoint: it holds the state and the hashes of the other files."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have the hashes that its marker names."""
+
+    folder: Path
+    """Folder of the checkpoint."""
+    state: dict[str, Any]
+    """JSON state that `save` was given."""
 
 
 def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
     """Commit a checkpoint: each table of tensors as NAME.safetensors, then state and hashes in the marker.
 
-    One process at a time saves in a folder: it removes what those that were killed left half written there.
+    Only one process at a time may save in a folder: it removes temporary files that killed processes left there.
 
     Args:
-        folder: of this checkpoint; an unfinished one there is replaced.
+        folder: folder of this checkpoint; an unfinished checkpoint there is replaced.
         tensors: tables by name, such as `model` and `optimizer`.
         state: JSON values, such as the step and the config.
 
     Raises:
-        NoRoomError: the disk is full; one that was there stays, of a new one nothing.
+        NoRoomError: the disk is full; an existing checkpoint stays, and nothing of the new one remains.
     """
-    require_free_space(folder / MARKER, sum(map(bytes_of, tensors.values())) + BESIDE)
+    require_free_space(folder / MARKER, sum(map(bytes_of, tensors.values())) + JSON_BYTES)
     remove_file(folder / MARKER)
     remove_temporary_files(folder)
     hashes = {}
@@ -51,16 +66,18 @@ def save(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) ->
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's JSON state, after checking its files' hashes.
+    """Return a checkpoint's JSON state, after checking the hashes of its files.
 
     Raises:
-        DamagedError: a file is missing or its bytes differ, the marker's, too; names both hashes.
+        DamagedError: the marker or another file is missing or changed; the text names both hashes.
     """
     marker = read_hashed_json(folder / MARKER, "Checkpoint's marker")
     if not all(isinstance(marker.get(part), dict) for part in ("sha256", "state")):
-        raise DamagedError(f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state.")
+        raise DamagedError(
+            f"Checkpoint's marker is damaged: {folder / MARKER} has no hashes or no state. Remove that folder."
+        )
     for name, expected in marker["sha256"].items():
-        found = _sha256_in(folder, name)
+        found = _hash_file_in(folder, name)
         if found != expected:
             where, what = folder / name[:255], str(expected)[:64]
             raise DamagedError(f"Checkpoint {where} is damaged: sha256 {found}, not {what}.")
@@ -68,8 +85,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _sha256_in(folder: Path, name: str) -> str:
-    """Of a folder's own file, whatever the name leads to; "no file" also where it is removed for a newer one."""
+def _hash_file_in(folder: Path, name: str) -> str:
+    """Return the SHA-256 of the file `name` directly in a folder, or "no file".
+
+    The name is untrusted input: it is compared with the folder's files, and never used as a path. The file may also
+    vanish meanwhile, because a newer checkpoint makes this one needless.
+    """
     try:
         return sha256_of({path.name: path for path in folder.iterdir() if path.is_file()}[name])
     except (KeyError, FileNotFoundError):
@@ -77,7 +98,7 @@ def _sha256_in(folder: Path, name: str) -> str:
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """One table of a checkpoint, on the CPU.
+    """Return one table of a checkpoint, on the CPU.
 
     Raises:
         DamagedError: the file is missing or not safetensors.
@@ -85,24 +106,28 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_tensors(folder / f"{name}.safetensors")
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest verified checkpoint under `folder`, and a sentence for each newer one that was passed over."""
-    passed_over = []
+def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest verified checkpoint under `folder`, and a sentence for each newer one that is damaged."""
+    passed_over: list[str] = []
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         if not (candidate / MARKER).is_file():
-            continue  # never committed: a kill inside a save
+            continue  # never committed: the process was killed during a save
         try:
-            read_state(candidate)
+            return Checkpoint(candidate, read_state(candidate)), passed_over
         except DamagedError as error:
             passed_over.append(str(error))
-        else:
-            return candidate, passed_over
     return None, passed_over
 
 
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the folder of the newest verified checkpoint, and a sentence for each newer one that is damaged."""
+    found, passed_over = read_newest(folder)
+    return (found.folder if found else None), passed_over
+
+
 def remove_older(folder: Path, count: int) -> None:
-    """Remove all but the newest `count` committed checkpoints, and stumps older than them."""
-    stored = list_stored(folder)  # also what another node committed
+    """Remove all but the newest `count` committed checkpoints, and unfinished ones that are older than them."""
+    stored = list_stored(folder)  # includes the checkpoints that another node committed
     there = {*folder.glob("step-*"), *(path.parent for path in stored)}
     done = sorted(path for path in there if (path / MARKER).is_file() or path / MARKER in stored)
     if len(done) > count:
@@ -112,7 +137,7 @@ def remove_older(folder: Path, count: int) -> None:
 
 
 def epoch_folders(folder: Path) -> dict[int, Path]:
-    """Committed epoch folders by epoch."""
+    """Return the committed epoch folders by epoch."""
     found = {}
     for path in sorted(folder.glob("epoch-*")):
         match = re.fullmatch(r"epoch-(\d+)", path.name)
@@ -122,13 +147,17 @@ def epoch_folders(folder: Path) -> dict[int, Path]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Adam's state as a flat table: `PARAMETER.KEY`."""
+    """Return Adam's state as a flat table with names PARAMETER.KEY; PARAMETER is the parameter's number."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put a flat table back into an optimizer over the same parameters."""
+    """Load a table from `optimizer_tensors` into an optimizer over the same parameters.
+
+    Raises:
+        UserError: a parameter is unknown, or a tensor has another shape than its parameter.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = {str(number): number for number in range(len(parameters))}
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -136,6 +165,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
         index, _, key = name.partition(".")
         number = numbers.get(index)
         fits = number is not None and (value.ndim == 0 or value.shape == parameters[number].shape)
-        require(fits, f"The checkpoint's optimiser is of another model: {name[:100]} is {tuple(value.shape)}.")
+        require(
+            fits,
+            f"The checkpoint's optimizer belongs to another model: {name[:100]} has shape {tuple(value.shape)}. "
+            "Choose another --run-dir, or remove that checkpoint.",
+        )
         state.setdefault(numbers[index], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""An ensemble's prediction: the mean of its members' probabilities (of sigmoids, as published)."""
+"""Prediction of an ensemble: the mean of its members' probabilities, as in AST's published code."""
 
 from __future__ import annotations
 
@@ -15,25 +15,33 @@ from ast_core.model.transformer import AST
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble with the front end it was trained on."""
+    """One model of an ensemble with the front end that it was trained on."""
 
     name: str
+    """Name of the member, such as `seed-0`."""
     model: AST
+    """Model in evaluation mode."""
     front_end: FrontEndConfig
+    """Front end that the model was trained on."""
     mean: float
+    """Mean of the training set's log-mel."""
     std: float
+    """Standard deviation of the training set's log-mel."""
     loss: str
-    """The loss that its logits were trained with: it says what turns them into probabilities."""
+    """Loss that the model was trained with; it decides how logits become probabilities."""
     config: ModelConfig
-    """What the model was built from."""
+    """Configuration that the model was built from."""
 
 
 def member_probabilities(
     member: Member, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None = None
 ) -> np.ndarray:
-    """One member's probabilities, float32 [B, C], of raw log-mel float32 [B, T, M] on the model's device.
+    """Return one member's probabilities, float32 [B, C].
 
-    `num_frames_B` are the frames that are not padding; only a model with `mask_padding` looks at them.
+    Args:
+        member: model and normalisation.
+        fbank_BTM: raw log-mel, float32, on the model's device.
+        num_frames_B: frames that are not padding; only a model with `mask_padding` uses them.
     """
     with torch.inference_mode():
         logits_BC = member.model((fbank_BTM - member.mean) / (2 * member.std), num_frames_B)
@@ -41,7 +49,7 @@ def member_probabilities(
 
 
 def mean_probabilities(member_scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over members, summed in float64; float32 [B, C]."""
+    """Return the mean over members, float32 [B, C], summed in float64."""
     total_BC = np.zeros(member_scores[0].shape, np.float64)
     for scores_BC in member_scores:
         total_BC += scores_BC

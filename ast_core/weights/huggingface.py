@@ -1,6 +1,7 @@
-"""Hugging Face's format of AST, both ways: a folder of config.json, preprocessor_config.json, model.safetensors.
+"""Reader and writer of Hugging Face's AST format.
 
-`ASTForAudioClassification` splits q, k and v, and its LayerNorms share one eps.
+The format is a folder of `config.json`, `preprocessor_config.json` and `model.safetensors`. Its model,
+`ASTForAudioClassification`, has separate weights for query, key and value; ours has one matrix for all three.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from typing import Any
 
 import torch
 
-from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, FrontEndConfig, ModelConfig
 from ast_core.errors import UserError, require
 from ast_core.model.transformer import BACKBONES, NORM_EPS
 from ast_core.serialization import from_dict
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_json, write_json
-from ast_core.storage.tensor_files import BESIDE, bytes_of, load_tensors, require_plain, write_tensors
+from ast_core.storage.tensor_files import JSON_BYTES, bytes_of, load_tensors, require_plain, write_tensors
 from ast_core.weights.bundle_description import require_labels
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 _PREFIX = "audio_spectrogram_transformer."
-_NAMES = {
+_NAMES = {  # our names to theirs, outside the blocks
     "cls_token": f"{_PREFIX}embeddings.cls_token",
     "dist_token": f"{_PREFIX}embeddings.distillation_token",
     "pos_embed": f"{_PREFIX}embeddings.position_embeddings",
@@ -32,7 +33,7 @@ _NAMES = {
     "head_norm": "classifier.layernorm",
     "head": "classifier.dense",
 }
-_IN_BLOCK = {
+_IN_BLOCK = {  # our names to theirs, inside a block
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
     "attn.proj": "attention.output.dense",
@@ -40,7 +41,7 @@ _IN_BLOCK = {
     "mlp.fc2": "output.dense",
 }
 _SPLIT = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-_NEWER = (  # transformers 5 names modules so in memory; what is on the hub has the older names
+_NEWER = (  # transformers 5 uses these names in memory; the files on the hub have the older names
     (r"^audio_spectrogram_transformer\.layers\.", f"{_PREFIX}encoder.layer."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
     (r"\.attention\.k_proj\.", ".attention.attention.key."),
@@ -53,45 +54,58 @@ _NEWER = (  # transformers 5 names modules so in memory; what is on the hub has 
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """What a folder holds, in our terms."""
+    """Content of a folder, in our configurations and names."""
 
     model: ModelConfig
+    """Configuration of the model."""
     front_end: FrontEndConfig
+    """Configuration of the front end."""
     mean: float
+    """Mean of the training set's log-mel."""
     std: float
+    """Standard deviation of the training set's log-mel."""
     labels: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     single_label: bool
+    """Whether a clip has exactly one label."""
     weights: dict[str, torch.Tensor]
+    """Tensors under our names."""
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder is in this format."""
+    """Return whether a folder is in this format."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_folder(folder: Path) -> HuggingFaceModel:
-    """Read a folder that `save_pretrained` or the hub made; without a preprocessor AudioSet's is assumed.
+    """Read a folder that `save_pretrained` wrote or that was downloaded from the hub.
+
+    If `preprocessor_config.json` is missing, the settings of AudioSet are used.
 
     Raises:
-        UserError: not an AST, or of a size that has no name here.
+        UserError: the model is not an AST, or no backbone here has its size.
     """
-    config = _object(folder / CONFIG, "Hugging Face config")
+    config = _read_object(folder / CONFIG, "Hugging Face config")
     kind = config.get("model_type")
-    require(kind == "audio-spectrogram-transformer", f"{folder / CONFIG} is of a {kind!r}, not an AST.")
+    require(
+        kind == "audio-spectrogram-transformer",
+        f"{folder / CONFIG} has model_type {ascii(kind)[:80]}, not 'audio-spectrogram-transformer'. "
+        "Give the folder of an AST.",
+    )
     preprocessor = folder / PREPROCESSOR
-    extractor = _object(preprocessor, "Feature extractor") if preprocessor.is_file() else {}
+    extractor = _read_object(preprocessor, "Feature extractor") if preprocessor.is_file() else {}
     values = {
         "sample_rate_hz": extractor.get("sampling_rate", 16_000),
         "num_mel_bins": config.get("num_mel_bins", 128),
         "target_frames": config.get("max_length", 1024),
     }
-    told = from_dict(_Normalisation, {key: extractor[key] for key in ("mean", "std") if key in extractor})
+    scale = from_dict(_Normalisation, {key: extractor[key] for key in ("mean", "std") if key in extractor})
     return HuggingFaceModel(
-        model=_model_config(config, folder),
+        model=_read_model_config(config, folder),
         front_end=from_dict(FrontEndConfig, values),
-        mean=float(told.mean),
-        std=float(told.std),
-        labels=_labels(config.get("id2label"), folder / CONFIG),
+        mean=float(scale.mean),
+        std=float(scale.std),
+        labels=_read_labels(config.get("id2label"), folder / CONFIG),
         single_label=config.get("problem_type") == "single_label_classification",
         weights=read_weights(folder / WEIGHTS),
     )
@@ -99,40 +113,46 @@ def read_folder(folder: Path) -> HuggingFaceModel:
 
 @dataclass(frozen=True)
 class _Normalisation:
-    """The extractor's, or AudioSet's, which transformers does not write."""
+    """Mean and standard deviation of the feature extractor; AudioSet's if its file does not have them."""
 
-    mean: float = -4.2677393
-    std: float = 4.5689974
+    mean: float = AUDIOSET_MEAN
+    std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
         require(self.std > 0, f"The feature extractor's std is {self.std}; it must be more than 0.")
 
 
-def _object(path: Path, what: str) -> dict[str, Any]:
+def _read_object(path: Path, what: str) -> dict[str, Any]:
     values = read_json(path, what)
     require(isinstance(values, dict), f"{path} was refused: it is not a JSON object.")
     return dict(values)
 
 
-def _labels(id2label: Any, path: Path) -> tuple[str, ...]:
-    """By their numbers, which begin with 0 and leave none out."""
-    require(isinstance(id2label, dict), f"{path} has no id2label.")
+def _read_labels(id2label: Any, path: Path) -> tuple[str, ...]:
+    """Return the labels in the order of their numbers, which must be 0, 1, 2 and so on without a gap."""
+    require(isinstance(id2label, dict), f"{path} was refused: id2label must be an object of label names by number.")
     count = len(id2label)
     labels = tuple(id2label.get(str(index)) for index in range(count))
     try:
         require_labels(labels)
     except UserError as error:
-        raise UserError(f"{path} was refused: {error} id2label must name 0 to {count - 1}.") from None
+        raise UserError(
+            f"{path} was refused: {error} id2label must hold a name for each number from 0 to {count - 1}."
+        ) from None
     return labels
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a file in this format under our names."""
+    """Read the weights of a file in this format, under our names."""
     return from_names(require_plain(load_tensors(path), str(path)))
 
 
 def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Hugging Face's names, of either generation, to ours; what is unknown keeps its name."""
+    """Rename Hugging Face's weights, of either generation, to our names; unknown names stay.
+
+    Raises:
+        UserError: a query has no key or value of the same shape.
+    """
     theirs = {_older_name(key): value for key, value in weights.items()}
     ours = {their: own for own, their in _NAMES.items()} | {their: own for own, their in _IN_BLOCK.items()}
     own: dict[str, torch.Tensor] = {}
@@ -148,7 +168,7 @@ def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             parts = [theirs.get(f"{start}{name}{end}") for name in _SPLIT]
             found = [part for part in parts if part is not None]
             fit = len(found) == len(parts) and found[0].ndim and all(part.shape == found[0].shape for part in found)
-            require(bool(fit), f"The weights lack a key or value of its shape beside {key}.")
+            require(bool(fit), f"The weights have no key or value of the same shape as the query {key}.")
             own[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(found)
         elif match[2] not in _SPLIT:
             own[key] = value
@@ -156,7 +176,7 @@ def from_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def to_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names to those on Hugging Face's hub, which every version of transformers reads."""
+    """Rename our weights to the names on Hugging Face's hub, which every version of transformers reads."""
     theirs: dict[str, torch.Tensor] = {}
     for key, value in weights.items():
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
@@ -201,13 +221,13 @@ def write_folder(folder: Path, source: HuggingFaceModel) -> None:
     reason = find_export_obstacle(source.model, source.front_end)
     require(not reason, f"Hugging Face's format cannot hold this model: {reason}.")
     tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
-    require_free_space(folder / WEIGHTS, bytes_of(tensors) + BESIDE)
+    require_free_space(folder / WEIGHTS, bytes_of(tensors) + JSON_BYTES)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
-    write_json(folder / PREPROCESSOR, _extractor(source))
-    write_json(folder / CONFIG, _config(source))
+    write_json(folder / PREPROCESSOR, _build_preprocessor_config(source))
+    write_json(folder / CONFIG, _build_config(source))
 
 
-def _config(source: HuggingFaceModel) -> dict[str, Any]:
+def _build_config(source: HuggingFaceModel) -> dict[str, Any]:
     size = BACKBONES[source.model.backbone]
     return {
         "architectures": ["ASTForAudioClassification"],
@@ -232,7 +252,7 @@ def _config(source: HuggingFaceModel) -> dict[str, Any]:
     }
 
 
-def _extractor(source: HuggingFaceModel) -> dict[str, Any]:
+def _build_preprocessor_config(source: HuggingFaceModel) -> dict[str, Any]:
     return {
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,
@@ -248,8 +268,11 @@ def _extractor(source: HuggingFaceModel) -> dict[str, Any]:
     }
 
 
-def _model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """The backbone of that size; transformers leaves out of config.json what is as in the base model."""
+def _read_model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
+    """Return the configuration of the backbone that has the folder's size.
+
+    Transformers leaves a key out of `config.json` if its value is that of the base model.
+    """
     size = tuple(
         config.get(key, default)
         for key, default in (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12))
@@ -260,7 +283,11 @@ def _model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
         if own.distilled and (own.embed_dim, own.depth, own.heads) == size
         and config.get("intermediate_size", 3072) == 4 * own.embed_dim
     ]  # fmt: skip
-    require(bool(fitting), f"{folder} has width, depth and heads {size}; no backbone here has these.")
+    known = ", ".join(f"{own.embed_dim} x {own.depth} x {own.heads}" for own in BACKBONES.values() if own.distilled)
+    require(
+        bool(fitting),
+        f"{folder} has width, depth and heads {ascii(size)[:80]}; no backbone here has this size. Use one of {known}.",
+    )
     patch = config.get("patch_size", 16)
     values = {
         "backbone": fitting[-1],
@@ -274,6 +301,7 @@ def _model_config(config: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _older_name(key: str) -> str:
+    """Return the name on the hub of a weight that transformers 5 named."""
     for pattern, name in _NEWER:
         key = re.sub(pattern, name, key)
     return key

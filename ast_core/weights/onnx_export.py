@@ -1,7 +1,7 @@
-"""A bundle as one ONNX graph from waveform to probabilities, the front end inside.
+"""Export of a bundle as one ONNX graph from waveform to probabilities, front end included.
 
-Removing a frame's mean, pre-emphasis, the window and the Fourier transform are all linear, so that the front end is one
-strided convolution, squares, a mel matrix and a logarithm: operators that every runtime has.
+Removing a frame's mean, pre-emphasis, the window and the Fourier transform are all linear. The front end therefore is
+one strided convolution, squares, a mel matrix and a logarithm: operators that every runtime has.
 
 Shapes: B clips, N samples, T frames, F frequencies, M mel bins, C classes.
 """
@@ -25,14 +25,16 @@ from ast_core.weights.ensemble_mean import Member
 
 
 class LinearFrontEnd(nn.Module):
-    """Log-mel filterbank of the training length from convolutions; equal to `Fbank` to rounding.
+    """Log-mel filterbank of the training length from convolutions; equals `Fbank` to rounding.
 
     Args:
-        config: the front end's.
+        config: settings of the front end.
     """
 
     kernel: torch.Tensor
+    """Convolution kernel of the linear steps, [2F, 1, window]: real parts, then imaginary parts."""
     bank_MF: torch.Tensor
+    """Mel matrix."""
 
     def __init__(self, config: FrontEndConfig) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class LinearFrontEnd(nn.Module):
         self.register_buffer("bank_MF", mel_bank(config), persistent=False)
 
     def forward(self, waveform_BN: torch.Tensor) -> torch.Tensor:
-        """[B, N] to [B, target frames, M]; N is at least one window."""
+        """Convert waveforms [B, N] to log-mel [B, target frames, M]; N is at least one window."""
         centred_B1N = (waveform_BN - waveform_BN.mean(dim=1, keepdim=True))[:, None]
         real_BFT, imag_BFT = functional.conv1d(centred_B1N, self.kernel, stride=self.hop_samples).chunk(2, dim=1)
         mel_BMT = self.bank_MF @ (real_BFT.square() + imag_BFT.square())
@@ -61,10 +63,10 @@ class LinearFrontEnd(nn.Module):
 
 
 class OnnxBundle(nn.Module):
-    """Waveforms of up to the training length to the mean of the members' probabilities.
+    """Module from waveforms of up to the training length to the mean of the members' probabilities.
 
     Args:
-        bundle: its members are used as they are.
+        bundle: bundle whose models are used without a copy.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -74,7 +76,7 @@ class OnnxBundle(nn.Module):
         self.models = nn.ModuleList(member.model for member in bundle.members)
 
     def forward(self, waveform_BN: torch.Tensor) -> torch.Tensor:
-        """[B, N] at the bundle's rate to [B, C]; what is beyond the training length is not heard."""
+        """Convert waveforms [B, N] at the bundle's rate to probabilities [B, C]; cut audio past the training length."""
         scores = []
         for member, front_end, model in zip(self.members, self.front_ends, self.models, strict=True):
             logits_BC = model((front_end(waveform_BN) - member.mean) / (2 * member.std))
@@ -86,10 +88,14 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
     """Write a bundle as ONNX: input `waveform` float32 [clips, samples], output `probabilities` [clips, classes].
 
     Raises:
-        UserError: the `onnx` extra is not installed, or a member masks padding, whose length the graph cannot know.
+        UserError: the `onnx` extra is not installed, or a member masks padding, whose length is no input of the graph.
     """
-    if any(member.model.mask_padding for member in bundle.members):
-        raise UserError("A model that masks padding needs clips' lengths, which the ONNX graph is not given.")
+    masking = [member.name for member in bundle.members if member.model.mask_padding]
+    if masking:
+        raise UserError(
+            f"{', '.join(masking)} has model.mask-padding, which needs each clip's length, and the ONNX graph has no "
+            "such input. Train with model.mask-padding off, or export to another format."
+        )
     module = OnnxBundle(bundle).eval()
     rate, longest = bundle.front_end.sample_rate_hz, bundle.front_end.target_frames
     seconds = longest * bundle.front_end.frame_shift_ms / 1000
@@ -98,9 +104,9 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401, PLC0415, an extra
     except ImportError:
-        raise UserError("Export to ONNX needs an extra: pip install 'ast-pipeline[onnx]'.") from None
+        raise UserError("Export to ONNX needs an extra: run pip install 'ast-pipeline[onnx]'.") from None
     with atomic_write(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own parts
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about functions that torch itself calls
         torch.onnx.export(
             module, (example_BN,), str(temporary), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
             input_names=["waveform"], output_names=["probabilities"], verbose=False, opset_version=18,

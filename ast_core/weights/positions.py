@@ -1,4 +1,4 @@
-"""Adapt positional embeddings to another grid of patches."""
+"""Adaptation of positional embeddings to another grid of patches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ def adapt_positions(
     prefix_tokens: int,
     mode: Positions = "bilinear",
 ) -> torch.Tensor:
-    """Positional embedding of another grid: time first, then frequency; centre cut if smaller, else stretched.
+    """Adapt a positional embedding to another grid, first in time, then in frequency.
+
+    Along each axis a smaller target takes the centre of the source; a larger target interpolates it.
 
     Args:
         pos_embed: [1, prefix + source patches, E].
-        source: grid it was made for, frequency and time.
-        target: grid that is wanted.
-        prefix_tokens: tokens before the patches; copied.
+        source: patches in frequency and time of the grid that `pos_embed` was trained on.
+        target: patches in frequency and time of the new grid.
+        prefix_tokens: number of tokens before the patches; their positions are copied.
         mode: `bilinear` (without aligned corners) or `nearest`.
 
     Returns:
@@ -35,6 +37,7 @@ def adapt_positions(
 
 
 def _fit(grid_1EFT: torch.Tensor, axis: int, size: int, mode: Positions) -> torch.Tensor:
+    """Cut or stretch one axis (2 frequency, 3 time) to `size`."""
     have = grid_1EFT.shape[axis]
     if size <= have:
         return grid_1EFT.narrow(axis, have // 2 - size // 2, size)

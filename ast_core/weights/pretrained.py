@@ -1,6 +1,6 @@
-"""Initial weights: ImageNet's (timm, by hub or file) and AST's (published .pth, ours, Hugging Face's).
+"""Initial weights: of ImageNet (timm's hub or file) and of AST (published .pth, our folders, Hugging Face's folders).
 
-The only place that unpickles, with `weights_only=True`, which runs no code.
+Only this module unpickles, with `weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
@@ -22,37 +22,42 @@ from ast_core.weights import bundle_description, checkpoint, huggingface
 from ast_core.weights.positions import adapt_positions
 
 Weights = dict[str, torch.Tensor]
+"""Tensors by name."""
 _UNUSED = ("v.head.", "v.head_dist.", "head.", "head_dist.", "fc_norm.")
-"""ImageNet's heads: they get no gradient in AST."""
+"""Prefixes of ImageNet's heads, which AST does not use."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights under our names, and the grid that their positions are of."""
+    """Weights under our names, and the grid of patches that their positions belong to."""
 
     name: str
+    """File, folder or hub name, for errors."""
     weights: Weights
+    """Tensors under our names."""
     grid: tuple[int, int]
+    """Number of patches in frequency and in time."""
     labels: tuple[str, ...] | None = None
-    """What the head's rows stand for, where it is known."""
+    """Labels of the head's rows; None if they are unknown."""
 
 
 def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = None) -> None:
-    """Load initial weights into a fresh model, in place; positions, input channels and head adapt by the rules.
+    """Load initial weights into a new model, in place, and adapt positions, input channels and head.
 
     Args:
-        model: as built from `config`.
-        config: `init` says what from: `scratch`, `imagenet`, a file or a folder; `positions` and `projection` how.
-        labels: the model's. A head of as many but other labels is made anew.
+        model: model built from `config`.
+        config: `init` names the source (`scratch`, `imagenet`, a file or a folder); `positions` and `projection` say
+            how to adapt its weights.
+        labels: labels of the model. If the source has other labels, the head keeps its random weights.
 
     Raises:
-        UserError: the hub cannot be reached, nothing is there, or its tensors do not fit.
+        UserError: the hub cannot be reached, the source does not exist, or its tensors do not fit.
     """
     if config.init == "scratch":
         return
-    source = _source(model, config)
+    source = _read_source(model, config)
     weights = dict(source.weights)
-    _count(weights.get("pos_embed"), source.name)
+    _count_positions(weights.get("pos_embed"), source.name)
     if config.positions == "reinitialised":
         weights["pos_embed"] = model.pos_embed.data
     elif source.grid != model.grid and _positions_fit(source, model):
@@ -67,54 +72,65 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
 
 
 def _positions_fit(source: Source, model: AST) -> bool:
-    """Whether positions are of this grid and as many prefix tokens; if not, `_assign` will say what differs."""
-    return _count(source.weights["pos_embed"], source.name) == source.grid[0] * source.grid[1] + model.prefix_tokens
+    """Return whether the source's positions match its grid and the model's prefix tokens.
+
+    If they do not, `_assign` reports which shapes differ.
+    """
+    positions = _count_positions(source.weights["pos_embed"], source.name)
+    return positions == source.grid[0] * source.grid[1] + model.prefix_tokens
 
 
-def _count(pos_embed: torch.Tensor | None, name: str) -> int:
-    """Positions, prefix tokens among them."""
+def _count_positions(pos_embed: torch.Tensor | None, name: str) -> int:
+    """Return the number of positions, prefix tokens included."""
     fits = pos_embed is not None and pos_embed.ndim == 3 and len(pos_embed) == 1
-    require(fits, f"{name} was refused: it has no positional embedding [1, positions, width].")
+    require(fits, f"{name} was refused: it has no positional embedding of shape [1, positions, width].")
     return int(pos_embed.shape[1])  # type: ignore[union-attr]
 
 
-def _source(model: AST, config: ModelConfig) -> Source:
-    """Whatever `init` names, told apart by its files and its tensors' names."""
+def _read_source(model: AST, config: ModelConfig) -> Source:
+    """Read the weights that `init` names; their files and tensor names show which format they have."""
     init = config.init
     if init == "imagenet":
-        return _imagenet(model, config, _from_hub(config.backbone))
+        return _convert_imagenet(model, config, _download_imagenet(config.backbone))
     path = Path(init)
     if path.is_dir() and huggingface.is_folder(path):
         found = huggingface.read_folder(path)
         grid = patch_grid(found.model, found.front_end.num_mel_bins, found.front_end.target_frames)
         return Source(init, found.weights, grid, found.labels)
     if path.is_dir():
-        return _own_folder(path)
-    weights = {key.removeprefix("module."): value for key, value in _read(path).items()}
+        return _read_own_folder(path)
+    weights = {key.removeprefix("module."): value for key, value in _read_file(path).items()}
     if any(name.startswith("v.") for name in weights):
-        return Source(init, _renamed(weights), _published_grid(weights.get("v.pos_embed"), init))
+        return Source(init, _rename_published(weights), _published_grid(weights.get("v.pos_embed"), init))
     if "patch_proj.weight" in weights:
-        return _lone_file(model, path, weights)
-    return _imagenet(model, config, weights)
+        return _source_of_single_file(model, path, weights)
+    return _convert_imagenet(model, config, weights)
 
 
-def _imagenet(model: AST, config: ModelConfig, weights: Weights) -> Source:
-    """ImageNet weights under timm's names: the projection over RGB summed (published code) or averaged (paper)."""
+def _convert_imagenet(model: AST, config: ModelConfig, weights: Weights) -> Source:
+    """Convert ImageNet weights from timm's names to ours.
+
+    The projection of the three colours is summed, as in AST's published code, or averaged, as in the paper.
+    """
     name = config.init
     known = {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(weights)
     known = known and weights["patch_embed.proj.weight"].ndim == 4
-    require(known, f"{name} holds no ImageNet vision transformer under timm's names.")
+    require(
+        known,
+        f"{name} holds no ImageNet vision transformer under timm's names, and no AST weights. "
+        "Give another file with --model.init FILE.",
+    )
     weights = {key: value for key, value in weights.items() if not key.startswith(_UNUSED)}
     projection = weights.pop("patch_embed.proj.weight")
     reduce = projection.sum if config.projection == "sum" else projection.mean
     weights["patch_proj.weight"] = reduce(dim=1, keepdim=True)
     weights["patch_proj.bias"] = weights.pop("patch_embed.proj.bias")
-    side = round(max(1, _count(weights.get("pos_embed"), name) - model.prefix_tokens) ** 0.5)
+    side = round(max(1, _count_positions(weights.get("pos_embed"), name) - model.prefix_tokens) ** 0.5)
     return Source(name, weights, (side, side))
 
 
-def _renamed(weights: Weights) -> Weights:
-    """A published `.pth`: backbone from under `v.`, the unused ImageNet heads left out."""
+def _rename_published(weights: Weights) -> Weights:
+    """Rename the tensors of a published `.pth` to our names, without the unused ImageNet heads."""
     own: Weights = {}
     for key, value in weights.items():
         if not key.startswith(_UNUSED):
@@ -124,39 +140,51 @@ def _renamed(weights: Weights) -> Weights:
 
 
 def _published_grid(pos_embed: torch.Tensor | None, name: str) -> tuple[int, int]:
-    """The published files: 128 bins, one stride both ways; 10, 12, 14 or 16 for 1024 frames, 10 for other lengths."""
-    patches = _count(pos_embed, name) - 2
+    """Return the grid of a published file, which does not store it.
+
+    All published models have 128 bins and one stride for both axes: 10, 12, 14 or 16 for 1024 frames, and 10 for other
+    lengths.
+    """
+    patches = _count_positions(pos_embed, name) - 2
     known = {850: (10, 85), 657: (9, 73), 512: (8, 64)}
     require(
         patches > 0 and (patches in known or patches % 12 == 0),
-        f"{name}: {patches} positions are of no grid of the published models.",
+        f"{name} was refused: {patches} positions fit no grid of the published models. They have 850, 657, 512, or a "
+        "multiple of 12 positions.",
     )
     return known.get(patches, (12, patches // 12))
 
 
-def _own_folder(folder: Path) -> Source:
-    """A bundle of one member, or an epoch of a run."""
+def _read_own_folder(folder: Path) -> Source:
+    """Read a bundle of one member, or an epoch of a run."""
     if (folder / bundle_description.FILE).is_file():
         found = bundle_description.read_description(folder)
         require(
             len(found.entries) == 1,
-            f"{folder} is an ensemble of {len(found.entries)}; start from one of its members' bundles.",
+            f"{folder} is an ensemble of {len(found.entries)} models; start from the bundle of one of its members.",
         )
         entry = found.entries[0]
         values = {"model": entry.model, "front_end": entry.front_end, "labels": found.labels}
-        return _described(folder / entry.file, values, bundle_description.member_weights(folder, entry))
+        return _source_of_identity(folder / entry.file, values, bundle_description.read_member_weights(folder, entry))
     require(
         (folder / checkpoint.MARKER).is_file(),
-        f"model.init: {folder} is no bundle, no epoch of a run, and not in Hugging Face's format.",
+        f"model.init: {folder} is neither a bundle, nor an epoch of a run, nor a folder in Hugging Face's format. "
+        "Give such a folder, or a .safetensors or .pth file.",
     )
     identity = checkpoint.read_state(folder).get("identity")
-    require(isinstance(identity, dict), f"model.init: {folder} was refused: it does not say what its weights mean.")
+    require(
+        isinstance(identity, dict),
+        f"model.init: {folder} was refused: its {checkpoint.MARKER} has no identity, which describes the weights.",
+    )
     path = folder / "model.safetensors"
-    return _described(path, identity, require_plain(checkpoint.read_tensors(folder, "model"), str(path)))  # type: ignore[arg-type]
+    return _source_of_identity(path, identity, require_plain(checkpoint.read_tensors(folder, "model"), str(path)))  # type: ignore[arg-type]
 
 
-def _described(path: Path, identity: dict[str, Any], weights: Weights) -> Source:
-    """Weights of which it is said what they mean: by a bundle or by a run."""
+def _source_of_identity(path: Path, identity: dict[str, Any], weights: Weights) -> Source:
+    """Return weights as a source, with labels and grid from the identity that a bundle or a run stores.
+
+    The identity is untrusted input.
+    """
     try:
         labels = identity.get("labels")
         bundle_description.require_labels(labels)
@@ -168,27 +196,34 @@ def _described(path: Path, identity: dict[str, Any], weights: Weights) -> Source
     return Source(str(path), weights, grid, tuple(labels or ()))
 
 
-def _lone_file(model: AST, path: Path, weights: Weights) -> Source:
-    """Our weights without their folder do not say their grid: they must have the model's own."""
-    require("pos_embed" in weights, f"{path} holds no AST weights.")
-    have, want = _count(weights["pos_embed"], str(path)) - model.prefix_tokens, model.grid[0] * model.grid[1]
+def _source_of_single_file(model: AST, path: Path, weights: Weights) -> Source:
+    """Return our weights without their folder as a source.
+
+    The file alone does not store the grid, so the weights must have the grid of the model.
+    """
+    require("pos_embed" in weights, f"{path} holds no AST weights: pos_embed is missing. Give another file.")
+    have, want = _count_positions(weights["pos_embed"], str(path)) - model.prefix_tokens, model.grid[0] * model.grid[1]
     require(
         have == want,
-        f"{path} has {have} positions, the model {want}, and a file alone does not say of which grid: "
-        "give its folder (a bundle or an epoch) instead.",
+        f"{path} has {have} positions, but the model has {want}. A single file does not store its grid, so its "
+        "positions cannot be adapted: give its folder (a bundle or an epoch) instead.",
     )
     return Source(str(path), weights, model.grid)
 
 
 def load_exactly(model: AST, weights: Weights, name: str) -> None:
-    """Load all of a model's weights; UserError with a list of what differs."""
-    lacking = sorted(key for key in model.state_dict() if key.startswith("head") and key not in weights)
-    require(not lacking, f"{name} lacks {', '.join(lacking)}.")
+    """Load all weights of a model, in place.
+
+    Raises:
+        UserError: tensors are missing, unknown, not finite or have other shapes; the text lists them.
+    """
+    missing = sorted(key for key in model.state_dict() if key.startswith("head") and key not in weights)
+    require(not missing, f"{name} does not fit the model: it lacks {', '.join(missing)}. Choose weights with a head.")
     _assign(model, weights, name)
 
 
 def _assign(model: AST, weights: Weights, name: str) -> None:
-    """Load what must be there; a new head may stay as it was made."""
+    """Load weights after checking names, shapes and values; a head that is missing keeps its random weights."""
     own = model.state_dict()
     wrong = [
         f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
@@ -200,33 +235,39 @@ def _assign(model: AST, weights: Weights, name: str) -> None:
     infinite = sorted(key for key, value in weights.items() if not (value.isfinite().all() or wrong))
     found = {"other shapes": wrong, "unknown": extra, "missing": missing, "not finite": infinite}
     problems = "; ".join(f"{what}: {', '.join(items[:5])}" for what, items in found.items() if items)
-    require(not problems, f"{name} does not fit the model. {problems}. Choose the backbone it was made with.")
+    require(not problems, f"{name} does not fit the model. {problems}. Choose the backbone it was trained with.")
     fitting = {key: value.to(own[key].dtype) for key, value in weights.items()}
     model.load_state_dict(fitting, strict=False, assign=model.pos_embed.is_meta)
 
 
-def _from_hub(backbone: str) -> Weights:
-    import timm  # noqa: PLC0415, seconds of start that only this way to begin needs
+def _download_imagenet(backbone: str) -> Weights:
+    """Download ImageNet weights from timm's hub, under timm's names."""
+    import timm  # noqa: PLC0415, the import takes seconds, and only this source needs it
 
     try:
         return timm.create_model(backbone, pretrained=True).state_dict()
-    except Exception as error:  # whatever the hub's client raises: the user must act on any of it
+    except Exception as error:  # the hub's client raises many types, and the user must act on each
         raise UserError(
-            f"ImageNet weights of {backbone} could not be had from timm's hub ({type(error).__name__}). Give a file of "
-            "them with --model.init FILE, or train from scratch with --model.init scratch."
+            f"ImageNet weights of {backbone} could not be downloaded from timm's hub ({type(error).__name__}). Give a "
+            "file of them with --model.init FILE, or train from scratch with --model.init scratch."
         ) from error
 
 
-def _read(path: Path) -> Weights:
-    require(path.is_file(), f"model.init: {path} is no file. Give scratch, imagenet, or a .safetensors or .pth file.")
+def _read_file(path: Path) -> Weights:
+    """Read a table of tensors from a file of untrusted input; nothing in the file is run."""
+    require(
+        path.is_file(),
+        f"model.init: {path} does not exist or is not a file. "
+        "Give scratch, imagenet, a folder, or a .safetensors or .pth file.",
+    )
     weights: Any
     if path.suffix == ".safetensors":
         weights = load_tensors(path)
     else:
-        _require_honest_zip(path)
+        _require_plain_zip(path)
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a hostile or damaged file can raise anything; none of it may pass
+        except Exception as error:  # a hostile or damaged file can raise any type
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise UserError(f"model.init: {path} was refused: {reason}") from error
     if isinstance(weights, dict):
@@ -237,11 +278,13 @@ def _read(path: Path) -> Weights:
     return plain
 
 
-def _require_honest_zip(path: Path) -> None:
-    """What `torch.save` writes is a zip file of names below one folder, nothing packed; another may unpack without end.
+def _require_plain_zip(path: Path) -> None:
+    """Refuse a zip file that `torch.save` did not write.
+
+    `torch.save` stores its entries uncompressed, all under one folder. A compressed entry could unpack to any size.
 
     Raises:
-        UserError: it is a zip file that `torch.save` did not write.
+        UserError: an entry is compressed, lies outside the file's folder, or is a program.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -254,6 +297,9 @@ def _require_honest_zip(path: Path) -> None:
     require(not out, f"model.init: {path} was refused: it names files outside itself, {out[:1]!a}.")
     program = any(entry.filename.endswith("/constants.pkl") for entry in entries)
     require(not program, f"model.init: {path} was refused: it is TorchScript, a program. Save its state_dict instead.")
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    whole = sum(entry.file_size for entry in entries) <= path.stat().st_size
-    require(whole and not packed, f"model.init: {path} was refused: it would unpack to more than its size.")
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    fits = sum(entry.file_size for entry in entries) <= path.stat().st_size
+    require(
+        fits and stored,
+        f"model.init: {path} was refused: it would unpack to more than its size. Save it with torch.save.",
+    )

@@ -77,8 +77,8 @@ def write_shards(
             shape = front_end.target_frames, front_end.num_mel_bins
             written = write_part(folder / split / name, rows, {}, *shape)
             for key in ("sum", "sum_sq", "count"):
-                splits[split][key] += written[key]
-            splits[split]["parts"].append({"name": name, "rows": written["rows"], "sha256": written["sha256"]})
+                splits[split][key] += getattr(written, key)
+            splits[split]["parts"].append({"name": name, "rows": written.rows, "sha256": written.sha256})
     meaning = {"front_end": to_dict(front_end), "labels": [f"label {c}" for c in range(classes)]}
     books = {"single_label": False, "layout": "manifest", "data_hash": "made", "splits": splits}
     write_hashed_json(folder / INDEX, meaning | books)

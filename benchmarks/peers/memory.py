@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,8 @@ from typing import Self
 
 import psutil
 import ray
+
+from pipeline.reporting.poller import Poller
 
 TREE_EVERY = 4
 """Samples for one of the whole tree: the kernel walks every mapping for that."""
@@ -40,39 +42,35 @@ class Peak:
 
 
 class Watch:
-    """Samples a process's memory in a thread until left; `peak` is what it saw."""
+    """Samples a process's memory in a thread; `peak` is what it saw."""
 
     def __init__(self, pid: int, every_s: float = 0.25) -> None:
         self.peak = Peak()
         self._process = psutil.Process(pid)
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._count = 0
+        self._poller = Poller(every_s, self._look)
 
     def __enter__(self) -> Self:
-        """Begin."""
-        self._thread.start()
+        """Start to sample."""
+        self._look()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End."""
-        self._stop.set()
-        self._thread.join()
+        """Stop."""
+        self._poller.__exit__(kind, error, trace)
 
-    def _follow(self) -> None:
-        count = 0
-        while True:
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end before the last look
             processes = [self._process, *self._process.children(recursive=True)]
             self._sample(processes)
-            if count % TREE_EVERY == 0:
+            if self._count % TREE_EVERY == 0:
                 whole = [_kibibytes(process.pid, "smaps_rollup") for process in processes]
                 tree, shared = (sum(rows.get(key, 0) for rows in whole) / 1024 for key in ("Pss", "Pss_Shmem"))
                 self.peak.note(tree=tree, shared=shared, objects=objects_mb())
-            count += 1
-            if self._stop.wait(self._every_s):
-                return
+            self._count += 1
 
     def _sample(self, processes: list[psutil.Process]) -> None:
         for number, process in enumerate(processes):

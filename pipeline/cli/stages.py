@@ -148,13 +148,6 @@ class CrossValidateSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
-class FeaturesSettings(Common):
-    """Settings of `features`."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-@dataclass(frozen=True)
 class PredictSettings:
     """Settings of `predict`."""
 

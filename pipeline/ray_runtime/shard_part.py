@@ -20,7 +20,7 @@ from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import ClipError, DamagedError, UserError
-from ast_core.serialization import from_dict
+from ast_core.serialization import from_dict, to_dict
 from ast_core.shards.writer import Row, write_part
 from ast_core.storage.atomic_files import remove_file, sha256_of
 from ast_core.storage.json_files import parse_hashed_json, read_hashed_json, sha256_of_json, write_hashed_json
@@ -152,7 +152,7 @@ def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
         rows, files = _rows(part, config, rejects), sum(bool(clip.path) for clip in part.clips)
         written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins, files)
         key = key if key == part.key() else ""
-        write_hashed_json(part.marker, {**written, "key": key, "rejects": rejects, "listed": len(part.clips)})
+        write_hashed_json(part.marker, {**to_dict(written), "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:
         raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
     return rejects

@@ -1,1 +1,0 @@
-"""The packaged TOML recipes: each a complete set of settings for one data set."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ast_core.evaluation.metrics import headline_metric
 from pipeline.run_folder.layout import HISTORIES, TRIALS
 
 
@@ -32,7 +33,8 @@ def headline(row: dict[str, Any]) -> str:
 
 def headline_key(row: dict[str, Any]) -> str:
     """Its name in the row; "" if there is none."""
-    return next((key for ending in ("_accuracy", "_mAP") for key in row if key.endswith(ending)), "")
+    metric = headline_metric(any(key.endswith("_accuracy") for key in row))
+    return next((key for key in row if key.endswith(f"_{metric}")), "")
 
 
 def headline_value(row: dict[str, Any]) -> float:

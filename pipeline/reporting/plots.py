@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ast_core.storage.atomic_files import atomic_write
+from pipeline.reporting.history import headline_key
 
 MOST_BARS = 60
 """With more classes than this only the best and the worst are drawn."""
@@ -160,9 +161,8 @@ def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> 
 
 
 def _score_key(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The headline metric: accuracy where there is one, else mAP."""
-    keys = sorted({key for row in rows for key in row})
-    return next((key for ending in ("_accuracy", "_mAP") for key in keys if key.endswith(ending)), "score")
+    """Return the headline metric's name in the rows; "score" if they have none."""
+    return headline_key(dict.fromkeys(sorted({key for row in rows for key in row}))) or "score"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

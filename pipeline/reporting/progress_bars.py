@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.reporting.history import headline, read_history
+from pipeline.reporting.poller import Poller
 
 
 class EpochBar:
@@ -24,27 +24,20 @@ class EpochBar:
             TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=Console(stderr=True),
         )  # fmt: skip
         self._task = self._progress.add_task(title, total=epochs, news="")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._poller = Poller(0.5, self._show)
 
     def __enter__(self) -> Self:
         """Start to show."""
         self._progress.start()
-        self._thread.start()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Show the last state and stop."""
-        self._stop.set()
-        self._thread.join()
-        self._show()
+        self._poller.__exit__(kind, error, trace)
         self._progress.stop()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._show()
 
     def _show(self) -> None:
         rows = read_history(self._history)

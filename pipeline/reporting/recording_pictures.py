@@ -39,7 +39,7 @@ def _attention(path: Path, predictor: Predictor, recording: Recording) -> None:
     member = predictor.bundle.members[0]
     front_end = member.front_end
     window_s = ((front_end.target_frames - 1) * front_end.frame_shift_ms + front_end.frame_length_ms) / 1000
-    wave_N = torch.from_numpy(recording.beginning(window_s))
+    wave_N = torch.from_numpy(recording.read_beginning(window_s))
     fbank_TM = fit_length(Fbank(front_end)(wave_N), front_end.target_frames)
     share_TM = attention_rollout(member, fbank_TM.to(predictor.device)).cpu().numpy()
     seconds = front_end.target_frames * front_end.frame_shift_ms / 1000

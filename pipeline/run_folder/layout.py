@@ -137,6 +137,14 @@ class RunFolder:
         """Folder of the studies."""
         return self.path / STUDIES
 
+    def fold(self, held_out: str) -> Path:
+        """Return the run folder of the training that holds one fold out."""
+        return self.path / "folds" / held_out
+
+    def folds_result(self, seed: int) -> Path:
+        """Return the folder of a cross-validation's results."""
+        return self.path / "folds-result" / member_name(seed)
+
     @property
     def report_page(self) -> Path:
         """The report, one HTML file."""

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from ast_core.dataset.clips import Manifest
 from ast_core.errors import require
-from ast_core.shards.index import INDEX, REJECTS, ShardIndex
+from ast_core.serialization import to_dict
+from ast_core.shards.index import INDEX, REJECTS, PartEntry, ShardIndex, SplitCounts
 from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
@@ -22,7 +23,7 @@ from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_
 from pipeline.run_folder import sync
 
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
-Splits = dict[str, dict[str, Any]]
+Splits = dict[str, SplitCounts]
 Rejects = list[dict[str, str]]
 
 
@@ -69,10 +70,11 @@ class ShardFolder:
         rejects: Rejects = []
         for part in self.parts:
             marker = read_hashed_json(part.marker, "Marker of a shard")
-            _add(splits, part, marker)
+            counts = _read_counts(part, marker)
+            splits[part.split] = splits[part.split] + counts if part.split in splits else counts
             rejects += marker["rejects"]
         for split, counts in splits.items():
-            listed, seen = counts["listed"], counts["kept"] + counts["rejected"] + counts["missing"]
+            listed, seen = counts.listed, counts.seen
             require(listed == seen, f"The counts of {split} differ: {listed} clips listed, {seen} seen. Run it again.")
         with atomic_write(self.folder / REJECTS) as temporary, temporary.open("wb") as file:
             pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
@@ -80,10 +82,13 @@ class ShardFolder:
 
     def write_index(self, manifest: Manifest, front_end: dict[str, Any], splits: Splits) -> ShardIndex:
         """Write the index, remove parts that it does not name and what killed writers left, and return the index."""
-        hashes = [[split, *(entry["sha256"] for entry in counts["parts"])] for split, counts in splits.items()]
+        hashes = [[split, *(entry.sha256 for entry in counts.parts)] for split, counts in splits.items()]
         meaning = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
-        values = {**meaning, "layout": manifest.layout, "splits": splits}
-        write_hashed_json(self.folder / INDEX, {**values, "data_hash": sha256_of_json([hashes, meaning])})
+        data_hash = sha256_of_json([hashes, meaning])
+        index = ShardIndex(
+            front_end, manifest.labels, manifest.single_label, manifest.layout, splits=splits, data_hash=data_hash
+        )
+        write_hashed_json(self.folder / INDEX, to_dict(index))
         self._remove_stale()
         return ShardIndex.load(self.folder)
 
@@ -98,15 +103,11 @@ class ShardFolder:
             remove_temporary_files(self.folder, name)
 
 
-def _add(splits: Splits, part: ShardPart, marker: dict[str, Any]) -> None:
-    """Add what one part's marker counts to its split."""
-    zero = dict.fromkeys(("listed", "kept", "rejected", "missing", "count"), 0)
-    counts = splits.setdefault(part.split, {**zero, "sum": 0.0, "sum_sq": 0.0, "parts": []})
+def _read_counts(part: ShardPart, marker: dict[str, Any]) -> SplitCounts:
+    """Return what one part's marker counts."""
     missing = Counter(reject["stage"] for reject in marker["rejects"])["missing"]
-    counts["listed"] += len(part.clips)
-    counts["kept"] += marker["rows"]
-    counts["missing"] += missing
-    counts["rejected"] += len(marker["rejects"]) - missing
-    for key in ("sum", "sum_sq", "count"):
-        counts[key] += marker[key]
-    counts["parts"].append({"name": f"{part.name}.parquet", "rows": marker["rows"], "sha256": marker["sha256"]})
+    return SplitCounts(
+        listed=len(part.clips), kept=marker["rows"], rejected=len(marker["rejects"]) - missing, missing=missing,
+        count=marker["count"], sum=marker["sum"], sum_sq=marker["sum_sq"],
+        parts=(PartEntry(f"{part.name}.parquet", marker["rows"], marker["sha256"]),),
+    )  # fmt: skip

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -28,6 +26,7 @@ from ast_core.storage.object_store import ObjectStore, StoredFile, store_of
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import DESCRIPTION
+from pipeline.reporting.poller import Poller
 from pipeline.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:  # workers import this module, and the command line would slow their start
@@ -90,7 +89,7 @@ def download_files(folder: Path, patterns: Sequence[str]) -> None:
     if store is None:
         return
     with _lock_store(store):
-        listed = store.listed(folder)
+        listed = store.list_files(folder)
         wanted = {
             path for path in listed
             if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
@@ -174,13 +173,13 @@ def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
         index = ShardIndex.load(shards)
         index.require_splits(splits)
         for split in splits:
-            listed = store.listed(shards / split)
-            hashes = {shards / split / part["name"]: str(part["sha256"]) for part in index.splits[split]["parts"]}
+            listed = store.list_files(shards / split)
+            hashes = {shards / split / part.name: part.sha256 for part in index.splits[split].parts}
             absent = [path for path in hashes if path not in listed]
             if absent:
                 raise DamagedError(f"Shard {store.uri_of(absent[0])} is missing. Run prepare again.")
             _download_plain(store, {path: listed[path] for path in hashes}, hashes)
-        rejects = {path: s for path, s in store.listed(shards).items() if path == shards / REJECTS}
+        rejects = {path: s for path, s in store.list_files(shards).items() if path == shards / REJECTS}
         _download_plain(store, rejects)
 
 
@@ -214,7 +213,7 @@ def download_checkpoint(folder: Path) -> None:
     if store is None:
         return
     with _lock_store(store):
-        listed = store.listed(folder)
+        listed = store.list_files(folder)
         chosen: Path | None = None
         for marker in sorted((path for path in listed if path.name == checkpoint.MARKER), reverse=True):
             try:
@@ -269,40 +268,20 @@ def _lock_store(store: ObjectStore) -> Iterator[None]:
         yield
 
 
-class StoreFollower:
-    """Downloads files that other nodes write, every 1.5 s and once at the end; does nothing without an object store.
+@contextlib.contextmanager
+def follow_store(paths: Iterable[Path], every_s: float = 1.5) -> Iterator[None]:
+    """Download files that other nodes write, again and again and once at the end; do nothing without an object store.
 
     Args:
         paths: files that grow, such as a training's metrics.
         every_s: seconds between downloads.
     """
+    followed = [path for path in paths if store_of(path) is not None]
 
-    def __init__(self, paths: Iterable[Path], every_s: float = 1.5) -> None:
-        self._paths = [path for path in paths if store_of(path) is not None]
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="store-follower", daemon=True)
-
-    def __enter__(self) -> Self:
-        """Start to follow."""
-        if self._paths:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Download once more and stop."""
-        self._stop.set()
-        if self._paths:
-            self._thread.join()
-            self._look()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
+    def look() -> None:
         with contextlib.suppress(UserError):  # the writer reports it; a progress bar must not stop a training
-            for path in self._paths:
+            for path in followed:
                 download_if_changed(path)
+
+    with Poller(every_s, look) if followed else contextlib.nullcontext():
+        yield

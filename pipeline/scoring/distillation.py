@@ -10,7 +10,7 @@ import filelock
 import rich.table
 
 from ast_core.config import FrontEndConfig, ModelConfig
-from ast_core.evaluation.metrics import evaluate_scores
+from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import model_cost
 from ast_core.serialization import from_dict
@@ -57,7 +57,7 @@ def compare_with_teacher(
     run, teacher = RunFolder.of(settings), describe_bundle(_bundle(settings), reader)
     by_member = member_scores(settings, [teacher], reader)
     single, labels_NC = reader.index.single_label, reader.labels_NC
-    key = "accuracy" if single else "mAP"
+    key = headline_metric(single)
     rows = []
     if len(teacher.places) > 1:
         for place, entry in zip(teacher.places, teacher.content["members"], strict=True):

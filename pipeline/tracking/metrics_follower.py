@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +13,7 @@ from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow,
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from pipeline.reporting.poller import Poller
 from pipeline.tracking.mlflow_store import first_line, warn
 
 
@@ -32,29 +32,21 @@ class MetricsFollower:
     def __init__(self, run_id: str, history: Path, every_s: float = 1.0) -> None:
         self._run_id = run_id
         self._history = history
-        self._every_s = every_s
         self._logged: int | None = None  # last epoch that the tracker has; None when it must be asked
         self._first_ms = 0
         self._warned = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="metrics-follower", daemon=True)
+        self._poller = Poller(every_s, self._catch_up)
 
     def __enter__(self) -> Self:
         """Start to follow."""
-        self._thread.start()
+        self._poller.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Log what is left and stop."""
-        self._stop.set()
-        self._thread.join()
-        self._catch_up()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._catch_up()
+        self._poller.__exit__(kind, error, trace)
 
     def _catch_up(self) -> None:
         if not self._run_id:

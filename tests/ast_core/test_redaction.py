@@ -1,4 +1,4 @@
-"""What hides passwords and keys, and what it leaves alone."""
+"""Passwords and keys are hidden, and other texts stay unchanged."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
         "models:/ast-demo@champion", "a:b@c", "https://example.org/?seed=3", "",
     ],
 )  # fmt: skip
-def test_nothing_else_is(text: str) -> None:
+def test_texts_without_secrets_stay_unchanged(text: str) -> None:
     assert without_secrets(text) == text
     assert not holds_secret(text)
 
 
-def test_settings_are_searched_and_errors_never_have_any() -> None:
+def test_secrets_are_hidden_in_nested_settings_and_in_errors() -> None:
     found = without_secrets({"a": {"b": ["http://u:pw@h", 1, None]}, "c": ("x", 2.0)})
     assert found == {"a": {"b": ["http://u:***@h", 1, None]}, "c": ("x", 2.0)}
     for kind in (UserError, DamagedError):

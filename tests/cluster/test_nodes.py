@@ -92,7 +92,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
         until(lambda: len(list(disk.glob("*/part-*.json"))) >= 3, driver, cluster.folder / "prepare.log")
         assert cluster.kill("b") > 2
         seen = ObjectStore(tmp_path / "seen", place)
-        at_kill = sum(path.suffix == ".json" for path in seen.listed(seen.root))
+        at_kill = sum(path.suffix == ".json" for path in seen.list_files(seen.root))
         assert 3 <= at_kill < PARTS, "it must die in the middle"
         said = cluster.ended(driver, "prepare.log")
     cluster.add("c")
@@ -101,7 +101,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
     for part in plan(alone, load_manifest(clips, "manifest"), clips):
         write_shard_part(part)
     index = prepare(alone)
-    assert sum(books["kept"] for books in index.splits.values()) == PARTS * CLIPS - 1
+    assert sum(counts.kept for counts in index.splits.values()) == PARTS * CLIPS - 1
     mine = dataclasses.replace(settings, storage=place)  # this process is one more node, with nothing yet
     capsys.readouterr()
     prepare(mine)

@@ -1,4 +1,4 @@
-"""Thresholds from the validation split: stored beside the weights, used by predict, forgotten with the weights."""
+"""Thresholds from the validation split: stored in the bundle, used by predict, dropped with the weights."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def test_thresholds_are_fitted_stored_and_used(folder: Path, ray_session, save_t
     assert summary["seed-0"]["calibration_error_fitted"] < summary["seed-0"]["calibration_error"]
     assert summary["seed-0"]["macro_f1_fitted"] > 0.8
     before = bundle.digest
-    (stump := folder / "run" / "calibration" / ".summary.json.killed").touch()  # a writer that was killed
+    (leftover := folder / "run" / "calibration" / ".summary.json.killed").touch()  # a writer that was killed
     assert calibrate(settings) == decisions
-    assert not stump.exists()
+    assert not leftover.exists()
 
     _check_predict(folder, bundle_dir, bundle, save_tone)
     _check_forgotten(bundle_dir, before)
 
 
 def _check_predict(folder: Path, bundle_dir: Path, bundle: Bundle, save_tone) -> None:
-    """The decided labels of a file are those that the bundle's own decisions give, with calibrated probabilities."""
+    """Check that predict decides labels as the bundle's decisions do, with calibrated probabilities."""
     path = save_tone(folder / "audio" / "a.wav")
     plain = predict(PredictSettings(inputs=(path,), model=str(bundle_dir)))[str(path)]
     output = folder / "out.csv"
@@ -86,7 +86,7 @@ def _check_predict(folder: Path, bundle_dir: Path, bundle: Bundle, save_tone) ->
 
 
 def _check_forgotten(bundle_dir: Path, digest: str) -> None:
-    """The same weights again keep their thresholds, others lose them."""
+    """Check that the same weights keep their thresholds and other weights lose them."""
     members = read_members(bundle_dir)
     assert write_bundle(bundle_dir, members, False, {}) == digest
     assert Bundle.load(bundle_dir).decisions is not None
@@ -97,7 +97,7 @@ def _check_forgotten(bundle_dir: Path, digest: str) -> None:
         predict(PredictSettings(inputs=(bundle_dir.parents[2] / "audio",), model=str(bundle_dir), decide=True))
 
 
-def test_the_test_split_does_not_choose(folder: Path) -> None:
+def test_without_a_validation_split_calibrate_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no data\.validation-split"):
         calibrate(CalibrateSettings(run_dir=folder / "run", shards=folder / "shards"))
     assert len(ShardReader(folder / "shards", ["validation"])) == 36

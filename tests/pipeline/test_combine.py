@@ -1,4 +1,4 @@
-"""Combining: what stands for a member is what the recipe says, and nothing unfinished gets in."""
+"""Combine makes the bundle of a member as the recipe says, and refuses unfinished members."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def epoch_weights(run_dir: Path, seed: int, epoch: int) -> dict[str, torch.Tenso
     return checkpoint.read_tensors(run_dir / "members" / f"seed-{seed}" / "epochs" / f"epoch-{epoch:04d}", "model")
 
 
-def test_averaged_last_and_ensemble(settings: CombineSettings) -> None:
+def test_averaged_last_and_ensemble_bundles_are_written(settings: CombineSettings) -> None:
     written = combine(settings)
     assert [folder.name for folder in written] == ["seed-0-last", "seed-0", "seed-1-last", "seed-1", "ensemble"]
     own = Bundle.load(settings.run_dir / "bundles" / "seed-0").members[0].model.state_dict()
@@ -77,7 +77,7 @@ def test_best_is_chosen_on_validation_only(settings: CombineSettings) -> None:
     assert all(torch.equal(value, second[name]) for name, value in own.items())
 
 
-def test_one_seed_has_no_ensemble_and_stale_bundles_go(settings: CombineSettings) -> None:
+def test_one_seed_makes_no_ensemble_and_stale_bundles_are_removed(settings: CombineSettings) -> None:
     combine(settings)
     written = combine(dataclasses.replace(settings, ensemble=EnsembleConfig(seeds=(1,))))
     assert written[-1].name == "seed-1"

@@ -29,7 +29,7 @@ def test_published_flatters_nested_does_not_see_its_own_fold_and_last_chooses_no
     assert ways["published"]["mean"] >= ways["nested"]["mean"]
 
 
-def test_of_equal_epochs_the_earliest_is_chosen_and_a_longer_curve_counts_no_further() -> None:
+def test_the_earliest_of_equal_epochs_is_chosen_within_the_shortest_curve() -> None:
     ways = choose({"fold1": [0.5, 0.5], "fold2": [0.5, 0.5, 0.9], "fold3": [0.4, 0.4]})
     assert ways["published"]["epochs"] == dict.fromkeys(FOLDS, 1)
     assert ways["last"]["epochs"] == dict.fromkeys(FOLDS, 2)
@@ -73,8 +73,8 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
-def test_splits_that_are_no_folds_are_refused(tmp_path: Path, save_tone: SaveTone) -> None:
+def test_splits_that_are_not_folds_are_refused(tmp_path: Path, save_tone: SaveTone) -> None:
     for split in ("train", "validation", "test"):
         save_tone(tmp_path / "own" / split / "dog" / "a.wav")
-    with pytest.raises(UserError, match="cross-validation takes three folds or more"):
+    with pytest.raises(UserError, match="Cross-validation needs three folds or more"):
         cross_validate(dataclasses.replace(settings_of(tmp_path), data=DataConfig(source=str(tmp_path / "own"))))

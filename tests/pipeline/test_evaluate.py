@@ -1,4 +1,4 @@
-"""Evaluation over Ray: each clip once, the same scores as in one process, nothing scored twice."""
+"""Evaluation over Ray scores each clip once, with the same scores as one process, and never again."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def write_shards(folder: Path) -> None:
     rows = [
         Row(f"clip-{n}", (n % 3,), FRAMES, rng.normal(size=(FRAMES, BINS)).astype(np.float16)) for n in range(CLIPS)
     ]
-    books = write_part(folder / "test" / "part-00000.parquet", rows, {}, FRAMES, BINS)
-    parts = [{"name": "part-00000.parquet", **books}]
+    written = to_dict(write_part(folder / "test" / "part-00000.parquet", rows, {}, FRAMES, BINS))
+    parts = [{"name": "part-00000.parquet", **written}]
     split = {"listed": CLIPS + 2, "kept": CLIPS, "rejected": 1, "missing": 1, "parts": parts}
-    split |= {key: books[key] for key in ("sum", "sum_sq", "count")}
+    split |= {key: written[key] for key in ("sum", "sum_sq", "count")}
     front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
     index = {"front_end": front_end, "labels": LABELS, "single_label": True, "layout": "folders", "data_hash": "d"}
     write_hashed_json(folder / "index.json", {**index, "splits": {"test": split}})
@@ -66,7 +66,7 @@ def settings(tmp_path: Path) -> EvaluateSettings:
 
 
 @pytest.mark.timeout(240)
-def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> None:
+def test_scores_equal_those_of_one_process_and_are_kept(settings: EvaluateSettings) -> None:
     summary = evaluate(settings)
     reader = ShardReader(settings.shards, ["test"])
     bundle = Bundle.load(settings.run_dir / "bundles" / "seed-0")
@@ -89,7 +89,7 @@ def test_scores_equal_one_process_and_are_kept(settings: EvaluateSettings) -> No
 
 
 @pytest.mark.timeout(240)
-def test_intervals_and_a_list_of_clips_score_nothing_again(settings: EvaluateSettings, tmp_path: Path) -> None:
+def test_intervals_and_a_clip_list_use_the_stored_scores(settings: EvaluateSettings, tmp_path: Path) -> None:
     evaluate(settings)
     output = settings.run_dir / "evaluation"
     scored = (output / "seed-0-scores.parquet").stat().st_mtime_ns
@@ -105,7 +105,9 @@ def test_intervals_and_a_list_of_clips_score_nothing_again(settings: EvaluateSet
     table = pyarrow.csv.read_csv(output / "half" / "seed-0-per-class.csv").to_pydict()
     assert table["label"] == LABELS
     assert sum(table["positives"]) == 39
-    assert json.loads((output / "seed-0.json").read_text())["clips_evaluated"] == CLIPS  # the whole test's stays
+    assert (
+        json.loads((output / "seed-0.json").read_text())["clips_evaluated"] == CLIPS
+    )  # the result of the complete test stays
     listed.write_text("nothing-here\n")
     with pytest.raises(UserError, match=r"has none of the 1 clips of .*the split such as clip-0"):
         evaluate(dataclasses.replace(settings, clip_list=listed))

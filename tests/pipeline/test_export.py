@@ -1,4 +1,4 @@
-"""A bundle in other formats, opened by those formats' own programs."""
+"""Exported bundles, opened by the libraries of their formats."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def test_every_setting_that_the_format_lacks_is_named() -> None:
     )
 
 
-def test_without_the_extra_it_says_what_to_install(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_without_the_extra_the_error_says_what_to_install(bundle: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install 'ast-pipeline\[onnx\]'"):
         export(ExportSettings(output=tmp_path / "m.onnx", model=str(bundle), format="onnx"))
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_a_folder_that_is_no_model_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.rmtree(bundle)
     with pytest.raises(UserError):
         export(ExportSettings(output=tmp_path / "hf", model=str(bundle)))

@@ -1,4 +1,4 @@
-"""What predict writes of a recording besides its tags."""
+"""Timelines and attention pictures that predict writes for a recording."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
 
 
-def test_timeline_and_attention_of_each_file_a_broken_one_among_them(
+def test_timeline_and_attention_are_written_for_each_good_file(
     tmp_path: Path, save_tone: SaveTone, trained_bundle: Path
 ) -> None:
     save_tone(tmp_path / "in" / "long.wav", seconds=3.0)
@@ -48,11 +48,11 @@ def test_timeline_and_attention_of_each_file_a_broken_one_among_them(
     assert not list(tmp_path.rglob("broken.wav.*"))
 
 
-def test_a_timeline_is_the_clip_level_answer_of_each_window(trained_bundle: Path) -> None:
+def test_a_timeline_has_the_clip_level_probabilities_of_each_window(trained_bundle: Path) -> None:
     predictor = Predictor(Bundle.load(trained_bundle))
     wave_N = np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)
     times_s, scores_WC = predictor.timeline(wave_N, 0.1)
-    # A window's frames are filtered from its own samples, whose mean is not the recording's.
+    # The frames of a window come from its own samples, whose mean differs from the recording's.
     samples = (FRONT_END.target_frames - 1) * 160 + 400
     for start_s, scores_C in zip(times_s[:6], scores_WC, strict=False):
         first = round(start_s * 16_000)
@@ -60,7 +60,7 @@ def test_a_timeline_is_the_clip_level_answer_of_each_window(trained_bundle: Path
         assert np.abs(alone_C - scores_C).max() < 1e-6
 
 
-def test_what_has_no_timeline_is_refused(trained_bundle: Path) -> None:
+def test_a_timeline_is_refused_for_mixed_front_ends_short_hops_and_short_clips(trained_bundle: Path) -> None:
     bundle = Bundle.load(trained_bundle)
     other = dataclasses.replace(bundle.members[0], front_end=dataclasses.replace(FRONT_END, window="hamming"))
     both = Predictor(dataclasses.replace(bundle, members=(bundle.members[0], other)))

@@ -1,4 +1,4 @@
-"""Prepare: each listed clip is kept, rejected or missing; nothing is done twice; interruptions leave no trace."""
+"""Prepare keeps, rejects or misses each listed clip, does nothing twice, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FRAMES, BINS = 32, 16
 
 @pytest.fixture
 def settings(tmp_path: Path, save_tone: Callable[..., Path]) -> PrepareSettings:
-    """Ten clips of two classes; three to a part."""
+    """Return settings for ten clips of two classes, three per part."""
     lines = ["clip_id,path,labels,split"]
     for split, count in CLIPS.items():
         for n in range(count):
@@ -63,7 +63,7 @@ def contents(settings: PrepareSettings) -> dict[str, bytes]:
 
 
 def written(settings: PrepareSettings) -> dict[str, tuple[int, int]]:
-    """Inode and time of each part: new ones where a part was written again."""
+    """Return inode and time of each part; they change when a part is written again."""
     parts = settings.shards.glob("*/*.parquet")
     return {f"{p.parent.name}/{p.stem}": (p.stat().st_ino, p.stat().st_mtime_ns) for p in parts}
 
@@ -77,13 +77,13 @@ def rejects(settings: PrepareSettings) -> dict[str, dict[str, str]]:
 
 
 def books(index: ShardIndex, split: str) -> tuple[int, ...]:
-    return tuple(index.splits[split][key] for key in ("listed", "kept", "rejected", "missing"))
+    return tuple(getattr(index.splits[split], key) for key in ("listed", "kept", "rejected", "missing"))
 
 
-def test_shards_hold_kaldis_filterbanks(settings: PrepareSettings) -> None:
+def test_shards_hold_the_filterbanks_of_kaldi(settings: PrepareSettings) -> None:
     index = prepare(settings)
     assert books(index, "train") == (7, 7, 0, 0)
-    assert [part["rows"] for part in index.splits["train"]["parts"]] == [3, 3, 1]
+    assert [part.rows for part in index.splits["train"].parts] == [3, 3, 1]
     reader = ShardReader(settings.shards, ["train", "test"])
     assert reader.clip_ids == [f"{split}-{n}" for split, count in CLIPS.items() for n in range(count)]
     assert index.labels == ("high", "low")
@@ -126,11 +126,11 @@ def flip(part: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lose_marker, empty_marker, truncate, flip, Path.unlink], ids=lambda d: d.__name__)
-def test_what_is_lost_is_made_again_byte_for_byte(settings: PrepareSettings, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_part_is_made_again_byte_for_byte(settings: PrepareSettings, damage: Callable[[Path], None]) -> None:
     prepare(settings)
     whole, before = contents(settings), written(settings)
     damage(settings.shards / "train" / "part-00001.parquet")
-    (settings.shards / "train" / ".part-00001.parquet.killed").write_bytes(b"stump of a killed writer")
+    (settings.shards / "train" / ".part-00001.parquet.killed").write_bytes(b"left by a killed writer")
     (settings.shards / "index.json").unlink()
     prepare(settings)
     assert contents(settings) == whole
@@ -144,7 +144,7 @@ def test_a_truncated_part_is_not_read(settings: PrepareSettings) -> None:
         ShardReader(settings.shards, ["test"])
 
 
-def test_parts_that_no_longer_belong_are_removed(settings: PrepareSettings) -> None:
+def test_parts_that_the_index_does_not_name_are_removed(settings: PrepareSettings) -> None:
     prepare(settings)
     prepare(dataclasses.replace(settings, prepare=PrepareConfig(clips_per_part=100)))
     assert set(written(settings)) == {"train/part-00000", "test/part-00000"}
@@ -176,7 +176,7 @@ def test_too_many_rejects_stop_the_stage_before_its_index(settings: PrepareSetti
     assert not (settings.shards / "index.json").exists()
 
 
-def test_what_a_lost_mount_did_is_done_again(settings: PrepareSettings, tmp_path: Path) -> None:
+def test_parts_made_during_a_lost_mount_are_made_again(settings: PrepareSettings, tmp_path: Path) -> None:
     whole = contents(settings) if prepare(settings) else {}
     shutil.rmtree(settings.shards)
     manifest = load_manifest(Path(settings.data.source), "manifest")
@@ -190,7 +190,7 @@ def test_what_a_lost_mount_did_is_done_again(settings: PrepareSettings, tmp_path
     assert contents(settings) == whole
 
 
-def test_names_that_are_not_utf8_are_told_as_escapes(settings: PrepareSettings, tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_shown_as_escapes(settings: PrepareSettings, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path / "folders")
     for split in (b"train", b"test"):
         Path(os.fsdecode(folder + b"/" + split + b"/dog")).mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_names_that_are_not_utf8_are_told_as_escapes(settings: PrepareSettings, 
     assert r"\xff" in ShardReader(settings.shards, ["test"]).clip_ids[0]
 
 
-def test_a_shard_that_cannot_be_written_is_the_users_to_mend(settings: PrepareSettings) -> None:
+def test_a_shard_that_cannot_be_written_is_a_user_error(settings: PrepareSettings) -> None:
     settings.shards.mkdir()
     (settings.shards / "train").write_text("a file where the folder must be")
     with pytest.raises(UserError, match=r"train.* could not be .*run again"):
@@ -212,13 +212,13 @@ def test_a_shard_that_cannot_be_written_is_the_users_to_mend(settings: PrepareSe
 @pytest.mark.parametrize(
     "change", [{"train_splits": ("training",)}, {"test_split": "final"}, {"validation_split": "v"}]
 )
-def test_a_split_that_is_not_there_is_named(settings: PrepareSettings, change: dict[str, Any]) -> None:
+def test_a_missing_split_is_named(settings: PrepareSettings, change: dict[str, Any]) -> None:
     wrong = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **change))
     with pytest.raises(UserError, match=r"has no split (training|final|v); it has test, train"):
         prepare(wrong)
 
 
-def test_a_part_survives_its_way_to_a_worker(settings: PrepareSettings) -> None:
+def test_a_part_survives_packing_for_a_worker(settings: PrepareSettings) -> None:
     manifest = load_manifest(Path(settings.data.source), "manifest")
     for part in plan(settings, manifest, Path(settings.data.source)):
         assert ShardPart.unpacked(part.packed()) == part
@@ -241,7 +241,7 @@ def test_the_demos_audio_is_made_once_and_prepared(tmp_path: Path) -> None:
     assert 1.2 < ShardReader(tmp_path / "shards", ["balanced_train"]).labels_NC.sum(axis=1).mean() < 2.2
 
 
-def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_other_audio_is_not_overwritten(tmp_path: Path) -> None:
     precious = tmp_path / "audio" / "recording.wav"
     precious.parent.mkdir()
     precious.write_bytes(b"irreplaceable")

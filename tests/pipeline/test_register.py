@@ -1,4 +1,4 @@
-"""Registration of a run's bundles: once a bundle, the alias last, and what is served equals the bundle."""
+"""Registration adds each bundle once, sets the alias last, and the served model equals the bundle."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def settings(tmp_path: Path) -> RegisterSettings:
 
 
 @pytest.mark.timeout(300)
-def test_registered_models_are_whole_served_alike_and_not_doubled(settings: RegisterSettings, tmp_path: Path) -> None:
+def test_registered_models_are_complete_predict_the_same_and_are_not_doubled(
+    settings: RegisterSettings, tmp_path: Path
+) -> None:
     expected = {"ast-test": 1, "ast-test-seed-0": 1, "ast-test-seed-1": 1}
     assert register(settings) == expected
     assert register(settings) == expected
@@ -59,7 +61,7 @@ def test_registered_models_are_whole_served_alike_and_not_doubled(settings: Regi
     assert Bundle.load(registry.fetch_bundle("models:/ast-test/1")).digest == local.digest
     assert "8 of the 9 clips" in version.description
     assert "mAP | 0.5" in version.description
-    assert "mel bins, 10 ms a frame" in version.description  # MLflow's page breaks lines where the text does
+    assert "mel bins, 10 ms a frame" in version.description  # MLflow's page keeps the line breaks of the text
     stored = registry.fetch_bundle("models:/ast-test@champion").parents[1]
     assert not [path for path in stored.rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
 
@@ -72,7 +74,7 @@ def test_registered_models_are_whole_served_alike_and_not_doubled(settings: Regi
 
 
 def _predict_elsewhere(uri: str, folder: Path) -> dict[str, list[float]]:
-    """The registered model's answer in a process that has only the model's own copy of the code."""
+    """Return the answer of the registered model in a process that has only the model's own copy of the code."""
     audio = base64.b64encode(_example(16_000)["audio"][0]).decode()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -93,7 +95,7 @@ def replace_run(settings: RegisterSettings, seeds: tuple[int, ...], **values: An
     write_run(settings.run_dir, seeds, **values)
 
 
-def test_only_a_better_one_on_the_same_clips_becomes_champion(settings: RegisterSettings, capsys) -> None:
+def test_only_a_better_version_on_the_same_clips_becomes_champion(settings: RegisterSettings, capsys) -> None:
     register(settings)
     replace_run(settings, (0, 2), score=0.5)
     assert register(settings) == {"ast-test": 2, "ast-test-seed-0": 1, "ast-test-seed-2": 1}
@@ -125,7 +127,7 @@ def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterS
     assert Bundle.load(registry.fetch_bundle("models:/ast-test@champion")).decisions is not None
 
 
-def test_a_variants_name_may_have_what_mlflow_forbids(settings: RegisterSettings) -> None:
+def test_a_variant_name_may_contain_characters_that_mlflow_forbids(settings: RegisterSettings) -> None:
     settings = dataclasses.replace(settings, model_name="ast-learning_rate=0.001,patch=16")
     assert set(register(settings).values()) == {1}
     stored = Bundle.load(registry.fetch_bundle(f"models:/{settings.model_name}@champion"))
@@ -160,7 +162,7 @@ def test_waveforms_and_files_are_tagged_alike(settings: RegisterSettings) -> Non
         tagger.predict(pd.DataFrame([{"sound": 1}]))
 
 
-def test_the_alias_stays_where_the_upload_is_damaged(settings: RegisterSettings) -> None:
+def test_a_damaged_upload_does_not_move_the_alias(settings: RegisterSettings) -> None:
     register(settings)
     replace_run(settings, (3, 4))
     weights = settings.run_dir / "bundles" / "ensemble" / "member-1.safetensors"
@@ -176,7 +178,7 @@ def test_a_bundle_that_was_not_evaluated_is_refused(settings: RegisterSettings) 
         register(settings)
 
 
-def test_a_uri_without_a_model_is_one_sentence(settings: RegisterSettings) -> None:
+def test_a_uri_without_a_model_is_refused_in_one_sentence(settings: RegisterSettings) -> None:
     mlflow_store.open_store(settings.tracking)
     mlflow.set_tracking_uri(settings.tracking)
     with pytest.raises(UserError, match="could not be fetched"):

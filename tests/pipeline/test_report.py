@@ -1,4 +1,4 @@
-"""The page: whole in one file, with nothing of the network, and true to the numbers beside it."""
+"""The report is one file without network access, and shows the numbers of the evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = "<script>alert('x')</script> & \"co\""
 
 @pytest.fixture
 def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
-    """A run of one member, with a label that would be code on a careless page."""
+    """Write a run of one member, with a label that a page without escaping would run as code."""
     write_shards(tmp_path / "shards", {"train": 6, "test": 9})
     path = tmp_path / "shards" / "index.json"
     index = read_hashed_json(path, "index")
@@ -38,12 +38,12 @@ def settings_of(run_dir: Path, kind):
     return kind(**values, tracking=f"sqlite:///{run_dir}/mlflow.db", data=DataConfig(source="clips"))
 
 
-def test_the_page_is_one_file_and_says_what_the_evaluation_says(run_dir: Path, ray_session) -> None:
+def test_the_page_is_one_file_with_the_numbers_of_the_evaluation(run_dir: Path, ray_session) -> None:
     results = evaluate(settings_of(run_dir, EvaluateSettings))
     page = report(settings_of(run_dir, ReportSettings)).read_text()
     assert f"accuracy {results['seed-0']['accuracy']:.3f}" in page
     assert f"{results['seed-0']['mAP']:.4f}" in page
-    assert page.count("<img") == 10  # clips, classes, confusion; no curves of nothing
+    assert page.count("<img") == 10  # clips, classes, confusion; no curves without a history
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
     sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
@@ -55,13 +55,13 @@ def test_the_page_is_one_file_and_says_what_the_evaluation_says(run_dir: Path, r
     assert page.count('class="card"') == 8
 
 
-def test_before_any_training_the_page_is_of_the_data(run_dir: Path) -> None:
+def test_before_any_training_the_page_shows_the_data_only(run_dir: Path) -> None:
     page = report(dataclasses.replace(settings_of(run_dir, ReportSettings), run_dir=run_dir / "nothing")).read_text()
     assert "<td>train</td>" in page
     assert "Hardest" not in page
 
 
-def test_losses_and_confusion_of_a_known_table() -> None:
+def test_losses_and_confusion_of_a_known_table_are_correct() -> None:
     scores_NC = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.5, 0.4, 0.1]], np.float32)
     labels_NC = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
     np.testing.assert_allclose(clip_losses(scores_NC, labels_NC, True), -np.log([0.8, 0.3, 0.6, 0.4]), rtol=1e-5)

@@ -70,7 +70,7 @@ def folder(tmp_path: Path, save_tone) -> Path:
 
 
 @pytest.mark.timeout(400)
-def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> None:
+def test_the_main_job_goes_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     flags = ["--recipe", str(folder / "mine.toml"), "--run-dir", str(folder / "run"), "--tracking", uri]
     run(parse_settings(RunSettings, "", [*flags, "--data.source", str(folder / "clips"), "--workers", "2"]))
@@ -83,8 +83,8 @@ def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> No
     assert {Path(row["path"]).name: row["reason"] for row in rejects}["empty.wav"] == "the file is empty"
     summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
     assert list(summary) == ["ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"]
-    assert summary["ensemble"]["mAP"] > 0.6  # a third by chance
-    for name in summary:  # each stage answers for what the one before it kept
+    assert summary["ensemble"]["mAP"] > 0.6  # chance is a third
+    for name in summary:  # each stage counts what the stage before it kept
         assert len(pq.read_table(folder / "run" / "evaluation" / f"{name}-scores.parquet")) == 9
     assert "Test" in shown
     assert "ast-predict FILE --model models:/ast-mine@champion" in shown
@@ -95,7 +95,7 @@ def test_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> No
 
 
 def _check_served_alike(folder: Path, uri: str) -> None:
-    """From the registry by alias, from the bundle, and from MLflow's own loader: one answer; broken files are rows."""
+    """Check that registry, bundle and MLflow's loader predict the same, with rows for broken files."""
     output = folder / "out.csv"
     clips = folder / "clips" / "test"
     settings = PredictSettings(inputs=(clips,), model="models:/ast-mine@champion", tracking=uri, output=output)
@@ -116,7 +116,7 @@ def _check_served_alike(folder: Path, uri: str) -> None:
     assert sorted(rows) == ["5.wav", "6.wav", "7.wav", "text.wav"]
 
 
-def test_predict_of_any_length_rate_and_channels(folder: Path, trained_bundle: Path) -> None:
+def test_predict_takes_any_length_rate_and_number_of_channels(folder: Path, trained_bundle: Path) -> None:
     rng = np.random.default_rng(0)
     inputs = folder / "inputs"
     inputs.mkdir()

@@ -1,4 +1,4 @@
-"""Training under Ray Train: errors as one sentence. What befalls it is in tests/reliability."""
+"""Training under Ray Train reports errors in one sentence. Faults are tested in tests/reliability."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(240)
-def test_a_loss_that_is_not_finite_is_one_sentence_from_the_workers(folder: Path, ray_session) -> None:
+def test_a_loss_that_is_not_finite_is_reported_in_one_sentence(folder: Path, ray_session) -> None:
     write_shards(folder / "shards", {"train": 42, "test": 21}, broken=("train-7",))
     with pytest.raises(UserError, match=r"Step \d+ of seed-0 is not finite.*train-7\b") as caught:
         train(
@@ -32,6 +32,6 @@ def test_a_loss_that_is_not_finite_is_one_sentence_from_the_workers(folder: Path
     assert "Traceback" not in str(caught.value)
 
 
-def test_without_shards_it_says_what_to_run(tmp_path: Path) -> None:
+def test_without_shards_the_error_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prepare"):
         train(parse_settings(TrainSettings, "", training_flags(tmp_path, "none", 30)))

@@ -1,4 +1,4 @@
-"""What every test of a promise takes: how many faults, from which seed, and where its figures go."""
+"""Fixtures of the tests of promises: the number of faults, their seed, the printed figures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Measured = Callable[..., None]
 
 @pytest.fixture
 def many(request: pytest.FixtureRequest) -> Many:
-    """`many(short, long)`: how many faults this form of the tests injects."""
+    """Return `many(short, long)`, which says how many faults this form of the tests injects."""
     return lambda short, long: long if request.config.getoption("--long") else short
 
 
 @pytest.fixture
 def fault_seed(request: pytest.FixtureRequest) -> int:
-    """What every random instant and every random byte is drawn from."""
+    """Return the seed of every random instant and byte."""
     seed: int = request.config.getoption("--fault-seed")
     return seed
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
-    """`measured("R1", kills=20)`: figures of a promise, printed at the end; docs/reliability.md has no others."""
+    """Return `measured("R1", kills=20)`, which prints figures at the end; docs/reliability.md has no others."""
 
     def note(row: str, **figures: object) -> None:
         shown = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
@@ -54,7 +54,7 @@ def _short(value: object) -> str:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards that all trainings of these tests are on, each in a run folder of its own beside them."""
+    """Write the shards that all trainings of these tests use; each training has its own run folder next to them."""
     path = tmp_path_factory.mktemp("trainings")
     write_shards(path / "shards", {"train": 42, "test": 21})
     return path
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(folder: Path, ray_session: None) -> Path:
-    """The member that nothing befell."""
+    """Return the folder of a member that was trained without a fault."""
     from trainings import trained  # noqa: PLC0415  # most of these tests train nothing
 
     return trained(folder, "whole")

@@ -1,4 +1,4 @@
-"""R4: files cut short at random points or with a bit flipped are noticed, named with both hashes, and passed over."""
+"""R4: a truncated file or one with a flipped bit is noticed, named with both hashes, and not used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CUTS = FLIPS = 64
 
 
 def damages(paths: Sequence[Path], rng: random.Random, cuts: int, flips: int) -> Iterator[tuple[Path, bytes]]:
-    """Files as cut at a random byte or with a random bit flipped, one after the other; each is mended afterwards."""
+    """Cut a random file at a random byte or flip a random bit, yield it with its original bytes, then restore it."""
     for number in range(cuts + flips):
         path = rng.choice(paths)
         whole = path.read_bytes()
@@ -45,7 +45,10 @@ def damages(paths: Sequence[Path], rng: random.Random, cuts: int, flips: int) ->
 
 
 def hashes(path: Path) -> tuple[str, str]:
-    """As they are told of: of a file, or of the lines of one that holds its own hash in the first, and that line."""
+    """Return the hash that an error names, and for a hashed JSON file its first line.
+
+    The hash is of the file, or of the lines below the first in a hashed JSON file.
+    """
     content = path.read_bytes()
     if path.suffix != ".json":
         return hashlib.sha256(content).hexdigest(), ""
@@ -54,7 +57,7 @@ def hashes(path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path: Path, fault_seed: int, measured) -> None:
+def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(tmp_path: Path, fault_seed: int, measured) -> None:
     job = job_in(tmp_path, epochs=1)
     fit(job, 0, 1, CPU)
     folder = job.folder / "checkpoints"
@@ -80,7 +83,9 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path: Path,
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["optimizer.safetensors", checkpoint.MARKER])
-def test_training_goes_on_from_the_one_before_and_ends_with_the_same_bits(tmp_path: Path, name: str, caplog) -> None:
+def test_training_resumes_from_the_previous_checkpoint_and_ends_with_the_same_bits(
+    tmp_path: Path, name: str, caplog
+) -> None:
     job = job_in(tmp_path, epochs=1)
     fit(job, 0, 1, CPU)
     epoch = job.folder / "epochs" / "epoch-0001" / "model.safetensors"
@@ -116,7 +121,7 @@ def test_a_bundle_with_any_file_damaged_is_refused(trained_bundle: Path, fault_s
 
 @pytest.mark.timeout(120)
 def test_every_bit_of_the_shards_index_counts(tmp_path: Path, measured) -> None:
-    """Its sums are the mean and standard deviation that a model is trained with."""
+    """Check every byte, since the index holds the mean and standard deviation that a model is trained with."""
     index = write_shards(tmp_path, {"train": 3, "test": 3}) / "index.json"
     whole = index.read_bytes()
     for place in range(len(whole)):
@@ -132,7 +137,7 @@ HOSTILE = {"too deep": b"[" * 100_000, "not UTF-8": b'{"a": "\xff"}', "cut": b'{
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_json_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_json_is_refused_with_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=r"Result is damaged: .*a.json is not JSON"):
@@ -140,13 +145,13 @@ def test_what_is_no_json_is_one_sentence(tmp_path: Path, content: bytes) -> None
     with pytest.raises(DamagedError, match=r"Result .*a.json is damaged: .* sha256"):
         read_hashed_json(path, "Result")
     own_hash = f'{{"{SELF_HASH}": "{hashlib.sha256(content).hexdigest()}",\n'
-    path.write_bytes(own_hash.encode() + content)  # whoever made it made its hash, too
+    path.write_bytes(own_hash.encode() + content)  # a writer of a wrong file can also write its hash
     with pytest.raises(DamagedError, match=r"a.json is damaged: it is not JSON"):
         read_hashed_json(path, "Result")
 
 
 @pytest.mark.timeout(120)
-def test_a_part_that_is_damaged_or_whose_marker_is_will_be_made_again(
+def test_a_part_is_incomplete_if_it_or_its_marker_is_damaged(
     tmp_path: Path, save_tone, fault_seed: int, measured
 ) -> None:
     clip = Clip("a", str(save_tone(tmp_path / "audio" / "a.wav")), (0,), "train")

@@ -1,4 +1,4 @@
-"""R5: a disk is full. Who wrote is told which file, needed and free bytes; the last good one stays, no stump does."""
+"""R5: on a full disk the error names file, needed and free bytes; the last good file stays, no temporary file does."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REASON = small_disk.why_not()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
-def told(script: str, arguments: Sequence[object], limit_s: float) -> list[dict[str, Any]]:
-    """What a program on a small disk prints, a row a line."""
+def rows_of(script: str, arguments: Sequence[object], limit_s: float) -> list[dict[str, Any]]:
+    """Run a program on a small disk, and return the JSON rows that it prints."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     ran = subprocess.run(
         small_disk.command(script, arguments), check=False, capture_output=True, text=True, timeout=limit_s,
@@ -33,29 +33,36 @@ def told(script: str, arguments: Sequence[object], limit_s: float) -> list[dict[
 
 
 @pytest.mark.timeout(400)
-def test_every_writer_at_eight_levels(tmp_path: Path, measured) -> None:
-    *rows, race = told("disk_writers.py", [tmp_path, LEVELS, *WRITERS, "race"], 380)
+def test_every_writer_keeps_the_last_good_file_on_a_full_disk(tmp_path: Path, measured) -> None:
+    *rows, race = rows_of("disk_writers.py", [tmp_path, LEVELS, *WRITERS, "race"], 380)
     assert race["failed"]
     assert [row["writer"] for row in rows] == list(WRITERS)
     assert [row["failed"] for row in rows] == [LEVELS] * len(WRITERS)
-    before = sum(row["told_before"] for row in rows)
-    measured("R5", writers=len(rows), full_disks=LEVELS * len(rows), refused_before_writing=before, races=1, stumps=0)
+    before = sum(row["refused_before_writing"] for row in rows)
+    measured(
+        "R5",
+        writers=len(rows),
+        full_disks=LEVELS * len(rows),
+        refused_before_writing=before,
+        races=1,
+        temporary_files_left=0,
+    )
 
 
 @pytest.mark.timeout(400)
-def test_an_export_to_onnx(tmp_path: Path, many, measured) -> None:
+def test_an_onnx_export_keeps_the_last_good_file_on_a_full_disk(tmp_path: Path, many, measured) -> None:
     levels = many(0, LEVELS)
     if not levels:
         pytest.skip("an export takes ten seconds of a processor: in the long form")
-    (row,) = told("disk_writers.py", [tmp_path, levels, "ONNX"], 380)
+    (row,) = rows_of("disk_writers.py", [tmp_path, levels, "ONNX"], 380)
     assert row["failed"] == levels
-    measured("R5", full_disks=levels, stumps=0)
+    measured("R5", full_disks=levels, temporary_files_left=0)
 
 
 @pytest.mark.timeout(1200)
-def test_whole_stages_stop_and_go_on(tmp_path: Path, many, measured) -> None:
-    """Prepare and train say it and go on to the same bytes; a full tracker ends no training, lacks nothing later."""
-    rows = {row["stage"]: row for row in told("disk_stages.py", [tmp_path, many(2, LEVELS)], 1100)}
+def test_stages_stop_on_a_full_disk_and_resume_with_room(tmp_path: Path, many, measured) -> None:
+    """Check that prepare and train resume to the same bytes, and that a full tracker does not end a training."""
+    rows = {row["stage"]: row for row in rows_of("disk_stages.py", [tmp_path, many(2, LEVELS)], 1100)}
     assert set(rows) == {"prepare", "train", "tracker"}
     assert rows["train"]["with_a_checkpoint"]
     figures = {f"full_disks_of_{stage}": row["failed"] for stage, row in rows.items()}

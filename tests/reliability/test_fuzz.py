@@ -1,4 +1,4 @@
-"""Bytes from anywhere: whatever reads them accepts them or says a sentence; it never crashes."""
+"""Readers of untrusted bytes accept them or refuse them in one sentence; they never crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = 23
-"""What is attacked; listed in tests/support/fuzz_targets.py."""
+"""Number of readers under attack; tests/support/fuzz_targets.py lists them."""
 
 
 @pytest.mark.timeout(5000)
@@ -33,6 +33,6 @@ def test_no_input_crashes_its_reader(tmp_path: Path, many, fault_seed: int, meas
     assert not crashes, json.dumps(crashes, indent=1)
     assert len(rows) == TARGETS
     for row in rows:
-        assert row["accepted"] > 0, f"{row['target']} accepts not even what it wrote"
+        assert row["accepted"] > 0, f"{row['target']} does not accept even its own output"
     measured("fuzz", inputs=sum(row["inputs"] for row in rows), targets=len(rows), crashes=0)
     measured("fuzz", **{row["target"].replace(".", " "): row["inputs"] for row in rows})

@@ -1,4 +1,4 @@
-"""R7: what is no audio, or strange, or a trap, costs itself and nothing else."""
+"""R7: a file that is not audio, is unusual, or is a trap, is rejected alone; the other clips are prepared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ast_core.errors import ClipError
 from pipeline.prepare import prepare
 
 GOOD = 400
-NOBODY = 65_534
+UNPRIVILEGED_UID = 65_534
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -38,7 +38,7 @@ def test_hostile_recordings_among_good_ones(
         listing = write_list(tmp_path / "data" / "list.csv", mixed, test=60)
         shards = tmp_path / f"shards-{round_number}" / "shards"
         index = prepare(prepare_settings(listing, shards))
-        books = require_balance(index, shards, len(mixed))
+        counts = require_balance(index, shards, len(mixed))
         refused, kept = rejects(shards), rows(shards)
         assert {name for name, fate in fates.items() if fate} == set(refused)
         for name, entry in refused.items():
@@ -61,12 +61,14 @@ def test_hostile_recordings_among_good_ones(
     assert files(absent, "*.parquet").keys() == files(shards, "*.parquet").keys()
     parts = files(shards, "part-*.parquet")
     assert files(absent, "part-*.parquet") == parts
-    measured("R7", kinds=len(fates), good=GOOD, rounds=round_number + 1, books=dict(books), identical_files=len(parts))
+    measured(
+        "R7", kinds=len(fates), good=GOOD, rounds=round_number + 1, counts=dict(counts), identical_files=len(parts)
+    )
 
 
 def _try_to_read(path: Path, answer: Connection) -> None:
     if os.geteuid() == 0:
-        os.setuid(NOBODY)  # root may read everything
+        os.setuid(UNPRIVILEGED_UID)  # root may read everything
     try:
         load_waveform(path, 16_000)
     except ClipError as error:
@@ -76,10 +78,10 @@ def _try_to_read(path: Path, answer: Connection) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_file_that_may_not_be_read_is_its_own_fault(measured: Callable[..., None]) -> None:
+def test_a_file_without_read_permission_is_rejected(measured: Callable[..., None]) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are their owner's alone
+    with tempfile.TemporaryDirectory() as folder:  # only their owner may read pytest's own folders
         Path(folder).chmod(0o755)
         path = Path(folder) / write_clips(Path(folder), 1)[0]
         path.chmod(0)

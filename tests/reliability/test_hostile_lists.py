@@ -1,4 +1,4 @@
-"""Lists of clips made to do harm: every bad row is named at once, with its number; a million good ones do none."""
+"""Hostile lists of clips: one error names every bad row with its number, and a million rows need little memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NOT_CSV: dict[str, Fault] = {
     "split is true": {"split": True},
     "half a character": {"clip_id": "\ud800"},
 }
-"""What a CSV's cells cannot be."""
+"""Faults that a CSV's cells cannot have."""
 
 
 def row_of(number: int, fault: Fault) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def quoted(value: object) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> int:
-    """Gives the line of the first row. The line ends of half the rows are Windows', and there is a byte-order mark."""
+    """Write a CSV with a byte-order mark and, in half the rows, Windows' line ends; return the first row's line."""
     lines = [
         ",".join(quoted(value) for value in row.values()) + ("\r\n" if n % 2 else "\n") for n, row in enumerate(rows)
     ]
@@ -102,7 +102,7 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], int]] = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data set's folder with links out of it."""
+    """Make a data set's folder with links that lead out of it."""
     folder = tmp_path / "data"
     folder.mkdir()
     (tmp_path / "out.wav").write_bytes(b"x")
@@ -136,18 +136,18 @@ def test_every_bad_row_is_named(kind: str, root: Path, measured, monkeypatch: py
         assert text.count("\n") + 1 == number
     else:
         lines = list(range(first, first + len(rows)))
-    told = refusal(source)
-    assert told.startswith(f"{len(faults)} problem(s)"), told[:3000]
+    text = refusal(source)
+    assert text.startswith(f"{len(faults)} problem(s)"), text[:3000]
     for what, line in zip(faults, lines[1:-1], strict=True):
-        assert f"clips.{kind}, row {line}: " in told, what
-    assert all(len(line) < 400 for line in told.splitlines())
-    assert told.isascii()
-    measured("R12", kind=kind, faults=len(faults), named=told.count(f"clips.{kind}, row "))
+        assert f"clips.{kind}, row {line}: " in text, what
+    assert all(len(line) < 400 for line in text.splitlines())
+    assert text.isascii()
+    measured("R12", kind=kind, faults=len(faults), named=text.count(f"clips.{kind}, row "))
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_bytes_that_are_no_row_are_named(kind: str, root: Path, measured) -> None:
+def test_lines_that_are_not_rows_are_named(kind: str, root: Path, measured) -> None:
     head = b"path,labels\n" if kind == "csv" else b""
     good = b"a.wav,dog\n" if kind == "csv" else b'{"path": "a.wav", "labels": "dog"}\n'
     broken = {
@@ -162,21 +162,21 @@ def test_bytes_that_are_no_row_are_named(kind: str, root: Path, measured) -> Non
     }
     source = root / f"clips.{kind}"
     source.write_bytes(head + good + b"".join(broken.values()))
-    told = refusal(source)
+    text = refusal(source)
     first = 3 if kind == "csv" else 2
-    assert told.startswith(f"{len(broken)} problem(s)"), told
+    assert text.startswith(f"{len(broken)} problem(s)"), text
     for number, what in enumerate(broken, first):
-        assert f"row {number}: " in told, what
-    measured("R12", kind=kind, broken_lines=len(broken), named=told.count(", row "))
+        assert f"row {number}: " in text, what
+    measured("R12", kind=kind, broken_lines=len(broken), named=text.count(", row "))
 
 
-def test_texts_of_a_parquet_file_that_are_no_utf8_are_named(root: Path) -> None:
+def test_parquet_rows_that_are_not_utf8_are_named(root: Path) -> None:
     paths = [f"{number}.wav".encode() for number in range(100)]
     paths[41] = b"\xff.wav"
     unchecked = pa.array(paths, pa.binary()).view(pa.string())
     pq.write_table(pa.table({"path": unchecked, "labels": ["dog"] * 100}), root / "clips.parquet")
     assert "1 problem(s)" in refusal(root / "clips.parquet")
-    assert "clips.parquet, row 42: not UTF-8" in refusal(root / "clips.parquet")
+    assert "clips.parquet, row 42: the row is not UTF-8" in refusal(root / "clips.parquet")
 
 
 @pytest.mark.parametrize(
@@ -194,19 +194,19 @@ def test_texts_of_a_parquet_file_that_are_no_utf8_are_named(root: Path) -> None:
         ("clips.jsonl", b"\x80\x04cos\nsystem\n(S'true'\ntR."),
     ],
 )
-def test_files_that_are_no_list_are_refused_by_name(root: Path, name: str, content: bytes) -> None:
+def test_files_that_are_not_lists_are_refused_by_name(root: Path, name: str, content: bytes) -> None:
     (root / name).write_bytes(content)
     assert str(root / name) in refusal(root / name)
 
 
 @pytest.mark.timeout(20)
-def test_a_pipe_is_no_list(root: Path) -> None:
+def test_a_pipe_is_refused(root: Path) -> None:
     os.mkfifo(root / "clips.csv")
     with pytest.raises(UserError):
         load_manifest(root / "clips.csv", "manifest")
     os.mkfifo(root / "class_labels_indices.csv")
     (root / "eval_segments.csv").write_text("")
-    assert "no ordinary file" in refusal(root)
+    assert "not a regular file" in refusal(root)
 
 
 @pytest.mark.timeout(60)
@@ -229,32 +229,37 @@ def test_hostile_rows_of_audioset(root: Path, measured) -> None:
         b'open, 0, 10, "/m/a',
     ]
     (root / "eval_segments.csv").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
-    told = refusal(root)
-    assert told.startswith(f"{len(rows) - 1} problem(s)"), told
-    assert all(f"eval_segments.csv, row {number}: " in told for number in range(2, len(rows) + 1))
+    text = refusal(root)
+    assert text.startswith(f"{len(rows) - 1} problem(s)"), text
+    assert all(f"eval_segments.csv, row {number}: " in text for number in range(2, len(rows) + 1))
     (root / "class_labels_indices.csv").write_text(
         "index,mid,display_name\n0,/m/a,Dog\n1,/m/a,Cat\n2,/m/b,Dog\n3,/m/c,a\x1bb\n"
     )
-    told = refusal(root)
-    assert all(f"class_labels_indices.csv, row {number}: " in told for number in (3, 4, 5))
+    text = refusal(root)
+    assert all(f"class_labels_indices.csv, row {number}: " in text for number in (3, 4, 5))
     measured("R12", kind="audioset", faults=len(rows) - 1 + 3)
 
 
-def test_categories_and_file_names_that_do_not_fit(root: Path) -> None:
+def test_esc50_rows_that_contradict_others_are_named(root: Path) -> None:
     (root / "meta").mkdir()
     rows = ["a.wav,1,0,dog", "b.wav,1,1,dog", "c.wav,1,2,c\0t", "d\x1b.wav,1,0,dog", "../e.wav,1,0,dog"]
     (root / "meta" / "esc50.csv").write_text("filename,fold,target,category\n" + "\n".join(rows))
-    told = refusal(root)
-    assert all(f"esc50.csv, row {number}: " in told for number in (3, 4, 5, 6))
+    text = refusal(root)
+    assert all(f"esc50.csv, row {number}: " in text for number in (3, 4, 5, 6))
 
 
-def test_a_folders_file_whose_name_is_no_text(root: Path) -> None:
-    for name in (b"ok.wav", b"\xff.wav", b"two\nlines.wav", b"terminal\x1b[2J.wav"):  # the second is only old
+def test_file_names_that_cannot_be_printed_are_refused(root: Path) -> None:
+    for name in (
+        b"ok.wav",
+        b"\xff.wav",
+        b"two\nlines.wav",
+        b"terminal\x1b[2J.wav",
+    ):  # the second is from an old disk and accepted
         Path(os.fsdecode(os.fsencode(root) + b"/audio/" + name)).write_bytes(b"x")
     (root / "away").unlink()
-    told = refusal(root)
-    assert told.startswith("2 problem(s)")
-    assert told.isascii()
+    text = refusal(root)
+    assert text.startswith("2 problem(s)")
+    assert text.isascii()
 
 
 @pytest.mark.timeout(300)
@@ -272,10 +277,10 @@ def test_a_million_rows_in_bounded_memory(kind: str, tmp_path: Path, many, measu
 
 
 @pytest.mark.timeout(120)
-def test_a_list_of_nothing_but_faults_is_as_quick(tmp_path: Path, measured) -> None:
+def test_a_list_of_faults_only_is_refused_as_quickly(tmp_path: Path, measured) -> None:
     rows = 100_000
     (tmp_path / "clips.csv").write_text("path,labels\n" + "../up.wav,dog\n" * rows)
-    told = refusal(tmp_path / "clips.csv")
-    assert told.startswith(f"{rows} problem(s)")
-    assert told.endswith(f"... and {rows - 20} more")
+    text = refusal(tmp_path / "clips.csv")
+    assert text.startswith(f"{rows} problem(s)")
+    assert text.endswith(f"... and {rows - 20} more")
     measured("R12", faults_counted=rows, shown=20)

@@ -1,4 +1,4 @@
-"""Many clips need no more memory than few; many clients at once get the answers that one would. By the benchmarks."""
+"""Many clips need no more memory than few, and many clients get correct answers. Measured with the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ast_core.training.order import clip_weights
 
 FLAT = 1.25
-"""Times as much memory as before that counts as no more."""
+"""Growth of memory, as a factor, that still counts as none."""
 
 
 @pytest.mark.timeout(3600)
@@ -25,7 +25,7 @@ def test_ten_times_the_clips_need_no_more_memory(ray_session: None, tmp_path: Pa
         folder = tmp_path / str(clips)
         broken = load_clips.make_clips(folder / "audio", clips)
         loads.append(load_clips.prepare_clips(folder / "audio", folder / "run", clips, broken))
-        if clips == most or many(False, True):  # the short form trains once: to start takes longer than the epoch
+        if clips == most or many(False, True):  # the short form trains once: the start takes longer than the epoch
             loads.append(load_clips.train_on_clips(folder / "run"))
     for load in loads:
         measured(

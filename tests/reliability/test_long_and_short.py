@@ -1,4 +1,4 @@
-"""R13: recordings of no sample, of one, of ten hours: each a written outcome, in bounded memory."""
+"""R13: recordings of no sample, of one sample and of ten hours each get an outcome, in bounded memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LENGTHS = {
     "one short of a window": WINDOW - 1, "a window": WINDOW, "a window and a half": WINDOW * 3 // 2,
 }  # fmt: skip
 SHORT = {
-    "none": "decode: no samples",
+    "none": "decode: the file has no samples",
     "one": "fbank: 1 samples",
     "one short of an analysis window": "fbank: 399 samples",
 }
@@ -59,7 +59,8 @@ threading.Thread(target=look, daemon=True).start()
 predict(PredictSettings(inputs=(Path(recording),), model=model, output=Path(output)))
 print("KB", most["anonymous"], most["decoder"], kilobytes("VmHWM"))  # ru_maxrss would be the parent's
 """
-"""Anonymous memory is what a process has for itself; all that is resident holds 300 MB of torch's own files, too."""
+"""Program that predicts and prints its memory. Anonymous memory is private to a process; resident memory includes 300
+MB of torch's files."""
 
 
 def write_lengths(folder: Path) -> dict[str, Path]:
@@ -75,8 +76,8 @@ def write_lengths(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def long_windows(folder: Path) -> Path:
-    """A small model of windows of ten seconds, as AudioSet's: ten hours are 3,516 of them."""
+def write_long_window_bundle(folder: Path) -> Path:
+    """Write a bundle of a small model with windows of ten seconds, as AudioSet's; ten hours are 3,516 windows."""
     torch.manual_seed(0)
     front_end = FrontEndConfig(target_frames=1024, num_mel_bins=16)
     model = ModelConfig(backbone="ast_micro", patch_time=128, time_stride=128, freq_stride=16, init="scratch")
@@ -87,7 +88,7 @@ def long_windows(folder: Path) -> Path:
 
 
 @pytest.mark.timeout(120)
-def test_prepare_writes_an_outcome_for_each(tmp_path: Path, measured: Callable[..., None]) -> None:
+def test_prepare_writes_an_outcome_for_each_length(tmp_path: Path, measured: Callable[..., None]) -> None:
     paths = write_lengths(tmp_path / "data")
     listing = write_list(tmp_path / "data" / "list.csv", [path.name for path in paths.values()], test=1)
     settings = prepare_settings(listing, tmp_path / "shards")
@@ -101,8 +102,8 @@ def test_prepare_writes_an_outcome_for_each(tmp_path: Path, measured: Callable[.
 
 
 @pytest.mark.timeout(170)
-def test_predicting_ten_hours_takes_no_more_memory(tmp_path: Path, measured: Callable[..., None]) -> None:
-    paths, bundle = write_lengths(tmp_path / "data"), long_windows(tmp_path / "bundle")
+def test_predicting_ten_hours_needs_no_more_memory_than_a_second(tmp_path: Path, measured: Callable[..., None]) -> None:
+    paths, bundle = write_lengths(tmp_path / "data"), write_long_window_bundle(tmp_path / "bundle")
     mb: dict[str, list[float]] = {}
     for name in ("silence", "ten hours"):
         command = [sys.executable, "-c", MEASURED, str(bundle), str(paths[name]), str(tmp_path / "scores.json")]
@@ -121,7 +122,7 @@ def test_predicting_ten_hours_takes_no_more_memory(tmp_path: Path, measured: Cal
 
 
 @pytest.mark.timeout(120)
-def test_predict_answers_for_each(tmp_path: Path, trained_bundle: Path) -> None:
+def test_predict_scores_or_refuses_each_length(tmp_path: Path, trained_bundle: Path) -> None:
     predictor, decoder = Predictor(Bundle.load(trained_bundle)), Decoder()
     for name, path in write_lengths(tmp_path / "data").items():
         if name in SHORT:
@@ -134,7 +135,7 @@ def test_predict_answers_for_each(tmp_path: Path, trained_bundle: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_blocks_give_what_the_whole_gives(
+def test_predicting_blocks_equals_predicting_the_complete_recording(
     tmp_path: Path, trained_bundle: Path, many: Callable[[int, int], int], measured: Callable[..., None]
 ) -> None:
     path, predictor = tmp_path / "long.flac", Predictor(Bundle.load(trained_bundle))

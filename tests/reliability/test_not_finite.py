@@ -1,4 +1,4 @@
-"""R14: NaN and infinity on one rank of two stop both before the update, named; what is committed is finite."""
+"""R14: NaN or infinity on one rank of two stops both before the update, and is named; checkpoints stay finite."""
 
 from __future__ import annotations
 
@@ -28,66 +28,66 @@ from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 
 CPU = torch.device("cpu")
-STRUCK = 3
-"""The step at which a fault strikes; the checkpoint before it is step 2's."""
+FAULT_STEP = 3
+"""Step at which a fault happens; the checkpoint before it is that of step 2."""
 
 
-class _Count(TrainerCallback):
-    """Knows which step is going on, and writes down that a fault struck."""
+class _StepCounter(TrainerCallback):
+    """Callback that knows the current step, and creates the file `happened` when a fault happens."""
 
-    def __init__(self, struck: Path) -> None:
-        self.current, self._struck = 1, struck
+    def __init__(self, happened: Path) -> None:
+        self.current, self._happened = 1, happened
 
     def on_step_end(self, done: StepResult) -> None:
         self.current = done.step + 1
 
-    def strikes(self) -> bool:
-        if self.current == STRUCK:
-            self._struck.touch()
-        return self.current == STRUCK
+    def is_fault_step(self) -> bool:
+        if self.current == FAULT_STEP:
+            self._happened.touch()
+        return self.current == FAULT_STEP
 
 
-def break_gradient(rank: int, struck: Path, value: float) -> TrainerCallback | None:
-    """On rank 1, in the backward pass of one step, a layer's gradient is no number."""
-    count = _Count(struck)
+def break_gradient(rank: int, happened: Path, value: float) -> TrainerCallback | None:
+    """Multiply a layer's gradient by `value` on rank 1, in the backward pass of one step."""
+    counter = _StepCounter(happened)
 
     def after_backward(layer: nn.Module, into: Any, _: Any) -> Any:
-        hit = isinstance(layer, nn.Linear) and into[0] is not None and count.strikes()
+        hit = isinstance(layer, nn.Linear) and into[0] is not None and counter.is_fault_step()
         return (into[0] * value, *into[1:]) if hit else None
 
     if rank == 1:
         every_module.register_module_full_backward_hook(after_backward)
-    return count
+    return counter
 
 
-def break_weight(rank: int, struck: Path, value: float) -> TrainerCallback | None:
-    """On rank 1, before one step, a weight is no number, as if its memory had failed."""
-    count = _Count(struck)
+def break_weight(rank: int, happened: Path, value: float) -> TrainerCallback | None:
+    """Set a weight to `value` on rank 1, before one step, as if its memory had failed."""
+    counter = _StepCounter(happened)
 
     def before_forward(layer: nn.Module, _: Any) -> None:
-        if isinstance(layer, AST) and count.strikes():
+        if isinstance(layer, AST) and counter.is_fault_step():
             layer.head.weight.data[0, 0] = value
 
     if rank == 1:
         every_module.register_module_forward_pre_hook(before_forward)
-    return count
+    return counter
 
 
-def break_update(rank: int, struck: Path, value: float) -> TrainerCallback | None:
-    """On both ranks, as from one and the same gradient, the last update of the epoch gives what is no number."""
-    count = _Count(struck)
+def break_update(rank: int, happened: Path, value: float) -> TrainerCallback | None:
+    """Set a weight to `value` on both ranks, after the last update of the epoch, as the same gradient would."""
+    counter = _StepCounter(happened)
 
     def after_update(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if count.current == 4:
-            struck.touch()
+        if counter.current == 4:
+            happened.touch()
             optimizer.param_groups[0]["params"][0].data.view(-1)[0] = value
 
     every_optimizer.register_optimizer_step_post_hook(after_update)
-    return count
+    return counter
 
 
 def assert_stopped(training: Training, finite_step: int) -> str:
-    """All ranks ended with one error, and the newest checkpoint is finite; the error."""
+    """Check that all ranks ended with an error and that the newest checkpoint is finite; return rank 0's error."""
     assert [rank.exitcode for rank in training.ranks] == [1] * len(training.ranks)
     newest, passed_over = checkpoint.newest(training.job.folder / "checkpoints")
     assert not passed_over
@@ -98,7 +98,7 @@ def assert_stopped(training: Training, finite_step: int) -> str:
 
 
 def first_use(job: Job, clip: int, world: int) -> set[tuple[int, int]]:
-    """The steps and ranks of the first epoch that take a clip, counted from 1 and 0."""
+    """Return the steps (counted from 1) and ranks (from 0) of the first epoch that read a clip."""
     reader = ShardReader(job.shards, ["train"])
     chosen = epoch_order(job.optim.sampler, reader.labels_NC, job.seed, 1)
     return {
@@ -111,7 +111,7 @@ def first_use(job: Job, clip: int, world: int) -> set[tuple[int, int]]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_clip_that_is_not_finite_stops_both_ranks_and_is_named(tmp_path: Path, value: float, measured) -> None:
+def test_clip_that_is_not_finite_stops_both_ranks_and_is_named(tmp_path: Path, value: float, measured) -> None:
     job = job_in(tmp_path, checkpoint_every_steps=1)
     unmixed = dataclasses.replace(job, augment=dataclasses.replace(job.augment, mixup_rate=0.0))
     write_shards(job.shards, {"train": 24, "test": 7}, broken=("train-5",), value=value)
@@ -132,41 +132,41 @@ def test_a_clip_that_is_not_finite_stops_both_ranks_and_is_named(tmp_path: Path,
 @pytest.mark.parametrize(
     ("fault", "what"), [(break_gradient, "gradient norm "), (break_weight, "model.head.weight is not finite")]
 )
-def test_a_fault_on_one_rank_stops_both_and_that_rank_is_named(
+def test_fault_on_one_rank_stops_both_ranks_and_names_that_rank(
     tmp_path: Path, fault, value: float, what: str, measured
 ) -> None:
     job = job_in(tmp_path)
-    struck = tmp_path / "struck"
-    training = train(job, 2, functools.partial(fault, struck=struck, value=value))
-    assert struck.exists()
+    happened = tmp_path / "happened"
+    training = train(job, 2, functools.partial(fault, happened=happened, value=value))
+    assert happened.exists()
     error = assert_stopped(training, 2)
     assert training.errors() == [error] * 2
-    assert error.startswith(f"UserError: Step {STRUCK} of member is not finite on rank 1 (")
+    assert error.startswith(f"UserError: Step {FAULT_STEP} of member is not finite on rank 1 (")
     assert error.count("on rank") == 1
     assert what in error
     assert "with clips train-" in error
-    measured("R14", value=value, where=fault.__name__.removeprefix("break_"), step=STRUCK, rank=1)
+    measured("R14", value=value, where=fault.__name__.removeprefix("break_"), step=FAULT_STEP, rank=1)
 
 
 @pytest.mark.timeout(180)
-def test_an_update_that_is_not_finite_is_never_committed(tmp_path: Path, measured) -> None:
-    job, struck = job_in(tmp_path), tmp_path / "struck"
-    training = train(job, 2, functools.partial(break_update, struck=struck, value=math.inf))
-    assert struck.exists()
+def test_update_that_is_not_finite_is_never_committed(tmp_path: Path, measured) -> None:
+    job, happened = job_in(tmp_path), tmp_path / "happened"
+    training = train(job, 2, functools.partial(break_update, happened=happened, value=math.inf))
+    assert happened.exists()
     assert assert_stopped(training, 2).startswith("UserError: After step 4 of member, model.")
     assert [error[error.index("on rank") :][:9] for error in training.errors()] == ["on rank 0", "on rank 1"]
     assert not list(job.folder.glob("epochs/*"))
     measured("R14", value=math.inf, where="an update", step=4)
 
 
-def test_a_rate_at_which_weights_overflow_stops_and_commits_nothing(tmp_path: Path) -> None:
+def test_learning_rate_that_overflows_weights_stops_and_commits_nothing(tmp_path: Path) -> None:
     job = job_in(tmp_path, checkpoint_every_steps=1, learning_rate=1e39, warmup_steps=1)
     with pytest.raises(UserError, match=r"not finite.*optim.learning-rate"):
         fit(job, 0, 1, CPU)
     assert checkpoint.newest(job.folder / "checkpoints") == (None, [])
 
 
-def test_weights_that_are_not_finite_are_no_beginning(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_at_start_and_at_resume(tmp_path: Path) -> None:
     job = job_in(tmp_path, epochs=1)
     fit(job, 0, 1, CPU)
     weights = load_file(job.folder / "epochs" / "epoch-0001" / "model.safetensors")
@@ -184,7 +184,7 @@ def test_weights_that_are_not_finite_are_no_beginning(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_held_out_clip_that_is_not_finite_is_named_by_both_ranks(tmp_path: Path) -> None:
+def test_held_out_clip_that_is_not_finite_is_named_by_both_ranks(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     write_shards(job.shards, {"train": 24, "test": 7}, broken=("test-3",))
     training = train(job, 2)

@@ -1,4 +1,4 @@
-"""R10, R11: prepare again does nothing; a changed clip redoes its shard, and no training goes on unless told."""
+"""R10, R11: preparing again does nothing; a changed clip redoes its shard; training refuses changed data by default."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def change(settings: PrepareSettings, number: int, samples: int = RATE_HZ, seed:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(300)
-def test_nothing_is_redone_but_what_changed(
+def test_preparing_again_redoes_only_the_parts_with_changed_clips(
     settings: PrepareSettings,
     many: Callable[[int, int], int],
     fault_seed: int,
@@ -78,7 +78,7 @@ def training(settings: PrepareSettings, folder: Path) -> Job:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(120)
-def test_training_goes_on_with_other_data_only_if_told(settings: PrepareSettings, tmp_path: Path) -> None:
+def test_training_resumes_on_changed_data_only_with_the_flag(settings: PrepareSettings, tmp_path: Path) -> None:
     first = prepare(settings)
     job = training(settings, tmp_path / "member")
     fit(job, 0, 1, CPU)
@@ -100,6 +100,6 @@ def test_training_goes_on_with_other_data_only_if_told(settings: PrepareSettings
     assert len({str(checkpoint.read_state(folder)["identity"]) for folder in epochs}) == 1  # they can be averaged
     Path(settings.data.source).with_name(f"good-{TEST + 2:04d}.wav").write_bytes(b"broken")
     prepare(settings)
-    assert ShardIndex.load(settings.shards).splits["train"]["kept"] == CLIPS - TEST - 1
+    assert ShardIndex.load(settings.shards).splits["train"].kept == CLIPS - TEST - 1
     with pytest.raises(UserError, match=r"run.data_hash, run.train_clips differ"):
         fit(replace(accepting, optim=replace(job.optim, epochs=3)), 0, 1, CPU)

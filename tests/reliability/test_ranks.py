@@ -1,4 +1,4 @@
-"""R15, R16: any number of clips on one to four ranks ends, with as many steps on each; the algebra of clips' order."""
+"""R15, R16: any number of clips trains on one to four ranks, with equal steps on each; properties of the order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ast_core.training.batches import read_batch
 from ast_core.training.order import clip_weights, epoch_order, evaluation_share, rank_steps, steps_per_epoch
 
 BATCH = 12
-"""That one to four ranks can share."""
+"""Batch size that one, two, three and four ranks can share."""
 SHORT = [(1, 1, 1), (2, 1, 1), (3, 2, 2), (4, 3, 1), (4, 13, 5), (3, 25, 7)]
-"""Ranks, clips and held-out clips: fewer than ranks, than a share, than a batch; one more than a batch or two."""
+"""Ranks, clips and held-out clips; fewer clips than ranks, than a share, than a batch, and one more than a batch."""
 LONG = [
     (world, clips, held_out) for world in (1, 2, 3, 4) for clips in (1, 2, 3, 5, 12, 13, 24, 25) for held_out in (1, 6)
 ]
@@ -36,7 +36,7 @@ samplers: st.SearchStrategy[Sampler] = st.sampled_from(["shuffle", "balanced"])
 
 
 def global_batches(clips: int, batch: int, world: int, first: int = 0) -> list[list[int]]:
-    """Positions of each step, over all ranks in their order."""
+    """Return the positions of each step over all ranks, in the order of the ranks."""
     ranks = [list(rank_steps(clips, batch, rank, world, first)) for rank in range(world)]
     assert {len(steps) for steps in ranks} == {max(0, steps_per_epoch(clips, batch) - first)}
     return [np.concatenate(parts).tolist() for parts in zip(*ranks, strict=True)]
@@ -51,7 +51,7 @@ def test_shuffle_is_a_permutation_and_repeats(clips, seed, epoch):
 
 
 @given(clips=sizes, sampler=samplers, seed=st.integers(0, 9), epoch=st.integers(1, 9))
-def test_any_order_is_of_clips_that_are_there_and_repeats(clips, sampler, seed, epoch):
+def test_any_order_holds_existing_clips_only_and_repeats(clips, sampler, seed, epoch):
     labels = np.eye(3, dtype=np.float32)[np.arange(clips) % 3]
     order = epoch_order(sampler, labels, seed, epoch)
     assert len(order) == clips
@@ -65,12 +65,12 @@ def test_every_rank_has_the_same_steps_and_batches_do_not_depend_on_world(clips,
     whole = global_batches(clips, batch, world)
     assert whole == global_batches(clips, batch, 1)
     flat = [position for positions in whole for position in positions]
-    assert flat == list(range(len(whole) * batch))  # ranks are disjoint, nothing is left out
-    assert len(flat) - clips < batch  # no more is filled up than the last batch
+    assert flat == list(range(len(whole) * batch))  # ranks are disjoint and cover every position
+    assert len(flat) - clips < batch  # only the last batch is filled up
 
 
 @given(clips=sizes, first=st.integers(0, 10), world=worlds)
-def test_resume_is_the_suffix(clips, first, world):
+def test_resumed_epoch_takes_the_remaining_batches(clips, first, world):
     assert global_batches(clips, BATCH, world, first) == global_batches(clips, BATCH, world)[first:]
 
 
@@ -93,7 +93,7 @@ def test_balanced_draws_follow_the_published_weights():
 
 
 @pytest.mark.parametrize("clips", [1, 5, 13])
-def test_what_ranks_read_together_is_one_rank_s_batch(tmp_path: Path, clips: int):
+def test_shares_of_all_ranks_make_the_batch_of_one_rank(tmp_path: Path, clips: int):
     job = job_in(tmp_path, clips, batch_size=BATCH)
     train = ShardReader(job.shards, ["train"])
     order = epoch_order("shuffle", train.labels_NC, job.seed, 1)
@@ -108,8 +108,8 @@ def test_what_ranks_read_together_is_one_rank_s_batch(tmp_path: Path, clips: int
         assert all(torch.equal(own, alone) for own, alone in zip(shared, read(0, 1), strict=True))
 
 
-def scores_by_hand(job: Job) -> dict[str, float]:
-    """Metrics of the epoch's weights on the held-out split, each clip taken once, one after the other."""
+def evaluate_clip_by_clip(job: Job) -> dict[str, float]:
+    """Return the metrics of the first epoch's weights on the held-out split, scored one clip at a time."""
     held_out = ShardReader(job.shards, ["test"])
     model = AST(job.model, job.front_end.num_mel_bins, job.front_end.target_frames, len(held_out.index.labels))
     model.load_state_dict(load_file(job.folder / "epochs" / "epoch-0001" / "model.safetensors"))
@@ -133,7 +133,7 @@ def test_any_number_of_clips_trains_on_one_to_four_ranks(tmp_path: Path, many, m
         assert [training.steps(rank) for rank in range(world)] == [steps] * world
         (line,) = (job.folder / "metrics.jsonl").read_text().splitlines()
         row = json.loads(line)
-        for name, value in scores_by_hand(job).items():
+        for name, value in evaluate_clip_by_clip(job).items():
             if not name.startswith("chance"):
                 assert row[f"test_{name}"] == pytest.approx(value, nan_ok=True)
     measured("R15", trainings=len(cases), most_ranks=4, fewest_clips=1)

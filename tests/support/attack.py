@@ -1,8 +1,8 @@
-"""Feeds readers what nobody meant; a program, for an input may kill the process that reads it.
+"""Feed mutated inputs to readers. It is a program, because an input may kill the process that reads it.
 
 python tests/support/attack.py FOLDER SECONDS SEED CORPUS TARGET...
 
-Prints a line of JSON a target: inputs, how many were accepted, and the first crashes with the files of their inputs.
+It prints one line of JSON per target: inputs, accepted inputs, and the first crashes with the files of their inputs.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from fuzzing import corpus, inputs
 from ast_core.errors import ClipError, UserError
 
 MEMORY = 6 << 30
-"""Address space that an input may cost."""
+"""Bytes of address space that an input may use."""
 MOST = 5
-"""Crashes of a target, after which it is left alone."""
+"""Number of crashes after which a target is not attacked any more."""
 
 
 def attack(name: str, target: Target, folder: Path, seconds: float, seed: str, known: Path) -> dict[str, Any]:
-    """Feed a target for a while; whatever comes back but a sentence is a crash, and its input is kept."""
+    """Feed a target for some seconds. Any exception but an error for the user is a crash, and its input is kept."""
     count, accepted, crashes, last = 0, 0, [], folder / "last"
     for data in chain(corpus(known, name), inputs(target.seeds, target.mutate, f"{seed}{name}", seconds)):
         count += 1
-        last.write_bytes(data)  # where a crash ends this process, it is the input
+        last.write_bytes(data)  # if a crash ends this process, this file is its input
         try:
             target.read(data)
             accepted += 1
         except (UserError, ClipError):
             pass
-        except BaseException:  # noqa: BLE001, that is what is looked for
+        except BaseException:  # noqa: BLE001, these are the crashes to find
             kept = last.rename(folder / f"{name}-{len(crashes)}")
             crashes.append(_crash(traceback.format_exc()[-1500:], kept))
         if len(crashes) == MOST:
@@ -53,13 +53,13 @@ def _crash(error: str, path: Path) -> dict[str, str]:
 
 
 def group_in_child(group: Group, root: Path, seconds: float, seed: str, known: Path, names: list[str]) -> None:
-    """Attack a group's targets in this process, whose memory is limited and whose notes go to a file."""
+    """Attack the targets of a group in this process, with limited memory and stderr in a file."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
     folder = root / group.__name__
     folder.mkdir()
     with (folder / "stderr").open("w") as quiet:
-        os.dup2(quiet.fileno(), 2)  # decoders' own notes, and the help for each recipe
+        os.dup2(quiet.fileno(), 2)  # messages of decoders, and the help text for each recipe
         for name, target in group(folder).items():
             if not names or name in names:
                 say(attack(name, target, folder, seconds, seed, known))
@@ -70,7 +70,7 @@ def say(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Attack the targets that are named, or all, each group in a process of its own."""
+    """Attack the named targets, or all of them, with one process for each group."""
     root, seconds, seed, known, *names = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

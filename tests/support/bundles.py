@@ -1,4 +1,4 @@
-"""Runs with bundles of tiny models, as if they had been trained and evaluated."""
+"""Run folders with bundles of tiny models, as if they had been trained and evaluated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MODEL = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="
 LABELS = ["dog", "rain, heavy", "Zoé's $5"]
 
 
-def part(seed: int, weights_seed: int) -> tuple[str, dict[str, torch.Tensor], dict[str, object]]:
+def make_member(seed: int, weights_seed: int) -> tuple[str, dict[str, torch.Tensor], dict[str, object]]:
+    """Return name, random weights and identity of a member."""
     torch.manual_seed(weights_seed)
     model = AST(MODEL, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS))
     identity = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": LABELS, "mean": -5.0, "std": 4.0}
@@ -27,19 +28,19 @@ def part(seed: int, weights_seed: int) -> tuple[str, dict[str, torch.Tensor], di
 def write_run(
     folder: Path, seeds: tuple[int, ...] = (0, 1), score: float = 0.5, clips_of: str = "c", weights: int = 0
 ) -> None:
-    """A run's bundles and evaluations, with an ensemble if there are several members.
+    """Write the bundles and evaluations of a run, with an ensemble if it has several members.
 
     Args:
-        folder: of the run.
-        seeds: of the members.
-        score: mAP that each is said to have.
-        clips_of: stands for the clips that they were evaluated on.
-        weights: with another number, members of the same names are others.
+        folder: folder of the run.
+        seeds: seeds of the members.
+        score: mAP in each evaluation.
+        clips_of: identity of the clips in each evaluation.
+        weights: number that the weights are drawn from; another number returns other weights under the same names.
     """
-    parts = [part(seed, 1000 * weights + seed) for seed in seeds]
-    last = (f"seed-{seeds[0]}-last", [parts[0]], "last")
-    ensemble = [("ensemble", parts, "ensemble")] if len(parts) > 1 else []
-    for name, members, role in [*((p[0], [p], "member") for p in parts), *ensemble, last]:
+    made = [make_member(seed, 1000 * weights + seed) for seed in seeds]
+    last = (f"seed-{seeds[0]}-last", [made[0]], "last")
+    ensemble = [("ensemble", made, "ensemble")] if len(made) > 1 else []
+    for name, members, role in [*((own[0], [own], "member") for own in made), *ensemble, last]:
         facts = {"recipe": "test", "data_hash": "d", "seeds": list(seeds), "made_of": "epoch 1", "role": role}
         facts["train_runs"] = [f"run-{seed}" for seed in seeds]
         digest = write_bundle(folder / "bundles" / name, members, False, facts)

@@ -1,8 +1,8 @@
-"""Prepare and train while Ray's object store is full and the disk it spills to, too; a program: only it sees that disk.
+"""Prepare and train while Ray's object store and its spill disk are full. It is a program: only it sees that disk.
 
 python tests/support/disk_spilling.py FOLDER CLIPS
 
-Prints a line of JSON.
+It prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STORE_BYTES, DISK_MEGABYTES, OBJECT_BYTES, MOST = 100_000_000, 64, 10_000_000, 1
 
 
 def fill() -> list[Any]:
-    """Put objects until Ray has room for none, neither in its store nor on its disk."""
+    """Put objects until neither Ray's store nor its disk has room for another."""
     held: list[Any] = []
     with contextlib.suppress(ray.exceptions.OutOfDiskError):
         while len(held) < MOST:
@@ -41,7 +41,7 @@ def fill() -> list[Any]:
 
 
 def main() -> None:
-    """Prepare and train beside it, then without it."""
+    """Prepare and train while both are full, then with room."""
     root, clips = Path(sys.argv[1]), int(sys.argv[2])
     listing = write_list(root / "data" / "list.csv", write_clips(root / "data", clips))
     disk = SmallDisk(root / "disk", DISK_MEGABYTES)
@@ -57,17 +57,17 @@ def main() -> None:
     }
     held = fill()
     row = {"held_mb": len(held) * OBJECT_BYTES / 1e6, "spill_disk_free_mb": disk.free / 1e6}
-    said = {name: tried(stage) for name, stage in stages.items()}
+    said = {name: error_of(stage) for name, stage in stages.items()}
     assert all(str(disk.folder) in sentence for sentence in said.values() if sentence), said
     held.clear()
-    again = {name: tried(stage) for name, stage in stages.items()}
+    again = {name: error_of(stage) for name, stage in stages.items()}
     assert not any(again.values()), again
     require_balance(ShardIndex.load(settings.shards), settings.shards, clips)
     print(json.dumps(row | {"named": sum(map(bool, said.values())), "done_again": len(again)}), flush=True)  # noqa: T201
 
 
-def tried(stage: Callable[[], object]) -> str:
-    """The sentence that it ended with; "" if it did what it is for."""
+def error_of(stage: Callable[[], object]) -> str:
+    """Run a stage, and return the error that it ended with; "" if it succeeded."""
     try:
         stage()
     except NoRoomError as error:

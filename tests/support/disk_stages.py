@@ -1,8 +1,8 @@
-"""Prepare, train and their tracker on a full disk, with one Ray; a program, for only it sees that disk.
+"""Prepare, train and log to a tracker on a full disk, with one Ray. It is a program: only it sees that disk.
 
 python tests/support/disk_stages.py FOLDER LEVELS STAGE...
 
-Prints a line of JSON a stage.
+It prints one line of JSON for each stage.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MEGABYTES, EPOCHS, CLIPS = 64, 2, 24
 
 
 def refused(stage: Callable[[], Any]) -> str:
-    """The sentence that a stage without room ends with, as a program."""
+    """Run a stage that has no room, as a program, and return its error."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as caught:
         run_stage(stage)
@@ -52,7 +52,7 @@ def refused(stage: Callable[[], Any]) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk of all files."""
+    """Return the bytes on disk of all files."""
     return sum(math.ceil(path.stat().st_size / PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
@@ -85,7 +85,7 @@ def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
         disk.leave(max(0, needs * level // levels - size_of(shards)))
         sentence = refused(lambda: run(shards))
         there = shards_in(shards)
-        # What is there is as it should be at the end; a part whose marker found no room has none.
+        # Existing files are final; a part whose marker had no room has no marker.
         assert {name: whole[name] for name in there} == there, sentence
     disk.release()
     run(shards)
@@ -94,7 +94,7 @@ def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
 
 
 def shards_in(folder: Path) -> dict[str, str]:
-    """Hashes of all files but those that say who launched it."""
+    """Return the hashes of all files except those of the lock."""
     found = files_in(folder) if folder.is_dir() else {}
     return {name: sha256 for name, sha256 in found.items() if name not in {folder_lock.LOCK, folder_lock.HOLDER}}
 
@@ -105,7 +105,7 @@ def weights_of(run: Path) -> list[str]:
 
 
 def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
-    """A whole training whose tracker cannot write; what it lacks follows once there is room."""
+    """Train while the tracker cannot write, and check that the epochs are logged once it has room."""
     uri = f"sqlite:///{disk.folder / 'mlflow.db'}"
     mlflow_store.open_store(uri)
     with runs.start_run("test", "before", {}, {}):
@@ -126,11 +126,11 @@ def try_tracker(disk: SmallDisk, root: Path) -> dict[str, Any]:
 
 
 def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
-    """After `try_tracker`. Eight pages are room for small files, and end whatever comes next, Ray's too."""
+    """Train on a full disk, after `try_tracker`. Eight pages have room for small files only, Ray's included."""
     member = disk.folder / "run" / "members" / "seed-0"
     flags = [*training_flags(root, "whole", EPOCHS), "--run-dir", str(disk.folder / "run")]
     needs, resumed, sentence = size_of(root / "whole"), 0, ""
-    # Of what a whole run needs, more than half: with less there is no room for a first checkpoint.
+    # More than half of what a complete run needs: with less there is no room for a first checkpoint.
     shares = [needs * (levels + n) // (2 * levels) for n in range(1, levels)]
     small = [0, 8 * PAGE][: levels - 1]
     for level in [*small, *shares]:
@@ -141,8 +141,8 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
         resumed += newest is not None
         tensors = list(disk.folder.rglob("*.safetensors*"))
         whole = [path for path in tensors if (path.parent / checkpoint.MARKER).is_file()]
-        stumps = [path for path in tensors if path.suffix != ".safetensors" or path not in whole]
-        assert not stumps, stumps
+        leftovers = [path for path in tensors if path.suffix != ".safetensors" or path not in whole]
+        assert not leftovers, leftovers
     disk.release()
     train(parse_settings(TrainSettings, "", flags))
     assert len(weights_of(disk.folder / "run")) == EPOCHS
@@ -151,7 +151,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Try the stages."""
+    """Run the named stages, or all of them."""
     root, levels = Path(sys.argv[1]), int(sys.argv[2])
     write_shards(root / "shards", {"train": 42, "test": 21})
     disk = SmallDisk(root / "disk", MEGABYTES)

@@ -1,4 +1,4 @@
-"""Every writer of files on a disk that is full at several levels; a program, for only it sees that disk.
+"""Try every writer of files on a disk that is full at several levels. It is a program: only it sees that disk.
 
 python tests/support/disk_writers.py FOLDER LEVELS WRITER...
 
@@ -124,15 +124,15 @@ def save_json(folder: Path, version: int) -> None:
 
 
 def push(folder: Path, version: int) -> None:
-    """A working copy with room, of a store on the full disk."""
+    """Write to a working copy with room, whose store is on the full disk."""
     copy = shared(folder) / f"copy-{folder.name}"
     ObjectStore(copy, f"file://{folder}").attach()
     with atomic_write(copy / "metrics.jsonl") as temporary:
         temporary.write_text(f"{version}" * 100_000)
 
 
-def bring(folder: Path, version: int) -> None:
-    """The other way: the store has room, the working copy has not."""
+def download(folder: Path, version: int) -> None:
+    """Download to a working copy on the full disk, from a store with room."""
     place = shared(folder) / "place"
     place.mkdir(exist_ok=True)
     (place / "metrics.jsonl").write_text(f"{version}" * 100_000)
@@ -140,7 +140,7 @@ def bring(folder: Path, version: int) -> None:
         ObjectStore(folder, f"file://{place}").attach()
     store = store_of(folder)
     assert store is not None
-    download_file(store, folder / "metrics.jsonl", store.listed(folder)[folder / "metrics.jsonl"])
+    download_file(store, folder / "metrics.jsonl", store.list_files(folder)[folder / "metrics.jsonl"])
 
 
 def attach(folder: Path, version: int) -> None:
@@ -164,27 +164,27 @@ WRITERS: dict[str, Writer] = {
     "curve": save_curve,
     "JSON": save_json,
     "store": push,
-    "from a store": bring,
+    "from a store": download,
 }
-"""Each commits version 1 or 2 of an artefact to a folder."""
+"""Functions that commit version 1 or 2 of an artefact to a folder, by name."""
 
 
 def shared(folder: Path) -> Path:
-    """A folder beside the full disk, for what a writer reads."""
+    """Return a folder on a disk with room, for files that a writer reads."""
     return folder.parents[1] / "shared"
 
 
 def try_writer(disk: SmallDisk, name: str, levels: int) -> dict[str, Any]:
-    """Version 1 with room, version 2 without at several levels, version 2 with room; asserts what is promised."""
+    """Write version 1 with room, version 2 without room at several levels, then version 2 with room; check each."""
     write, folder = WRITERS[name], disk.folder / "artefact"
     folder.mkdir()
     before: dict[str, str] = {}
-    free_levels = [0]  # of one level only: without a version 1, whose writing costs as much again
+    free_levels = [0]  # with one level only, version 1 is left out: writing it takes as long again
     if levels > 1:
         write(folder, 1)
         before, needs = files_in(folder), disk.free - free_after(disk, write)
         assert needs >= levels * PAGE, f"{name} needs {needs} bytes: too few for {levels} levels"
-        last = needs - 2 * PAGE  # a working copy's note is there already
+        last = needs - 2 * PAGE  # the note of a working copy exists already
         free_levels = [*(needs * n // levels for n in range(levels - 1)), last]
     failed, known, sentence = 0, 0, ""
     for level in free_levels:
@@ -192,23 +192,23 @@ def try_writer(disk: SmallDisk, name: str, levels: int) -> dict[str, Any]:
         with pytest.raises(UserError) as caught:
             write(folder, 2)
         failed, sentence = failed + 1, str(caught.value)
-        told = TELLS.search(sentence)
-        assert told, sentence
+        found = TELLS.search(sentence)
+        assert found, sentence
         assert isinstance(caught.value, NoRoomError)
         assert str(disk.folder) in sentence
-        assert int(told[3]) == disk.free == level // PAGE * PAGE, sentence
-        known += not told[1]
-        assert files_in(folder) == before, f"{name}: something else than version 1 is there: {sentence}"
+        assert int(found[3]) == disk.free == level // PAGE * PAGE, sentence
+        known += not found[1]
+        assert files_in(folder) == before, f"{name}: the folder holds something else than version 1: {sentence}"
     disk.release()
     write(folder, 2)
     after = files_in(folder)
     assert after != before
     shutil.rmtree(folder)
-    return {"writer": name, "levels": levels, "failed": failed, "told_before": known, "sentence": sentence}
+    return {"writer": name, "levels": levels, "failed": failed, "refused_before_writing": known, "sentence": sentence}
 
 
 def race(disk: SmallDisk) -> dict[str, Any]:
-    """Another process fills the disk after it had room: tensors' library meets it, in the middle of a file."""
+    """Let another process fill the disk while safetensors writes a file, after the check for free space."""
     path = disk.folder / "race.safetensors"
     tables = [{"w": torch.full((10 << 20,), version)} for version in (1.0, 2.0)]
     for tries in range(1, 101):
@@ -224,14 +224,14 @@ def race(disk: SmallDisk) -> dict[str, Any]:
             os.waitpid(rival, 0)
             disk.release()
             if "No space left" not in str(error):
-                continue  # the rival was there first
+                continue  # the rival was first
             assert files_in(disk.folder) == before
             write_tensors(path, tables[1])
             return {
                 "writer": "race",
                 "levels": 1,
                 "failed": 1,
-                "told_before": 0,
+                "refused_before_writing": 0,
                 "tries": tries,
                 "sentence": str(error),
             }
@@ -240,7 +240,7 @@ def race(disk: SmallDisk) -> dict[str, Any]:
 
 
 def fill_once_begun(folder: Path) -> NoReturn:
-    """The rival: writes until the disk is full, as soon as a file is begun; ends its process."""
+    """Fill the disk as soon as the other process begins a file, then end this process."""
     try:
         while not any(folder.glob(".race*")):
             pass
@@ -252,7 +252,7 @@ def fill_once_begun(folder: Path) -> NoReturn:
 
 
 def free_after(disk: SmallDisk, write: Writer) -> int:
-    """Free bytes with another artefact of version 2 beside the first."""
+    """Return the free bytes with a second artefact of version 2 on the disk."""
     probe = disk.folder / "probe"
     probe.mkdir()
     write(probe, 2)
@@ -262,7 +262,7 @@ def free_after(disk: SmallDisk, write: Writer) -> int:
 
 
 def main() -> None:
-    """Try the writers that are named, or all."""
+    """Try the named writers, or all of them."""
     root, levels, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     (root / "shared").mkdir()
     disk = SmallDisk(root / "disk", MEGABYTES)

@@ -1,4 +1,7 @@
-"""Plain trainings without Ray, each rank a process of its own that can be killed: forked, so a start costs a second."""
+"""Trainings without Ray whose ranks are processes that a test can kill.
+
+The processes are forked from a server that has torch imported, so a start takes about a second.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,15 @@ from ast_core.weights import checkpoint
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["ast_core.training.trainer", "pandas", "torch._dynamo"]
-)  # the last two take seconds when first used
+)  # the last two take seconds on their first use
 LIMIT_S = 300
-"""For whatever a training must do; seconds on an idle machine."""
+"""Longest wait for a training; on an idle machine it ends within seconds."""
 TIMES = ("seconds", "clips_per_s")
+"""Columns of `metrics.jsonl` that differ between equal runs."""
 
 
 def job_in(folder: Path, clips: int = 24, held_out: int = 7, **optim: Any) -> Job:
-    """A training of a small model in `folder`, four steps an epoch, two epochs, a checkpoint every second step."""
+    """Return a training of a small model: two epochs of four steps, a checkpoint every second step."""
     write_shards(folder / "shards", {"train": clips, "test": held_out})
     model = ModelConfig(
         backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch"
@@ -47,90 +51,90 @@ def job_in(folder: Path, clips: int = 24, held_out: int = 7, **optim: Any) -> Jo
     )  # fmt: skip
 
 
-def beside(job: Job, name: str) -> Job:
-    """The same training in another folder."""
+def move_to(job: Job, name: str) -> Job:
+    """Return the same training in another member folder."""
     return dataclasses.replace(job, folder=job.folder.with_name(name))
 
 
-class Diary(TrainerCallback):
-    """Writes down what a rank is told, a line each, so that it outlives a kill."""
+class EventLog(TrainerCallback):
+    """Callback that writes each event of a rank as a line of a file, which survives a kill."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def on_train_begin(self, step: int) -> None:
-        """As `began STEP SECONDS`, on a clock that all processes of a machine share."""
+        """Write `began STEP SECONDS`; all processes of a machine share the clock."""
         self._file.write(f"began {step} {time.monotonic()}\n")
 
     def on_step_end(self, done: StepResult) -> None:
-        """As `step STEP SECONDS`."""
+        """Write `step STEP SECONDS`."""
         self._file.write(f"step {done.step} {time.monotonic()}\n")
 
 
 Fault = Callable[[int], Any]
-"""Called in each rank, with its number, before it trains; may give an callback instead of the diary."""
+"""Function that each rank calls with its number before it trains; it may return a callback instead of the log."""
 
 
-def _rank(job: Job, rank: int, world: int, meeting: Path, diary: Path, fault: Fault | None) -> None:
-    import torch  # noqa: PLC0415  # here, and not in the process that forks
+def _run_rank(job: Job, rank: int, world: int, meeting: Path, log: Path, fault: Fault | None) -> None:
+    import torch  # noqa: PLC0415  # imported in the rank, not in the test's process
     from torch import distributed  # noqa: PLC0415
 
     from ast_core.errors import UserError  # noqa: PLC0415
     from ast_core.training.trainer import fit  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    callback = (fault(rank) if fault else None) or Diary(diary)
+    callback = (fault(rank) if fault else None) or EventLog(log)
     if world > 1:
         distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
     try:
         fit(job, rank, world, torch.device("cpu"), callback)
     except UserError as error:
-        diary.with_suffix(".error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-        os._exit(1)  # gloo's own end can wait for a rank that has left for ever
+        log.with_suffix(".error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        os._exit(1)  # an ordinary exit closes gloo, which can wait forever for a rank that has ended
     if world > 1:
         distributed.destroy_process_group()
 
 
 class Training:
-    """A training's ranks while they run."""
+    """Processes of a training that runs, one for each rank."""
 
     def __init__(self, job: Job, world: int = 1, fault: Fault | None = None) -> None:
         self.job = job
-        self.diaries = [job.folder.parent / f"{job.folder.name}-rank-{rank}.txt" for rank in range(world)]
-        for path in self.diaries:
+        self.logs = [job.folder.parent / f"{job.folder.name}-rank-{rank}.txt" for rank in range(world)]
+        for path in self.logs:
             path.unlink(missing_ok=True)
             path.with_suffix(".error").unlink(missing_ok=True)
         meeting = Path(tempfile.mkdtemp(dir=job.folder.parent)) / "ranks"
-        arguments = [(job, rank, world, meeting, self.diaries[rank], fault) for rank in range(world)]
-        self.ranks = [FORKS.Process(target=_rank, args=own) for own in arguments]
+        arguments = [(job, rank, world, meeting, self.logs[rank], fault) for rank in range(world)]
+        self.ranks = [FORKS.Process(target=_run_rank, args=own) for own in arguments]
         for process in self.ranks:
             process.start()
 
     def lines(self, rank: int = 0) -> list[str]:
-        """What a rank's diary says by now, whole lines only."""
-        path = self.diaries[rank]
+        """Return the complete lines of a rank's log so far."""
+        path = self.logs[rank]
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
     def steps(self, rank: int = 0) -> list[int]:
-        """The steps that a rank did."""
+        """Return the steps that a rank did."""
         return [int(line.split()[1]) for line in self.lines(rank) if line.startswith("step")]
 
     def began_at(self) -> int | None:
-        """The step that it went on from; None if it never came so far."""
+        """Return the step that the training continued from; None if it has not begun."""
         return next((int(line.split()[1]) for line in self.lines() if line.startswith("began")), None)
 
     def seconds(self) -> float:
-        """From its beginning to its last step."""
+        """Return the seconds from the start to the last step."""
         times = [float(line.split()[2]) for line in self.lines()]
         return times[-1] - times[0]
 
     def alive(self) -> bool:
-        """Whether rank 0 runs."""
+        """Return whether rank 0 runs."""
         return self.ranks[0].is_alive()
 
     def wait(self) -> list[int]:
-        """The ranks' exit codes; fails if one hangs."""
+        """Wait for all ranks and return their exit codes; fail if a rank hangs."""
         deadline = time.monotonic() + LIMIT_S
         for process in self.ranks:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -140,7 +144,7 @@ class Training:
         return [code for code in codes if code is not None]
 
     def kill(self) -> bool:
-        """`kill -9` all ranks; whether rank 0 died of it."""
+        """Kill all ranks with SIGKILL; return whether rank 0 died of it."""
         for process in self.ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid or 0, signal.SIGKILL)
@@ -149,14 +153,14 @@ class Training:
         return self.ranks[0].exitcode == -signal.SIGKILL
 
     def errors(self) -> list[str]:
-        """What each rank ended with."""
-        paths = [path.with_suffix(".error") for path in self.diaries]
+        """Return the `UserError` that each rank ended with; empty for a rank without one."""
+        paths = [path.with_suffix(".error") for path in self.logs]
         return [path.read_text(encoding="utf-8") if path.exists() else "" for path in paths]
 
 
 @contextlib.contextmanager
 def running(job: Job, world: int = 1, fault: Fault | None = None) -> Iterator[Training]:
-    """A training that does not outlive the test."""
+    """Start a training, and kill what remains of it at the end."""
     training = Training(job, world, fault)
     try:
         yield training
@@ -165,14 +169,17 @@ def running(job: Job, world: int = 1, fault: Fault | None = None) -> Iterator[Tr
 
 
 def train(job: Job, world: int = 1, fault: Fault | None = None) -> Training:
-    """A training, run to its end."""
+    """Run a training to its end."""
     with running(job, world, fault) as training:
         training.wait()
         return training
 
 
-def whole_step(folder: Path) -> int:
-    """Step of the newest checkpoint whose files all have the hashes that its marker says, checked without our code."""
+def newest_complete_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint whose files have the hashes in its marker; 0 without one.
+
+    The check does not use the code under test.
+    """
     for path in sorted(folder.glob("checkpoints/step-*"), reverse=True):
         marker = path / checkpoint.MARKER
         if marker.is_file():
@@ -183,7 +190,7 @@ def whole_step(folder: Path) -> int:
 
 
 def result_of(job: Job) -> dict[str, Any]:
-    """All that must be the same to the bit: the tensors' files of the last checkpoint and of every epoch, the curve."""
+    """Return what must be bitwise equal: tensors of the last checkpoint and of all epochs, metrics and identity."""
     newest, passed_over = checkpoint.newest(job.folder / "checkpoints")
     assert newest is not None
     assert not passed_over
@@ -194,6 +201,6 @@ def result_of(job: Job) -> dict[str, Any]:
     return {"bits": bits, "rows": [json.dumps(row) for row in rows], "state": checkpoint.read_state(newest)["identity"]}
 
 
-def stumps(folder: Path) -> list[Path]:
-    """What killed writers left half written under a member's folder."""
+def temporary_files(folder: Path) -> list[Path]:
+    """Return the temporary files that killed writers left under a member's folder."""
     return [path for path in folder.rglob(".*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""What reads foreign bytes, good inputs of each to begin from, and how they are changed."""
+"""Every reader of untrusted bytes, good inputs for each to begin with, and how these are changed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Group(Protocol):
     __name__: str
 
     def __call__(self, folder: Path) -> dict[str, Target]:
-        """The targets, by name."""
+        """Return the targets by name."""
 
 
 def tone(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
@@ -163,12 +163,12 @@ def identity() -> dict[str, Any]:
 
 
 def small() -> dict[str, torch.Tensor]:
-    """Few bytes, so that changes meet the header."""
+    """Return few bytes, so that changes hit the header."""
     return {"pos_embed": torch.zeros(1, 10, 4), "norm.bias": torch.zeros(4)}
 
 
 def write_signed(path: Path, data: bytes) -> None:
-    """A file of ours as a stranger would change it: with the hash that fits, where it is an object."""
+    """Change one of our files as an attacker would: with a hash that matches, if it is an object."""
     try:
         values = json.loads(data)
         values.pop(SELF_HASH, None)
@@ -266,7 +266,7 @@ def bundles(folder: Path) -> dict[str, Target]:
         found.decide(scores_BC)
 
     def honest(data: bytes, chance: random.Random) -> bytes:
-        """Changed, and its digest with it, or it would never be read further."""
+        """Change the input and its digest; with a wrong digest nothing else would be read."""
         changed = mutated_json(data, chance)
         try:
             values = json.loads(changed)
@@ -344,7 +344,7 @@ def serving(folder: Path) -> dict[str, Target]:
 
 
 def _bytes(value: Any) -> Any:
-    """Base64 as MLflow makes bytes of it."""
+    """Decode base64 to bytes as MLflow does."""
     try:
         return base64.b64decode(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""Bytes as nobody meant them: mutations of good inputs, blind and aware of their structure, from one generator."""
+"""Mutations of good inputs from one random generator: blind ones, and ones that know the structure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LENGTHS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1)
-"""What length fields of four and eight bytes are set to."""
+"""Values for length fields of four and eight bytes."""
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1 << 31, 1 << 63, 1 << 2000, 0.5, math.nan, math.inf, -math.inf, 1e308,
     "", "x", "\0", "../x", "/etc/passwd",
@@ -24,7 +24,7 @@ TEXTS = (
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """One to four blind changes: flipped bits, other bytes, cuts, copies of own pieces, length fields."""
+    """Make one to four blind changes: flipped bits, other bytes, cuts, copies of pieces, length fields."""
     out = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         place = chance.randrange(len(out) + 1)
@@ -43,13 +43,13 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
         else:
             size, order = chance.choice((2, 4, 8)), chance.choice(("little", "big"))
             value = chance.choice(LENGTHS) & ((1 << 8 * size) - 1)
-            place = chance.randrange(min(len(out), 256) + 1) if kind == 5 else place  # most headers are in front
+            place = chance.randrange(min(len(out), 256) + 1) if kind == 5 else place  # most headers are at the start
             out[place : place + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
     return bytes(out)
 
 
 def mutated_text(data: bytes, chance: random.Random) -> bytes:
-    """A text with some of its characters or lines changed; now and then blind."""
+    """Change some characters or lines of a text; sometimes change it blindly."""
     if chance.random() < 0.3:
         return mutated(data, chance)
     lines = data.decode("utf-8", "surrogatepass").split("\n")
@@ -68,7 +68,7 @@ def mutated_text(data: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_value(value: Any, chance: random.Random) -> Any:
-    """A JSON value with one of its places changed: another value, gone, twice, or renamed."""
+    """Change one place of a JSON value: replace, remove, repeat or rename it."""
     if not isinstance(value, dict | list) or not value or chance.random() < 0.1:
         return chance.choice(VALUES)
     keys: Sequence[Any] = list(value) if isinstance(value, dict) else range(len(value))
@@ -87,7 +87,7 @@ def mutated_value(value: Any, chance: random.Random) -> Any:
 
 
 def mutated_json(data: bytes, chance: random.Random) -> bytes:
-    """A JSON text: changed as a value, else as a text."""
+    """Change a JSON text as a value or as a text."""
     if chance.random() < 0.3:
         return mutated_text(data, chance)
     value = json.loads(data)
@@ -99,7 +99,7 @@ def mutated_json(data: bytes, chance: random.Random) -> bytes:
 def inputs(
     seeds: Sequence[bytes], mutate: Callable[[bytes, random.Random], bytes], seed: str, seconds: float
 ) -> Iterator[bytes]:
-    """The seeds, then mutations of them, some of mutations, until the time is over."""
+    """Yield the seeds, then mutations of them and of mutations, until the time is over."""
     chance, started = random.Random(seed), time.monotonic()
     yield from seeds
     last = seeds[0]
@@ -107,11 +107,11 @@ def inputs(
         base = last if chance.random() < 0.2 and len(last) < 1 << 20 else chance.choice(seeds)
         try:
             last = mutate(base, chance)
-        except ValueError:  # what was no JSON or no text before cannot be changed as such
+        except ValueError:  # bytes that are not JSON or text any more can only be changed blindly
             last = mutated(base, chance)
         yield last
 
 
 def corpus(folder: Path, target: str) -> list[bytes]:
-    """Inputs that once ended in something else than a sentence."""
+    """Return the inputs that once crashed a target."""
     return [path.read_bytes() for path in sorted((folder / target).glob("*"))]

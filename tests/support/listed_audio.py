@@ -1,4 +1,4 @@
-"""Data sets of short clips with a manifest, for tests of `prepare`, and what one looks at in its shards."""
+"""Make data sets of short clips with a manifest for tests of `prepare`, and read the shards that it writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRONT_END = FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS)
 
 
 def write_clips(folder: Path, count: int) -> list[str]:
-    """Files `good-NNNN.wav` of 0.3 s of noise, each another; their names."""
+    """Write files `good-NNNN.wav` of 0.3 s of noise, each with other noise, and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"good-{number:04d}.wav" for number in range(count)]
     for number, name in enumerate(names):
@@ -30,7 +30,7 @@ def write_clips(folder: Path, count: int) -> list[str]:
 
 
 def write_list(path: Path, names: Sequence[str], test: int = 4) -> Path:
-    """A manifest of files NAME-NN.wav beside it; the first `test` are the test split, the others train."""
+    """Write a manifest of the files NAME-NN.wav next to it; the first `test` of them are the test split."""
     labels = ["odd" if int(name[-5]) % 2 else "even" for name in names]
     splits = ["test" if place < test else "train" for place in range(len(names))]
     rows = [",".join([name, *row]) for name, *row in zip(names, names, labels, splits, strict=True)]
@@ -39,7 +39,7 @@ def write_list(path: Path, names: Sequence[str], test: int = 4) -> Path:
 
 
 def prepare_settings(listing: Path, shards: Path, per_part: int = 40, **prepare: Any) -> PrepareSettings:
-    """Of a manifest that `write_list` wrote."""
+    """Return settings of `prepare` for a manifest that `write_list` wrote."""
     return PrepareSettings(
         run_dir=shards.parent, shards=shards, workers=2,
         data=DataConfig(source=str(listing), layout="manifest"),
@@ -49,7 +49,7 @@ def prepare_settings(listing: Path, shards: Path, per_part: int = 40, **prepare:
 
 
 def flags(settings: PrepareSettings) -> list[str]:
-    """The same as a command line's."""
+    """Return the command-line flags of these settings."""
     text = f"""
     --recipe esc50_small --run-dir {settings.run_dir} --shards {settings.shards} --workers {settings.workers}
     --data.source {settings.data.source} --data.layout manifest --data.train-splits train --data.test-split test
@@ -61,18 +61,18 @@ def flags(settings: PrepareSettings) -> list[str]:
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
-    """Contents by relative path, but for what says who works there."""
+    """Read all files of a folder by relative path, except those of the folder's lock."""
     found = [path for path in sorted(folder.rglob(pattern)) if path.is_file() and path.name not in {".lock", ".holder"}]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def written(shards: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each part: new ones where a part was written again."""
+    """Return inode and time of each part; both change if the part is written again."""
     return {f"{p.parent.name}/{p.stem}": (p.stat().st_ino, p.stat().st_mtime_ns) for p in shards.glob("*/*.parquet")}
 
 
 def rows(shards: Path) -> dict[str, dict[str, Any]]:
-    """All that the shards say of each clip, by id; fails if one is there twice."""
+    """Read the shards' rows by clip id; fail if a clip occurs twice."""
     found: dict[str, dict[str, Any]] = {}
     for path in shards.glob("*/*.parquet"):
         for row in pq.read_table(path).to_pylist():
@@ -81,7 +81,7 @@ def rows(shards: Path) -> dict[str, dict[str, Any]]:
 
 
 def rejects(shards: Path) -> dict[str, dict[str, str]]:
-    """The table of rejects and missing clips, by id; fails if one is there twice."""
+    """Read the table of rejected and missing clips by id; fail if a clip occurs twice."""
     table = pq.read_table(shards / "rejects.parquet").to_pylist()
     found = {row["clip_id"]: row for row in table}
     assert len(found) == len(table)
@@ -89,11 +89,12 @@ def rejects(shards: Path) -> dict[str, dict[str, str]]:
 
 
 def require_balance(index: ShardIndex, shards: Path, listed: int) -> Mapping[str, int]:
-    """Fails unless every listed clip is kept, rejected or missing: in the index's books and in the files."""
-    books = {
-        key: sum(split[key] for split in index.splits.values()) for key in ("listed", "kept", "rejected", "missing")
+    """Fail unless every listed clip is kept, rejected or missing, both in the index and in the files."""
+    counts = {
+        key: sum(getattr(split, key) for split in index.splits.values())
+        for key in ("listed", "kept", "rejected", "missing")
     }
-    assert books["listed"] == listed == books["kept"] + books["rejected"] + books["missing"]
-    assert books["kept"] == len(rows(shards))
-    assert books["rejected"] + books["missing"] == len(rejects(shards))
-    return books
+    assert counts["listed"] == listed == counts["kept"] + counts["rejected"] + counts["missing"]
+    assert counts["kept"] == len(rows(shards))
+    assert counts["rejected"] + counts["missing"] == len(rejects(shards))
+    return counts

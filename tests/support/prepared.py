@@ -1,4 +1,4 @@
-"""Prepared data sets, small enough to train on in a second, for tests of whatever comes after `prepare`."""
+"""Write prepared data sets that train in a second, for tests of the stages after `prepare`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FRONT_END = FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS)
 def write_shards(
     folder: Path, clips: dict[str, int], broken: tuple[str, ...] = (), single_label: bool = True, value: float = np.nan
 ) -> Path:
-    """Splits of clips whose label is the third of the mel bins that is loud; `broken` ones are nothing but `value`.
+    """Write shards of clips whose label says which third of the mel bins is loud.
 
     With several labels a clip, every fourth clip has a second loud third.
 
     Args:
-        folder: of the shards.
-        clips: how many by split; their ids are SPLIT-0 and so on.
-        broken: clip ids.
-        single_label: whether each clip has exactly one.
+        folder: folder of shards to write.
+        clips: number of clips by split; their ids are SPLIT-0, SPLIT-1, and so on.
+        broken: ids of clips whose filterbank holds only `value`.
+        single_label: whether each clip has exactly one label.
         value: NaN or infinity.
     """
     rng = np.random.default_rng(0)
@@ -49,10 +49,10 @@ def write_shards(
                     (np.full_like(fbank_TM, value) if clip_id in broken else fbank_TM).astype("<f2"),
                 )
             )
-        part = write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS)
-        books = {"listed": count + 1, "kept": count, "rejected": 0, "missing": 1}
+        part = to_dict(write_part(folder / split / "part-00000.parquet", rows, {}, FRAMES, BINS))
+        counts = {"listed": count + 1, "kept": count, "rejected": 0, "missing": 1}
         sums = {key: part[key] for key in ("sum", "sum_sq", "count")}
-        splits[split] = {**books, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
+        splits[split] = {**counts, **sums, "parts": [{"name": "part-00000.parquet", **part}]}
     meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
     write_hashed_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder

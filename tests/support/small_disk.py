@@ -1,4 +1,4 @@
-"""A disk of a few megabytes that a process alone sees: a tmpfs in its own mount namespace, with ballast to fill it."""
+"""A disk of a few megabytes for one process: a tmpfs in its own mount namespace, with a file that fills it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 def why_not() -> str:
-    """Why there can be no such disk here; "" if there can."""
+    """Return the reason why this machine cannot mount such a disk; "" if it can."""
     if shutil.which("unshare") is None:
         return "there is no unshare (util-linux), which gives a process its own mounts"
     tried = subprocess.run(
@@ -26,17 +26,17 @@ def why_not() -> str:
 
 
 def command(script: str, arguments: Sequence[object]) -> list[str]:
-    """A command line that runs one of the tests' own files where it may mount."""
+    """Return the command line that runs a file of the tests where it may mount a disk."""
     path = Path(__file__).parent / script
     return [*OWN, sys.executable, str(path), *(str(argument) for argument in arguments)]
 
 
 class SmallDisk:
-    """The disk, mounted.
+    """A mounted small disk.
 
     Args:
-        folder: to mount it at.
-        megabytes: its size.
+        folder: mount point.
+        megabytes: size of the disk.
     """
 
     def __init__(self, folder: Path, megabytes: int) -> None:
@@ -47,11 +47,11 @@ class SmallDisk:
 
     @property
     def free(self) -> int:
-        """Bytes."""
+        """Free bytes."""
         return shutil.disk_usage(self.folder).free
 
     def leave(self, size: int) -> None:
-        """Fill it but for `size` bytes, rounded down to whole pages."""
+        """Fill the disk except `size` bytes, rounded down to a multiple of the page size."""
         self.release()
         size = size // PAGE * PAGE
         with self._ballast.open("wb") as file:
@@ -60,12 +60,12 @@ class SmallDisk:
             raise RuntimeError(f"{self.free} bytes are free, not {size}")
 
     def release(self) -> None:
-        """Room again."""
+        """Remove the file that fills the disk."""
         self._ballast.unlink(missing_ok=True)
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, hidden ones too, by its path there."""
+    """Return the SHA-256 of every file below a folder, hidden ones too, by relative path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

@@ -82,7 +82,9 @@ def test_hostile_signals_equal_torchaudio(name: str, window: Window) -> None:
     wave_N = hostile(32_000)[name]
     difference = (Fbank(config)(wave_N) - reference(wave_N, config)).abs()
     assert difference.max() < 2e-2
-    assert difference.mean() < 3e-4  # beside a tone at full scale only rounding is left, just above the floor
+    assert (
+        difference.mean() < 3e-4
+    )  # next to a tone at full scale, other bins hold only rounding errors, just above the floor
 
 
 @pytest.mark.parametrize("samples", [400, 401, 559, 560, 561, 719, 720, 80_239, 80_240, 160_000])

@@ -1,4 +1,4 @@
-"""Decoding: what is accepted, and every refusal with its reason."""
+"""Decoding: accepted files, and every refused file with its reason."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_a_wav_with_an_open_size_is_read(tmp_path: Path) -> None:
     assert len(load_waveform(path, 16_000)) == 1000
 
 
-def test_channels_that_cancel_out(tmp_path: Path) -> None:
+def test_channels_that_cancel_out_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.stack([noise(999), -noise(999)], 1), 16_000)
     assert "cancel out" in refusal(tmp_path / "a.wav").reason
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_samples_that_are_no_audio(tmp_path: Path, value: float) -> None:
+def test_samples_that_are_not_finite_or_too_large_are_refused(tmp_path: Path, value: float) -> None:
     wave = noise(1000)
     wave[500] = value
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
@@ -93,18 +93,18 @@ def test_samples_that_are_no_audio(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize(("content", "stage"), [(b"", "read"), (b"<html>404</html>", "decode"), (b"RIFF", "decode")])
-def test_not_audio(tmp_path: Path, content: bytes, stage: str) -> None:
+def test_files_that_are_not_audio_are_refused(tmp_path: Path, content: bytes, stage: str) -> None:
     (tmp_path / "a.wav").write_bytes(content)
     assert refusal(tmp_path / "a.wav").stage == stage
 
 
-def test_no_samples(tmp_path: Path) -> None:
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", noise(0), 16_000)
-    assert refusal(tmp_path / "a.wav").reason == "no samples"
+    assert refusal(tmp_path / "a.wav").reason == "the file has no samples"
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 2_000_000_000])
-def test_an_impossible_rate(tmp_path: Path, rate: int) -> None:
+def test_an_impossible_rate_is_refused(tmp_path: Path, rate: int) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, noise(1000), 16_000)
     content = bytearray(path.read_bytes())

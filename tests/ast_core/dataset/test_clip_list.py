@@ -1,4 +1,4 @@
-"""Lists of clips in the forms that people have them, and what they cover."""
+"""Lists of clips in the usual formats, and the clips that they match."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def test_a_file_ending_may_be_missing() -> None:
     assert cover(["1-100032-A-0"], ["1-100032-A-0.wav"]).indices_N.tolist() == [0]
 
 
-def test_a_list_that_is_not_there_or_names_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no list"):
+def test_a_missing_or_empty_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
         read_ids(tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="names none"):
+    with pytest.raises(UserError, match="has no ids"):
         read_ids(tmp_path / "empty.txt")
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe")
     with pytest.raises(UserError, match="not text"):
         read_ids(tmp_path / "sound.wav")
 
 
-def test_a_field_without_end_is_no_list(tmp_path: Path) -> None:
+def test_a_list_with_an_endless_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("x" * 200_000)
     with pytest.raises(UserError, match="row 1, field larger"):
         read_ids(tmp_path / "list.txt")

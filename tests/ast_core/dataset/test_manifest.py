@@ -1,4 +1,4 @@
-"""Every layout from a few made files, and every bad row named with its number."""
+"""Every layout read from a few files, and every bad row named with its number."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_folders_with_splits(tmp_path: Path) -> None:
         ("val/dog/a.wav", "validation"),
     ]
     touch(tmp_path, "extra/dog.wav")
-    assert "not a split, beside" in refusal(tmp_path)
+    assert "this folder is not a split, but" in refusal(tmp_path)
 
 
 def test_folders_without_splits_are_hashed(tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ def test_a_table_of_one_label_a_clip_is_single_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"), [("m.json", "{"), ("m.json", "{}"), ("m.parquet", "no"), ("m.csv", "a,b\n")]
 )
-def test_a_table_that_is_none(tmp_path: Path, name: str, content: str) -> None:
+def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path, name: str, content: str) -> None:
     write(tmp_path, name, content)
     assert str(tmp_path / name) in refusal(tmp_path / name)
 
 
-def test_sources_that_fit_nothing(tmp_path: Path) -> None:
+def test_sources_without_a_known_layout_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent")
     assert "speech_commands" in refusal(tmp_path)
     assert "Accepted are" in refusal(tmp_path, "manifest")

@@ -1,4 +1,4 @@
-"""Attention rollout, patchout and masked padding: what takes part, and what does not."""
+"""Attention rollout, patchout and masked padding: which patches a prediction depends on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ast_core.weights.ensemble_mean import Member
 CONFIG = ModelConfig(backbone="ast_micro", init="scratch")
 
 
-def model_of(config: ModelConfig = CONFIG) -> AST:
+def make_model(config: ModelConfig = CONFIG) -> AST:
     torch.manual_seed(0)
     return AST(config, 128, 128, 4).eval()
 
 
-def test_rollout_finds_the_patch_that_is_attended_to() -> None:
-    model = model_of(dataclasses.replace(CONFIG, freq_stride=16, time_stride=16))
+def test_rollout_is_largest_at_the_attended_patch() -> None:
+    model = make_model(dataclasses.replace(CONFIG, freq_stride=16, time_stride=16))
     with torch.no_grad():  # one patch's key is like every query
         for parameter in model.blocks[0].attn.qkv.parameters():
             parameter.zero_()
@@ -42,7 +42,7 @@ def test_rollout_finds_the_patch_that_is_attended_to() -> None:
     assert share_TM.min() >= 0
 
 
-def test_patchout_is_keyed_and_structured() -> None:
+def test_patchout_depends_on_the_position_and_removes_rows_columns_and_patches() -> None:
     config = AugmentConfig(patchout_freq=4, patchout_time=40)
     kept_BK = patchout(config, 0, 1, np.array([5, 9]), (12, 99))
     assert kept_BK is not None
@@ -60,12 +60,12 @@ def test_patchout_is_keyed_and_structured() -> None:
     assert abs(share_P.mean() - (1 - 100 / 1188)) < 1e-9
     assert share_P.std() < 3 * np.sqrt(100 / 1188 / 400)
     assert patchout(AugmentConfig(), 0, 1, np.arange(3), (12, 99)) is None
-    with pytest.raises(UserError, match="leave none"):
+    with pytest.raises(UserError, match="remove all of 12 x 99 patches"):
         patchout(AugmentConfig(patchout_freq=12), 0, 1, np.arange(3), (12, 99))
 
 
-def test_all_patches_kept_is_the_whole_model_and_what_is_left_out_has_no_say() -> None:
-    model = model_of()
+def test_logits_do_not_depend_on_removed_patches() -> None:
+    model = make_model()
     fbank_BTM = torch.randn(2, 128, 128)
     patches = model.grid[0] * model.grid[1]
     every_BK = torch.arange(patches).expand(2, -1)
@@ -76,8 +76,8 @@ def test_all_patches_kept_is_the_whole_model_and_what_is_left_out_has_no_say() -
     torch.testing.assert_close(model(fbank_BTM, None, first_column_BK), model(changed_BTM, None, first_column_BK))
 
 
-def test_masked_padding_has_no_say() -> None:
-    model = model_of(dataclasses.replace(CONFIG, mask_padding=True))
+def test_logits_do_not_depend_on_masked_padding() -> None:
+    model = make_model(dataclasses.replace(CONFIG, mask_padding=True))
     fbank_BTM = torch.randn(2, 128, 128)
     frames_B = torch.tensor([60, 128])
     changed_BTM = fbank_BTM.clone()

@@ -1,4 +1,4 @@
-"""Calibration and thresholds: they undo a known distortion, leave what they cannot know, and survive the disk."""
+"""Calibration and thresholds: a known distortion is undone, undecidable classes stay, files are read back."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def several() -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from sigmoid(z), and scores that say sigmoid(2 z - 3): far too sure, and too low."""
+def distorted() -> tuple[np.ndarray, np.ndarray]:
+    """Return scores sigmoid(2 z - 3), which are overconfident and too low, and labels drawn from sigmoid(z)."""
     rng = np.random.default_rng(0)
     z_NC = rng.normal(-1, 2, (CLIPS, 3))
     labels_NC = (rng.random(z_NC.shape) < sigmoid(z_NC)).astype(np.float32)
     return sigmoid(2 * z_NC - 3).astype(np.float32), labels_NC
 
 
-def test_platt_undoes_a_distortion_and_thresholds_gain(several) -> None:
-    scores_NC, labels_NC = several
+def test_platt_undoes_a_distortion_and_its_thresholds_raise_f1(distorted) -> None:
+    scores_NC, labels_NC = distorted
     fitted = fit_decisions(scores_NC[: CLIPS // 2], labels_NC[: CLIPS // 2], False, "b", {"split": "validation"})
     np.testing.assert_allclose(fitted.slope_C, 0.5, atol=0.06)
     np.testing.assert_allclose(fitted.offset_C, 1.5, atol=0.25)
@@ -42,8 +42,8 @@ def test_platt_undoes_a_distortion_and_thresholds_gain(several) -> None:
     assert f1_scores(fitted.decide(scores_NC), labels_NC)[1] > f1_scores(scores_NC >= 0.5, labels_NC)[1] + 0.1
 
 
-def test_platt_equals_sklearns_logistic_regression_where_his_targets_hardly_count(several) -> None:
-    scores_NC, labels_NC = several
+def test_platt_equals_logistic_regression_of_sklearn_on_many_clips(distorted) -> None:
+    scores_NC, labels_NC = distorted
     fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
     logit_N1 = evidence(scores_NC, one_label=False)[:, :1]
     peer = LogisticRegression(C=1e9, tol=1e-8).fit(logit_N1, labels_NC[:, 0])
@@ -51,7 +51,7 @@ def test_platt_equals_sklearns_logistic_regression_where_his_targets_hardly_coun
     assert fitted.offset_C[0] == pytest.approx(peer.intercept_[0], abs=6e-3)
 
 
-def test_a_temperature_undoes_overconfidence_and_keeps_the_order() -> None:
+def test_temperature_undoes_overconfidence_and_keeps_the_order() -> None:
     rng = np.random.default_rng(0)
     z_NC = rng.normal(0, 2, (CLIPS, 5))
     true_NC = np.exp(z_NC) / np.exp(z_NC).sum(1, keepdims=True)
@@ -65,7 +65,7 @@ def test_a_temperature_undoes_overconfidence_and_keeps_the_order() -> None:
     assert (fitted.decide(sure_NC).sum(1) == 1).all()
 
 
-def test_a_class_without_positives_or_negatives_is_left_alone() -> None:
+def test_class_without_positives_or_negatives_keeps_its_probabilities() -> None:
     scores_NC = np.array([[0.9, 0.2, 0.6], [0.8, 0.1, 0.3]], np.float32)
     fitted = fit_decisions(scores_NC, np.array([[1, 0, 1], [1, 0, 0]], np.float32), False, "b", {})
     np.testing.assert_allclose(fitted.calibrated(scores_NC)[:, :2], scores_NC[:, :2], atol=1e-6)
@@ -73,8 +73,8 @@ def test_a_class_without_positives_or_negatives_is_left_alone() -> None:
     assert fitted.decide(scores_NC)[:, 0].all()
 
 
-def test_thresholds_give_the_best_f1_there_is_and_lie_between_clips(several) -> None:
-    scores_NC, labels_NC = several
+def test_thresholds_reach_the_best_f1_and_equal_no_score(distorted) -> None:
+    scores_NC, labels_NC = distorted
     fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
     calibrated_NC, decided_NC = fitted.calibrated(scores_NC), fitted.decide(scores_NC)
     for c in range(3):
@@ -83,7 +83,7 @@ def test_thresholds_give_the_best_f1_there_is_and_lie_between_clips(several) -> 
         assert not np.isclose(calibrated_NC[:, c], fitted.threshold_C[c], rtol=0, atol=1e-12).any()
 
 
-def test_evidence_and_back_hold_at_the_ends() -> None:
+def test_evidence_is_finite_and_reversible_at_zero_and_one() -> None:
     scores_BC = np.array([[0.0, 1.0, 0.5]], np.float32)
     assert np.isfinite(evidence(scores_BC, one_label=False)).all()
     np.testing.assert_allclose(
@@ -91,14 +91,14 @@ def test_evidence_and_back_hold_at_the_ends() -> None:
     )
 
 
-def test_the_calibration_error_of_a_known_table() -> None:
-    """Two bins: 0.9 said of four, three right; 0.1 said of four, one right: gaps 0.15 each."""
+def test_calibration_error_of_a_known_table() -> None:
+    """Check two bins with gaps of 0.15: four scores of 0.9 with three positives, four of 0.1 with one positive."""
     scores_NC = np.array([[0.9]] * 4 + [[0.1]] * 4, np.float32)
     labels_NC = np.array([[1], [1], [1], [0], [1], [0], [0], [0]], np.float32)
     assert calibration_error(scores_NC, labels_NC, one_label=False) == pytest.approx(0.15, abs=1e-6)
 
 
-def test_decisions_come_back_from_the_disk_and_refuse_another_bundle(tmp_path: Path) -> None:
+def test_decisions_are_read_back_and_refused_for_another_bundle(tmp_path: Path) -> None:
     own = Decisions("b", {"split": "v"}, False, (1.0, 2.0), (0.0, 0.5), (0.5, 0.1))
     assert load_decisions(tmp_path, "b", 2) is None
     own.write(tmp_path)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, on random scores with and without ties."""
+"""Metrics against scikit-learn on random scores, with and without ties."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ast_core.evaluation.metrics import accuracy, average_precision_C, d_prime, evaluate_scores, roc_auc_C
 
 
-def random_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of at most `steps` values (0 for any value) and labels, some classes without a positive."""
+def make_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores of at most `steps` values (0: any value) and labels; some classes have no positive."""
     rng = np.random.default_rng(seed)
     scores_NC = rng.random((clips, classes), dtype=np.float32)
     if steps:
@@ -26,8 +26,8 @@ def random_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.nda
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5), st.sampled_from([0, 1, 2, 5]))
 @settings(max_examples=200, deadline=None)
-def test_equals_scikit_learn(seed: int, clips: int, classes: int, steps: int) -> None:
-    scores_NC, labels_NC = random_case(seed, clips, classes, steps)
+def test_average_precision_and_auc_equal_scikit_learn(seed: int, clips: int, classes: int, steps: int) -> None:
+    scores_NC, labels_NC = make_case(seed, clips, classes, steps)
     precision_C, auc_C = average_precision_C(scores_NC, labels_NC), roc_auc_C(scores_NC, labels_NC)
     for c in range(classes):
         positives = labels_NC[:, c].sum()
@@ -43,7 +43,7 @@ def test_equals_scikit_learn(seed: int, clips: int, classes: int, steps: int) ->
 
 
 def test_many_clips_equal_scikit_learn_and_are_faster() -> None:
-    scores_NC, labels_NC = random_case(0, 5000, 40, 0)
+    scores_NC, labels_NC = make_case(0, 5000, 40, 0)
     started = time.process_time()
     ours = average_precision_C(scores_NC, labels_NC)
     own_seconds = time.process_time() - started
@@ -64,7 +64,7 @@ def test_d_prime_of_known_areas() -> None:
     assert math.isnan(d_prime(math.nan))
 
 
-def test_single_label_scores_have_accuracy_beside_chance() -> None:
+def test_single_label_scores_have_accuracy_and_chance_accuracy() -> None:
     labels_NC = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
     result = evaluate_scores(labels_NC[[0, 2, 2, 3]], labels_NC, single_label=True)
     assert (result["accuracy"], result["chance_accuracy"]) == (0.75, 0.5)
@@ -73,7 +73,7 @@ def test_single_label_scores_have_accuracy_beside_chance() -> None:
     assert accuracy(labels_NC, labels_NC) == 1.0
 
 
-def test_scores_that_are_not_finite_or_not_of_one_shape_are_refused() -> None:
+def test_scores_that_are_not_finite_or_have_another_shape_are_refused() -> None:
     labels_NC = np.ones((2, 3), np.float32)
     with pytest.raises(ValueError, match="finite"):
         average_precision_C(np.full((2, 3), np.nan), labels_NC)
@@ -81,7 +81,7 @@ def test_scores_that_are_not_finite_or_not_of_one_shape_are_refused() -> None:
         roc_auc_C(np.zeros((3, 2)), labels_NC)
 
 
-def test_nothing_to_evaluate_is_nan_not_an_error() -> None:
+def test_metrics_without_clips_are_nan() -> None:
     result = evaluate_scores(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), single_label=True)
     assert math.isnan(result["mAP"])
     assert math.isnan(result["accuracy"])

@@ -1,4 +1,4 @@
-"""The threshold of the best F1 against scikit-learn's curve, ties included."""
+"""Threshold of the best F1 against scikit-learn's curve, ties included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ast_core.evaluation.thresholds import best_f1_threshold
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([0, 1, 3]))
 @settings(max_examples=150, deadline=None)
-def test_no_threshold_of_scikit_learns_curve_is_better(seed: int, clips: int, steps: int) -> None:
+def test_no_threshold_on_the_curve_of_scikit_learn_has_a_higher_f1(seed: int, clips: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
     scores_N = rng.random(clips)
     if steps:

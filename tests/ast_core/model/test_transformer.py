@@ -1,4 +1,4 @@
-"""The model's shapes and published rules, and weights in the two published forms, made here."""
+"""The model's shapes and published rules, and weights in the two published formats, which the tests make."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_positions_stretch_bilinearly_where_the_grid_is_larger():
 
 
 def published(model):
-    """A state under the published names, with the two unused ImageNet heads."""
+    """Return a state with the published names and the two unused ImageNet heads."""
     names = {"head_norm": "mlp_head.0", "head": "mlp_head.1"}
     table = {"module.v.head.weight": torch.zeros(1000, 192), "module.v.head_dist.weight": torch.zeros(1000, 192)}
     for key, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Shards: what was written is what is read, in any order and by pyarrow alone; damage is noticed, not learned from."""
+"""Shards: rows are read as they were written, in any order and by pyarrow alone, and damage is noticed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DamagedError, UserError
+from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.writer import Row, write_part
@@ -27,18 +28,18 @@ def rows_of(split: str, count: int) -> list[Row]:
 
 
 def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
-    """An index and its parts; all rows in their order."""
-    books = {}
+    """Write an index and its parts, and return all rows in their order."""
+    splits_json = {}
     for split, parts in splits.items():
         written = [
             {"name": f"part-{n:05d}.parquet"}
-            | write_part(folder / split / f"part-{n:05d}.parquet", rows, METADATA, FRAMES, BINS)
+            | to_dict(write_part(folder / split / f"part-{n:05d}.parquet", rows, METADATA, FRAMES, BINS))
             for n, rows in enumerate(parts)
         ]
-        books[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
+        splits_json[split] = {key: sum(part[key] for part in written) for key in ("sum", "sum_sq", "count")}
         count = sum(part["rows"] for part in written)
-        books[split] |= {"listed": count, "kept": count, "rejected": 0, "missing": 0, "parts": written}
-    write_hashed_json(folder / "index.json", {**METADATA, "layout": "folders", "splits": books, "data_hash": "d"})
+        splits_json[split] |= {"listed": count, "kept": count, "rejected": 0, "missing": 0, "parts": written}
+    write_hashed_json(folder / "index.json", {**METADATA, "layout": "folders", "splits": splits_json, "data_hash": "d"})
     return [row for parts in splits.values() for rows in parts for row in rows]
 
 
@@ -62,12 +63,12 @@ def test_any_order_with_duplicates_reads_what_was_written(tmp_path: Path, rows: 
 
 
 @pytest.mark.parametrize("index", [-1, 36])
-def test_a_clip_that_is_not_there_is_refused(tmp_path: Path, rows: list[Row], index: int) -> None:
+def test_an_index_out_of_range_is_refused(tmp_path: Path, rows: list[Row], index: int) -> None:
     with pytest.raises(IndexError):
         ShardReader(tmp_path, ["train", "test"]).read(np.array([0, index]))
 
 
-def test_a_part_explains_itself_to_pyarrow_alone(tmp_path: Path, rows: list[Row]) -> None:
+def test_pyarrow_alone_reads_a_part_and_its_description(tmp_path: Path, rows: list[Row]) -> None:
     table = pq.read_table(tmp_path / "train" / "part-00000.parquet")
     assert json.loads(table.schema.metadata[b"ast_pipeline"]) == METADATA
     first = table.slice(3, 1).to_pylist()[0]
@@ -84,7 +85,7 @@ def test_statistics_are_those_of_all_values(tmp_path: Path, rows: list[Row]) -> 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("a.parquet", "b.parquet"))
-    hashes = {write_part(path, iter(rows_of("x", 9)), METADATA, FRAMES, BINS)["sha256"] for path in (first, second)}
+    hashes = {write_part(path, iter(rows_of("x", 9)), METADATA, FRAMES, BINS).sha256 for path in (first, second)}
     assert len(hashes) == 1
     assert first.read_bytes() == second.read_bytes()
 
@@ -147,7 +148,7 @@ def test_a_flip_anywhere_is_noticed_or_harmless(tmp_path: Path, rows: list[Row])
     assert noticed > 16
 
 
-def test_what_is_not_prepared_says_what_to_do(tmp_path: Path, rows: list[Row]) -> None:
+def test_missing_shards_and_splits_are_refused_with_what_to_do(tmp_path: Path, rows: list[Row]) -> None:
     with pytest.raises(UserError, match="no split nope; there are test, train"):
         ShardReader(tmp_path, ["nope"])
     with pytest.raises(UserError, match="run prepare first"):

@@ -1,4 +1,4 @@
-"""Augmentation against its definitions."""
+"""Augmentation: each part against its definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_draws_depend_on_seed_epoch_and_position_only():
     assert draw(CONFIG, 8, 2, np.array([11]), 100, 1024, 128).noise_seed_B[0] != one.noise_seed_B[0]
 
 
-def test_statistics_of_draws():
+def test_draws_have_the_published_distributions():
     draws = draw(CONFIG, 0, 1, np.arange(4000), 50, 1024, 128)
     mixed = draws.lambda_B < 1
     assert abs(mixed.mean() - 0.5) < 0.04
@@ -32,7 +32,7 @@ def test_statistics_of_draws():
     assert set(draws.roll_B) == set(range(-10, 10))
 
 
-def test_mixing_is_in_the_power_domain_and_lambda_one_changes_no_bit():
+def test_mixing_adds_powers_and_lambda_one_changes_no_bit():
     a, b = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     mixed = mix_power(a, b, torch.tensor([0.3, 1.0], dtype=torch.float64))
     expected = torch.log(0.3**2 * a[0].exp() + 0.7**2 * b[0].exp())
@@ -49,7 +49,7 @@ def test_mask_writes_raw_zero():
     assert (out[0, 0, [0, 3, 4]] == -4).all()
 
 
-def test_noise_is_bounded_and_keyed():
+def test_noise_is_bounded_and_repeats_for_the_same_position():
     config = AugmentConfig(mixup_rate=0, freq_mask_bins=0, time_mask_frames=0, noise=True)
     zeros = torch.zeros(3, 40, 8)
     draws = draw(config, 0, 1, np.arange(3), 3, 40, 8)
@@ -58,7 +58,7 @@ def test_noise_is_bounded_and_keyed():
     assert torch.equal(out, apply(draws, config, zeros, zeros, 0.0, 0.5))
 
 
-def test_apply_is_its_parts_and_only_mixed_clips_have_partners():
+def test_apply_equals_its_parts_with_partners_of_mixed_clips_only():
     config = AugmentConfig(mixup_rate=0.5, freq_mask_bins=3, time_mask_frames=9)
     draws = draw(config, 3, 1, np.arange(12), 12, 40, 8)
     clips, partners = torch.randn(12, 40, 8), torch.randn(12, 40, 8)

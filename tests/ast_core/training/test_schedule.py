@@ -1,4 +1,4 @@
-"""Learning rates of the published recipes."""
+"""Learning rate: the published recipes' rates, epoch by epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher's probabilities as targets: mixed as said, of these very clips, part of what a run is."""
+"""Teacher's probabilities as targets: mixed by the weight, checked against the clips, part of the run's identity."""
 
 from __future__ import annotations
 
@@ -36,51 +36,51 @@ def job(tmp_path: Path) -> Job:
     )  # fmt: skip
 
 
-def train_split(job: Job) -> ShardReader:
+def read_train_split(job: Job) -> ShardReader:
     return ShardReader(job.shards, job.data.train_splits)
 
 
-def teach(job: Job, scores_NC: np.ndarray, digest: str = "t") -> None:
-    train = train_split(job)
+def write_teacher_scores(job: Job, scores_NC: np.ndarray, digest: str = "t") -> None:
+    train = read_train_split(job)
     assert job.teacher_scores
     write_scores(job.teacher_scores, identity_of(digest, train), scores_NC, train)
 
 
 def test_targets_are_the_weighted_sum(job: Job) -> None:
     scores_NC = np.random.default_rng(0).random((42, 3)).astype(np.float32)
-    teach(job, scores_NC)
-    train = train_split(job)
+    write_teacher_scores(job, scores_NC)
+    train = read_train_split(job)
     np.testing.assert_allclose(soft_targets(job, train), 0.75 * train.labels_NC + 0.25 * scores_NC, atol=1e-7)
     plain = dataclasses.replace(job, teacher_scores=None)
     assert soft_targets(plain, train) is train.labels_NC
 
 
 @pytest.mark.parametrize("kind", ["bce", "cross_entropy"])
-def test_one_loss_on_mixed_targets_is_the_mixture_of_two(kind) -> None:
+def test_loss_on_mixed_targets_equals_the_mixture_of_two_losses(kind) -> None:
     torch.manual_seed(0)
     logits, hard, soft = torch.randn(5, 3), torch.eye(3)[[0, 1, 2, 1, 0]], torch.softmax(torch.randn(5, 3), 1)
     both = 0.75 * training_loss(kind, logits, hard) + 0.25 * training_loss(kind, logits, soft)
     torch.testing.assert_close(training_loss(kind, logits, 0.75 * hard + 0.25 * soft), both)
 
 
-def test_a_student_learns_from_a_teacher_alone(job: Job) -> None:
-    """Weight 1, and a teacher that turns the classes round: the student says what the teacher does."""
-    train = train_split(job)
-    teach(job, np.roll(train.labels_NC, 1, axis=1))
+def test_student_with_teacher_weight_one_ignores_the_labels(job: Job) -> None:
+    """Train with weight 1 on a teacher that shifts the classes: the student must predict the teacher's classes."""
+    train = read_train_split(job)
+    write_teacher_scores(job, np.roll(train.labels_NC, 1, axis=1))
     optim = dataclasses.replace(job.optim, epochs=3, loss="cross_entropy")
     fit(dataclasses.replace(job, distil=DistilConfig("teacher", 1.0), optim=optim), 0, 1, CPU)
     row = json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["test_accuracy"] < 0.1  # a third by chance
 
 
-def test_another_teacher_or_weight_is_another_run(job: Job) -> None:
-    teach(job, np.zeros((42, 3), np.float32))
+def test_another_teacher_or_weight_is_refused_as_another_run(job: Job) -> None:
+    write_teacher_scores(job, np.zeros((42, 3), np.float32))
     fit(job, 0, 1, CPU)
     with pytest.raises(UserError, match=r"run\.distil"):
         fit(dataclasses.replace(job, distil=DistilConfig("teacher", 0.5)), 0, 1, CPU)
     with pytest.raises(UserError, match=r"run\.distil"):
         fit(dataclasses.replace(job, teacher_scores=None), 0, 1, CPU)
-    teach(job, np.zeros((42, 3), np.float32), "another")
+    write_teacher_scores(job, np.zeros((42, 3), np.float32), "another")
     with pytest.raises(UserError, match="teacher"):
         fit(job, 0, 1, CPU)
 
@@ -90,11 +90,11 @@ def test_scores_of_other_clips_are_refused(job: Job) -> None:
     assert job.teacher_scores
     write_scores(job.teacher_scores, identity_of("t", other), np.zeros((21, 3), np.float32), other)
     with pytest.raises(UserError, match="other clips"):
-        soft_targets(job, train_split(job))
+        soft_targets(job, read_train_split(job))
 
 
-def test_score_tables_come_back_to_the_bit_and_tell_damage(job: Job, tmp_path: Path) -> None:
-    train, path = train_split(job), tmp_path / "scores.parquet"
+def test_stored_scores_are_read_bitwise_and_damage_is_reported(job: Job, tmp_path: Path) -> None:
+    train, path = read_train_split(job), tmp_path / "scores.parquet"
     scores_NC = np.random.default_rng(1).random((42, 3)).astype(np.float32)
     identity = identity_of("b", train)
     assert read_scores(path, identity) is None

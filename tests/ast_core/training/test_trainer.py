@@ -1,4 +1,4 @@
-"""Training in one process: it learns, repeats to the bit, resumes to the bit, and stops where it must."""
+"""Training in one process: it learns, repeats bitwise, resumes bitwise, and stops when it must."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import Preempted, UserError
 from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import sha256_of
 from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
-from ast_core.training.optimizer_step import _accumulate_gradient
+from ast_core.training.optimizer_step import _accumulate_gradient, optimizer_step
 from ast_core.training.state import initial_state
-from ast_core.training.trainer import fit
+from ast_core.training.trainer import fit, is_finished
 from ast_core.weights import checkpoint
 
 EPOCHS = 3
@@ -51,7 +52,7 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_it_learns_what_is_plain_and_writes_its_curve(job: Job) -> None:
+def test_training_learns_separable_classes_and_writes_its_metrics(job: Job) -> None:
     fit(job, 0, 1, CPU)
     rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -61,7 +62,7 @@ def test_it_learns_what_is_plain_and_writes_its_curve(job: Job) -> None:
     assert sorted(checkpoint.epoch_folders(job.folder / "epochs")) == [1, 2, 3]
 
 
-def test_a_run_repeats_to_the_bit_and_another_seed_differs(job: Job) -> None:
+def test_same_seed_returns_same_bits_and_another_seed_other_weights(job: Job) -> None:
     fit(job, 0, 1, CPU)
     again = dataclasses.replace(job, folder=job.folder.with_name("again"))
     fit(again, 0, 1, CPU)
@@ -72,8 +73,8 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(job: Job) -> None:
 
 
 @pytest.mark.parametrize("from_step", [2, 7, 12])
-def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from_step: int, monkeypatch) -> None:
-    # Every checkpoint is kept; then all after one are removed, as if that one had been the last before a kill.
+def test_resumed_run_ends_with_bits_of_uninterrupted_run(job: Job, from_step: int, monkeypatch) -> None:
+    # Keep every checkpoint, then remove those after `from_step`, as if a kill had followed that one.
     monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
     fit(job, 0, 1, CPU)
     whole = weights_of(job.folder)
@@ -89,12 +90,12 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(job: Job, from
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
 
-class _Asked(TrainerCallback):
-    """Asks the training to leave when it asks for the nth time, and writes down what it is told."""
+class _StopAtQuestion(TrainerCallback):
+    """Callback that answers the nth `should_stop` with yes, and records the steps and the stop."""
 
     def __init__(self, nth: int) -> None:
         self.steps: list[int] = []
-        self.last_word = -1
+        self.stopped_at = -1
         self._nth = nth
 
     def on_step_end(self, done: StepResult) -> None:
@@ -105,24 +106,24 @@ class _Asked(TrainerCallback):
         return self._nth == 0
 
     def on_stopped(self, step: int) -> None:
-        self.last_word = step
+        self.stopped_at = step
 
 
-@pytest.mark.parametrize("nth", [1, 4, 8])  # an epoch asks before each of its 7 steps, and while it is tested
-def test_a_training_that_is_asked_to_leave_loses_no_step_and_no_bit(job: Job, nth: int) -> None:
-    straight = dataclasses.replace(job, folder=job.folder.with_name("straight"))
-    fit(straight, 0, 1, CPU)
-    before, after = _Asked(nth), _Asked(0)
+@pytest.mark.parametrize("nth", [1, 4, 8])  # an epoch asks before each of its 7 steps, and during its evaluation
+def test_training_that_is_asked_to_stop_loses_no_step_and_no_bit(job: Job, nth: int) -> None:
+    uninterrupted = dataclasses.replace(job, folder=job.folder.with_name("uninterrupted"))
+    fit(uninterrupted, 0, 1, CPU)
+    before, after = _StopAtQuestion(nth), _StopAtQuestion(0)
     with pytest.raises(Preempted):
         fit(job, 0, 1, CPU, before)
     newest, _ = checkpoint.newest(job.folder / "checkpoints")
     assert newest is not None
-    assert newest.name == f"step-{before.last_word:08d}"
-    assert before.last_word == len(before.steps)
+    assert newest.name == f"step-{before.stopped_at:08d}"
+    assert before.stopped_at == len(before.steps)
     fit(job, 0, 1, CPU, after)
     assert before.steps + after.steps == list(range(1, 7 * EPOCHS + 1))
-    assert_same_bits(weights_of(straight.folder), weights_of(job.folder))
-    curves = [(one.folder / "metrics.jsonl").read_text().splitlines() for one in (straight, job)]
+    assert_same_bits(weights_of(uninterrupted.folder), weights_of(job.folder))
+    curves = [(one.folder / "metrics.jsonl").read_text().splitlines() for one in (uninterrupted, job)]
     kept = [[{key: json.loads(row)[key] for key in ("epoch", "step", "train_loss")} for row in rows] for rows in curves]
     assert kept[0] == kept[1]
 
@@ -130,9 +131,40 @@ def test_a_training_that_is_asked_to_leave_loses_no_step_and_no_bit(job: Job, nt
 def test_more_epochs_continue_a_run(job: Job) -> None:
     fit(dataclasses.replace(job, optim=dataclasses.replace(job.optim, epochs=1)), 0, 1, CPU)
     fit(job, 0, 1, CPU)
-    straight = dataclasses.replace(job, folder=job.folder.with_name("straight"))
-    fit(straight, 0, 1, CPU)
-    assert_same_bits(weights_of(straight.folder), weights_of(job.folder))
+    uninterrupted = dataclasses.replace(job, folder=job.folder.with_name("uninterrupted"))
+    fit(uninterrupted, 0, 1, CPU)
+    assert_same_bits(weights_of(uninterrupted.folder), weights_of(job.folder))
+
+
+def test_each_start_hashes_the_newest_checkpoint_once(job: Job, monkeypatch) -> None:
+    fit(dataclasses.replace(job, optim=dataclasses.replace(job.optim, epochs=1)), 0, 1, CPU)
+    hashed: list[str] = []
+
+    def hash_file(folder: Path, name: str) -> str:
+        hashed.append(f"{folder.name}/{name}")
+        return sha256_of(folder / name)
+
+    monkeypatch.setattr(checkpoint, "_hash_file_in", hash_file)
+    fit(job, 0, 1, CPU)
+    once = ["step-00000007/model.safetensors", "step-00000007/optimizer.safetensors"]
+    assert sorted(hashed) == once
+    hashed.clear()
+    assert is_finished(job)
+    assert sorted(hashed) == [name.replace("07/", "21/") for name in once]
+
+
+def test_step_neither_draws_from_nor_depends_on_the_global_random_state(job: Job) -> None:
+    augment = dataclasses.replace(job.augment, noise=True, patchout_time=1)
+    own = dataclasses.replace(job, augment=augment, optim=dataclasses.replace(job.optim, activation_checkpointing=True))
+    train, results = ShardReader(job.shards, ["train"]), []
+    for seed in (1, 2):
+        state = initial_state(own, train, CPU, 1)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        optimizer_step(state, own, next(iterate_batches(own, train, 1, 0, 1, 0)), train, 1, -6.0, 4.0)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(state.model.state_dict())
+    assert_same_bits(*results)
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(job: Job) -> None:
@@ -150,13 +182,13 @@ def test_shards_of_another_front_end_are_refused(job: Job) -> None:
         fit(dataclasses.replace(job, front_end=other), 0, 1, CPU)
 
 
-def test_a_batch_that_workers_cannot_share_is_refused(job: Job) -> None:
-    with pytest.raises(UserError, match="cannot be shared by 4 workers"):
+def test_batch_size_that_is_no_multiple_of_the_workers_is_refused(job: Job) -> None:
+    with pytest.raises(UserError, match="cannot be split over 4 workers"):
         fit(job, 0, 4, CPU)
 
 
-def gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of the first step, before any update."""
+def compute_first_gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return loss and gradient of the first step, before any update."""
     train = ShardReader(job.shards, ["train"])
     state = initial_state(job, train, CPU, 1)
     batch = next(iterate_batches(job, train, 1, 0, 1, 0))
@@ -164,10 +196,10 @@ def gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
     return loss, {name: value.grad for name, value in state.model.named_parameters() if value.grad is not None}
 
 
-def test_a_batch_in_parts_and_activations_computed_again_give_the_same_gradient(job: Job) -> None:
-    optim = dataclasses.replace(job.optim, accumulate=4, activation_checkpointing=True)  # parts of 2, 2, 2 and none
-    loss, whole = gradient(job)
-    loss_in_parts, parts = gradient(dataclasses.replace(job, optim=optim))
+def test_accumulation_and_activation_checkpointing_do_not_change_the_gradient(job: Job) -> None:
+    optim = dataclasses.replace(job.optim, accumulate=4, activation_checkpointing=True)  # parts of 2, 2 and 2 clips
+    loss, whole = compute_first_gradient(job)
+    loss_in_parts, parts = compute_first_gradient(dataclasses.replace(job, optim=optim))
     assert loss_in_parts == pytest.approx(loss, rel=1e-5)
     for name, value in parts.items():
         torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-4)
@@ -176,7 +208,7 @@ def test_a_batch_in_parts_and_activations_computed_again_give_the_same_gradient(
     assert rows[-1]["test_accuracy"] > 0.9
 
 
-def test_patchout_clipping_moving_average_and_bf16_train_and_resume_to_the_bit(job: Job, monkeypatch) -> None:
+def test_resume_with_patchout_clipping_moving_average_and_bf16_keeps_every_bit(job: Job, monkeypatch) -> None:
     monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
     optim = dataclasses.replace(job.optim, clip_norm=0.5, ema_decay=0.9, weights="ema", precision="bf16")
     augment = dataclasses.replace(job.augment, patchout_time=1, patchout_any=1)
@@ -194,7 +226,7 @@ def test_patchout_clipping_moving_average_and_bf16_train_and_resume_to_the_bit(j
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_learns_as_well(job: Job, precision: Precision) -> None:
+def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: Precision) -> None:
     half = dataclasses.replace(job, optim=dataclasses.replace(job.optim, precision=precision))
     fit(half, 0, 1, CPU)
     rows = [json.loads(line) for line in (half.folder / "metrics.jsonl").read_text().splitlines()]
@@ -204,9 +236,9 @@ def test_half_precision_learns_as_well(job: Job, precision: Precision) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ where there is no GPU: needs g++")
-def test_compiled_blocks_give_the_same_gradient_under_the_same_names(job: Job) -> None:
-    _, whole = gradient(job)
-    _, compiled = gradient(dataclasses.replace(job, optim=dataclasses.replace(job.optim, compile=True)))
+def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job) -> None:
+    _, whole = compute_first_gradient(job)
+    _, compiled = compute_first_gradient(dataclasses.replace(job, optim=dataclasses.replace(job.optim, compile=True)))
     assert whole.keys() == compiled.keys()
     for name, value in compiled.items():
         torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-3)

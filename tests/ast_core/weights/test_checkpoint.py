@@ -1,4 +1,4 @@
-"""Checkpoints: what is committed comes back, what is damaged is noticed."""
+"""Checkpoints: a committed one is read back, a damaged one is noticed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_newest_verified_is_chosen_and_damage_is_named(tmp_path):
     assert str(damaged) in passed_over[0]
 
 
-def test_truncated_and_missing_files_are_noticed(tmp_path):
+def test_truncated_or_missing_file_is_noticed(tmp_path):
     save(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
@@ -42,7 +42,7 @@ def test_truncated_and_missing_files_are_noticed(tmp_path):
         checkpoint.read_state(tmp_path)
 
 
-def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
+def test_marker_that_names_a_file_outside_its_folder_is_refused(tmp_path):
     save(tmp_path / "step")
     (tmp_path / "outside").write_bytes(b"1")
     for name in ("../outside", str(tmp_path / "outside"), "x" * 300, "."):
@@ -52,7 +52,7 @@ def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
             checkpoint.read_state(tmp_path / "step")
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_remove_older_keeps_only_the_newest(tmp_path):
     for step in range(5):
         save(tmp_path / f"step-{step:08d}")
     checkpoint.remove_older(tmp_path, 2)
@@ -69,7 +69,7 @@ def test_average_is_the_mean_and_refuses_other_models(tmp_path):
         average_weights([tmp_path / "1.0", tmp_path / "other"])
 
 
-def test_optimizer_goes_through_a_flat_table():
+def test_optimizer_state_survives_the_flat_table_and_another_model_is_refused():
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -80,5 +80,5 @@ def test_optimizer_goes_through_a_flat_table():
     again = checkpoint.optimizer_tensors(other)
     assert table.keys() == again.keys()
     assert all(torch.equal(table[key], again[key]) for key in table)
-    with pytest.raises(UserError, match="is of another model"):  # int() refuses so many digits
+    with pytest.raises(UserError, match="belongs to another model"):  # int() refuses so many digits
         checkpoint.restore_optimizer(other, {f"{'9' * 5000}.exp_avg": torch.zeros(3)})

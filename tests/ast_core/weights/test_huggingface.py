@@ -1,4 +1,4 @@
-"""Against transformers: the same features, the same logits from the same weights, folders in both directions."""
+"""Hugging Face's format against transformers: same features, same logits, folders read and written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = ("dog", "rain", "bell")
 MEAN, STD = -6.8, 5.5
 
 
-def random_model(config: ModelConfig = MODEL, frames: int = 128) -> AST:
+def make_model(config: ModelConfig = MODEL, frames: int = 128) -> AST:
     torch.manual_seed(0)
     model = AST(config, 128, frames, len(LABELS)).eval()
     with torch.no_grad():
@@ -35,21 +35,21 @@ def random_model(config: ModelConfig = MODEL, frames: int = 128) -> AST:
     return model
 
 
-def described(trained: AST, **changes: object) -> HuggingFaceModel:
-    whole = HuggingFaceModel(MODEL, FRONT_END, MEAN, STD, LABELS, False, trained.state_dict())
-    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
+def to_huggingface(trained: AST, **changes: object) -> HuggingFaceModel:
+    plain = HuggingFaceModel(MODEL, FRONT_END, MEAN, STD, LABELS, False, trained.state_dict())
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def recording(seconds: float) -> np.ndarray:
+def make_recording(seconds: float) -> np.ndarray:
     rng = np.random.default_rng(0)
     times_N = np.arange(int(16_000 * seconds)) / 16_000
     return (0.2 * np.sin(2 * np.pi * 600 * times_N) + rng.normal(0, 0.02, len(times_N))).astype(np.float32)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.28, 3.0])
-def test_features_equal_the_feature_extractors(seconds: float) -> None:
+def test_features_equal_those_of_the_feature_extractor(seconds: float) -> None:
     extractor = ASTFeatureExtractor(max_length=128, mean=MEAN, std=STD)
-    wave_N = recording(seconds)
+    wave_N = make_recording(seconds)
     theirs_TM = extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"][0]
     ours_TM = (fit_length(Fbank(FRONT_END)(torch.from_numpy(wave_N)), 128) - MEAN) / (2 * STD)
     difference_TM = (ours_TM - theirs_TM).abs()
@@ -58,14 +58,14 @@ def test_features_equal_the_feature_extractors(seconds: float) -> None:
 
 
 def test_transformers_opens_our_folder_and_predicts_the_same(tmp_path: Path) -> None:
-    model = random_model()
-    write_folder(tmp_path, described(model))
+    model = make_model()
+    write_folder(tmp_path, to_huggingface(model))
     theirs, report = ASTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert theirs.config.id2label == dict(enumerate(LABELS))
     extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
-    wave_N = recording(1.1)
+    wave_N = make_recording(1.1)
     inputs_BTM = extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"]
     with torch.no_grad():
         logits_BC = theirs.eval()(inputs_BTM).logits
@@ -75,7 +75,7 @@ def test_transformers_opens_our_folder_and_predicts_the_same(tmp_path: Path) -> 
     assert np.abs(own_C - scores_C).max() < 1e-3  # our windows are rounded to float16, as shards are
 
 
-def test_a_folder_of_transformers_own_is_opened_and_adapts(tmp_path: Path) -> None:
+def test_folder_written_by_transformers_predicts_the_same_and_starts_another_model(tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = ASTConfig(
         hidden_size=192, num_attention_heads=3, intermediate_size=768, max_length=128, id2label=dict(enumerate(LABELS)),
@@ -98,25 +98,25 @@ def test_a_folder_of_transformers_own_is_opened_and_adapts(tmp_path: Path) -> No
     assert torch.equal(other.blocks[2].norm1.weight, bundle.members[0].model.blocks[2].norm1.weight)
 
 
-def test_the_names_go_there_and_back() -> None:
-    weights = random_model().state_dict()
+def test_renaming_there_and_back_returns_the_same_weights() -> None:
+    weights = make_model().state_dict()
     again = from_names(to_names(weights))
     assert weights.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in weights.items())
 
 
-def test_what_the_format_cannot_say_is_refused_by_name(tmp_path: Path) -> None:
-    model = random_model()
+def test_setting_that_the_format_cannot_describe_is_refused_by_name(tmp_path: Path) -> None:
+    model = make_model()
     columns = dataclasses.replace(MODEL, patch_freq=128)
     with pytest.raises(UserError, match="its patches are 128 x 16, not square"):
-        write_folder(tmp_path, described(model, model=columns))
+        write_folder(tmp_path, to_huggingface(model, model=columns))
     with pytest.raises(UserError, match="its window is hamming, not hanning"):
-        write_folder(tmp_path, described(model, front_end=dataclasses.replace(FRONT_END, window="hamming")))
+        write_folder(tmp_path, to_huggingface(model, front_end=dataclasses.replace(FRONT_END, window="hamming")))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bundle_of_another_stride_and_length_starts_a_model(tmp_path: Path) -> None:
-    ten = random_model(frames=512)
+def test_bundle_of_another_stride_and_length_starts_a_model(tmp_path: Path) -> None:
+    ten = make_model(frames=512)
     identity = {
         "model": to_dict(MODEL),
         "front_end": to_dict(FrontEndConfig(target_frames=512)),

@@ -1,4 +1,4 @@
-"""Logits against the published model's steps, written with timm's own parts, from the same file of weights."""
+"""Logits from the same file of weights, against the published model's steps, written with timm's modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = 527
 
 
 class Published(nn.Module):
-    """The published model's steps around timm's distilled DeiT: strided one-channel projection, mean of two tokens."""
+    """Published model's steps around timm's distilled DeiT: strided one-channel projection, mean of two tokens."""
 
     def __init__(self, freq: int, time: int, stride: int = 10) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Published(nn.Module):
         self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
 
     def forward(self, fbank_BTM: torch.Tensor) -> torch.Tensor:
-        """[B, T, M] to logits [B, C]."""
+        """Convert log-mel [B, T, M] to logits [B, C]."""
         image_B1MT = fbank_BTM[:, None].transpose(2, 3)
         patches_BPE = self.v.patch_embed.proj(image_B1MT).flatten(2).transpose(1, 2)
         prefix = [token.expand(len(fbank_BTM), -1, -1) for token in (self.v.cls_token, self.v.dist_token)]
@@ -44,8 +44,8 @@ class Published(nn.Module):
         return logits_BC
 
 
-def spread(model: nn.Module) -> nn.Module:
-    """Weights as large as trained ones, so that no part of the model is idle."""
+def add_noise(model: nn.Module) -> nn.Module:
+    """Make weights as large as trained ones, so that every part of the model matters."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,8 +54,10 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(("stride", "frames"), [(10, 1024), (12, 1024), (14, 1024), (16, 1024), (10, 512), (10, 128)])
-def test_logits_equal_the_published_models_from_its_own_file(tmp_path: Path, stride: int, frames: int) -> None:
-    theirs = spread(Published(128, frames, stride))
+def test_logits_from_a_published_file_equal_those_of_the_published_model(
+    tmp_path: Path, stride: int, frames: int
+) -> None:
+    theirs = add_noise(Published(128, frames, stride))
     torch.save({f"module.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "audioset.pth")
     config = replace(TINY, freq_stride=stride, time_stride=stride, init=str(tmp_path / "audioset.pth"))
     ours = AST(config, 128, frames, CLASSES).eval()
@@ -67,8 +69,8 @@ def test_logits_equal_the_published_models_from_its_own_file(tmp_path: Path, str
 
 @pytest.mark.parametrize("stride", [12, 16])
 @pytest.mark.parametrize("frames", [128, 512, 1400])
-def test_a_published_file_goes_to_any_stride_and_length(tmp_path: Path, stride: int, frames: int) -> None:
-    theirs = spread(Published(128, 1024))
+def test_published_file_adapts_to_any_stride_and_length(tmp_path: Path, stride: int, frames: int) -> None:
+    theirs = add_noise(Published(128, 1024))
     torch.save(theirs.state_dict(), tmp_path / "audioset.pth")
     config = replace(TINY, freq_stride=stride, time_stride=stride, init=str(tmp_path / "audioset.pth"))
     ours = AST(config, 128, frames, 50)
@@ -79,7 +81,7 @@ def test_a_published_file_goes_to_any_stride_and_length(tmp_path: Path, stride: 
 
 
 def test_the_published_cut_is_about_the_centre(tmp_path: Path) -> None:
-    theirs = spread(Published(128, 1024))
+    theirs = add_noise(Published(128, 1024))
     torch.save(theirs.state_dict(), tmp_path / "audioset.pth")
     config = replace(TINY, init=str(tmp_path / "audioset.pth"))
     ours = AST(config, 128, 512, CLASSES)
@@ -89,8 +91,8 @@ def test_the_published_cut_is_about_the_centre(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [TINY.backbone, "deit_base_patch16_224", "vit_base_patch16_224"])
-def test_an_imagenet_file_gives_timms_features_of_a_grey_picture(tmp_path: Path, name: str) -> None:
-    theirs = spread(timm.create_model(name, pretrained=False))
+def test_imagenet_file_returns_the_features_of_timm_for_a_grey_picture(tmp_path: Path, name: str) -> None:
+    theirs = add_noise(timm.create_model(name, pretrained=False))
     save_file(theirs.state_dict(), tmp_path / "imagenet.safetensors")
     config = ModelConfig(backbone=name, freq_stride=16, time_stride=16, init=str(tmp_path / "imagenet.safetensors"))
     ours = AST(config, 224, 224, 3).eval()
@@ -104,7 +106,7 @@ def test_an_imagenet_file_gives_timms_features_of_a_grey_picture(tmp_path: Path,
         torch.testing.assert_close(ours.norm(tokens_BPE), theirs.forward_features(picture_BCHW), atol=1e-4, rtol=1e-5)
 
 
-def test_projection_and_positions_have_the_papers_other_ways(tmp_path: Path) -> None:
+def test_mean_projection_and_nearest_or_random_positions_are_as_in_the_paper(tmp_path: Path) -> None:
     source = timm.create_model(TINY.backbone, pretrained=False)
     nn.init.normal_(source.pos_embed)
     torch.save(source.state_dict(), tmp_path / "imagenet.pth")
@@ -123,7 +125,7 @@ def test_projection_and_positions_have_the_papers_other_ways(tmp_path: Path) -> 
     assert abs(float(before.detach().std()) - 0.02) < 1e-3
 
 
-def test_a_backbone_of_another_family_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_backbone_of_another_family_is_refused_with_the_missing_tensor(tmp_path: Path) -> None:
     save_file(timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict(), tmp_path / "plain.safetensors")
     config = replace(TINY, init=str(tmp_path / "plain.safetensors"))
     with pytest.raises(UserError, match=r"missing: dist_token"):

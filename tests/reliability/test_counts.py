@@ -1,4 +1,4 @@
-"""R27: rows in = rows out + rejects, or a non-zero exit. A whole run's books are in tests/pipeline/test_run.py."""
+"""R27: rows in = rows out + rejects, or a non-zero exit. tests/pipeline/test_run.py checks a complete run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> PrepareSettings:
 
 
 def lose_a_reject(settings: PrepareSettings) -> None:
-    """What a bug in a worker would leave: a marker that names fewer clips than it was given."""
+    """Write what a bug in a worker could write: a marker that names fewer clips than the worker was given."""
     markers = {path: read_hashed_json(path, "Marker") for path in settings.shards.glob("train/*.json")}
     path = next(path for path, marker in markers.items() if marker["rejects"])
     write_hashed_json(path, markers[path] | {"rejects": []})
@@ -41,14 +41,14 @@ def lose_a_row(settings: PrepareSettings, split: str) -> None:
     pq.write_table(table.slice(1), path, compression="none", use_dictionary=False, row_group_size=8)
 
 
-def lose_it_in_the_index(settings: PrepareSettings, split: str) -> None:
+def count_one_too_many_in_the_index(settings: PrepareSettings, split: str) -> None:
     index = read_hashed_json(settings.shards / "index.json", "Index")
     index["splits"][split]["listed"] += 1
     write_hashed_json(settings.shards / "index.json", index)
 
 
-def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a stage says as it exits with 1."""
+def error_of(main: Callable[[list[str]], None], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a stage that exits with 1, and return what it prints on stderr."""
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 1
@@ -57,26 +57,26 @@ def fails(main: Callable[[list[str]], None], words: list[str], capsys: pytest.Ca
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(180)
-def test_no_stage_loses_a_row_in_silence(
+def test_every_stage_notices_a_lost_row(
     settings: PrepareSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: Callable[..., None]
 ) -> None:
-    books = require_balance(prepare.prepare(settings), settings.shards, CLIPS)
-    assert (books["kept"], books["rejected"], books["missing"]) == (CLIPS - 2, 1, 1)
+    counts = require_balance(prepare.prepare(settings), settings.shards, CLIPS)
+    assert (counts["kept"], counts["rejected"], counts["missing"]) == (CLIPS - 2, 1, 1)
     lose_a_reject(settings)
-    assert "do not balance: 16 listed, 15 seen" in fails(prepare.main, flags(settings), capsys)
+    assert "do not balance: 16 listed, 15 seen" in error_of(prepare.main, flags(settings), capsys)
     for path in settings.shards.glob("train/*.json"):
         path.unlink()
-    assert require_balance(prepare.prepare(settings), settings.shards, CLIPS) == books
+    assert require_balance(prepare.prepare(settings), settings.shards, CLIPS) == counts
     words = [*flags(settings)[:6], "--data.train-splits", "train", "--data.test-split", "test"]
     words += ["--tracking", f"sqlite:///{tmp_path}/mlflow.db"]
     stages = {"evaluate": evaluate.main, "calibrate": calibrate.main}
     lost = 0
-    for damage in (lose_it_in_the_index, lose_a_row):
+    for damage in (count_one_too_many_in_the_index, lose_a_row):
         for split in ("train", "test"):
             damage(settings, split)
         for name, main in stages.items():
             more = ["--data.validation-split", "train"] if name == "calibrate" else []
-            said = fails(main, [*words, *more], capsys)
+            said = error_of(main, [*words, *more], capsys)
             assert "Run prepare again" in said, (name, said)
             lost += 1
         prepare.prepare(settings)
@@ -85,18 +85,18 @@ def test_no_stage_loses_a_row_in_silence(
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(120)
-def test_a_clip_in_no_book_is_noticed_by_whoever_opens_the_shards(settings: PrepareSettings) -> None:
+def test_the_reader_refuses_shards_whose_counts_differ(settings: PrepareSettings) -> None:
     prepare.prepare(settings)
     assert len(ShardReader(settings.shards, ["train", "test"])) == CLIPS - 2
-    lose_it_in_the_index(settings, "train")
+    count_one_too_many_in_the_index(settings, "train")
     ShardReader(settings.shards, ["test"])
-    with pytest.raises(DamagedError, match="books of train do not balance: 17 listed, 14 kept in 14 rows"):
+    with pytest.raises(DamagedError, match="counts of train do not balance: 17 listed, 14 kept in 14 rows"):
         ShardReader(settings.shards, ["train"])
     assert ShardIndex.load(settings.shards)
 
 
 @pytest.mark.timeout(120)
-def test_predict_answers_once_for_each_file(
+def test_predict_writes_one_row_for_each_file(
     tmp_path: Path, trained_bundle: Path, measured: Callable[..., None]
 ) -> None:
     names = write_clips(tmp_path / "in", 6)
