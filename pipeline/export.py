@@ -1,6 +1,10 @@
 """Export a bundle or registered model: to Hugging Face's format, or to ONNX with the front end inside.
 
-python pipeline/export.py FOLDER --model work/demo/bundles/seed-0
+python pipeline/export.py FOLDER --model work/esc50/bundles/seed-0
+python pipeline/export.py FILE.onnx --format onnx --model work/demo/bundles/ensemble
+
+Hugging Face's format holds one member, with square patches, a distilled backbone and the default windows. ONNX holds
+any of these and ensembles. Neither holds a model that masks padding.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ast_core.errors import require
+from ast_core.errors import UserError, require
 from ast_core.weights.bundle import Bundle
-from ast_core.weights.huggingface import HuggingFaceModel, write_folder
+from ast_core.weights.huggingface import HuggingFaceModel, find_export_obstacle, write_folder
 from ast_core.weights.onnx_export import export_onnx
-from pipeline.cli.command_line import parse_settings
+from pipeline.cli.command_line import load_recipe, parse_settings
 from pipeline.cli.program import run_stage
+from pipeline.cli.recipe_file import RECIPES
 from pipeline.cli.stages import ExportSettings
 from pipeline.tracking.registry import bundle_folder
 
@@ -28,7 +33,7 @@ def export(settings: ExportSettings) -> Path:
         What was written.
 
     Raises:
-        UserError: the format cannot say what this model is, or needs an extra that is not installed.
+        UserError: the format cannot hold the model, or needs an extra that is not installed.
     """
     bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
     if settings.format == "onnx":
@@ -40,12 +45,20 @@ def export(settings: ExportSettings) -> Path:
 
 
 def _only_member(bundle: Bundle) -> HuggingFaceModel:
+    """Return the member of a bundle of one, if Hugging Face's format can hold it."""
     require(
         len(bundle.members) == 1,
         f"Hugging Face's format holds one model, this is an ensemble of {len(bundle.members)}: "
-        "give one member's bundle.",
+        "give one member's bundle, or export the ensemble with --format onnx.",
     )
     member = bundle.members[0]
+    reason = find_export_obstacle(member.config, member.front_end)
+    if reason:
+        advice = "Train" if member.config.mask_padding else "Export it with --format onnx, or train"
+        raise UserError(
+            f"Hugging Face's format cannot hold {member.name}: {reason}. {advice} one of the recipes whose models the "
+            f"format can hold: {', '.join(list_exportable_recipes())}."
+        )
     return HuggingFaceModel(
         model=member.config,
         front_end=member.front_end,
@@ -55,6 +68,12 @@ def _only_member(bundle: Bundle) -> HuggingFaceModel:
         single_label=bundle.single_label,
         weights={key: value.cpu() for key, value in member.model.state_dict().items()},
     )
+
+
+def list_exportable_recipes() -> list[str]:
+    """Return the packaged recipes whose models Hugging Face's format can hold."""
+    recipes = {path.stem: load_recipe(path.stem) for path in sorted(RECIPES.glob("*.toml"))}
+    return [name for name, recipe in recipes.items() if not find_export_obstacle(recipe.model, recipe.front_end)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -193,25 +193,33 @@ def to_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return theirs
 
 
+def find_export_obstacle(model: ModelConfig, front_end: FrontEndConfig) -> str:
+    """Return why this format cannot hold a model, "" if it can.
+
+    `ASTConfig` has one patch size and always two prefix tokens, its attention has no mask, and `ASTFeatureExtractor`
+    has a fixed window.
+    """
+    window = (front_end.frame_length_ms, front_end.frame_shift_ms)
+    own = FrontEndConfig()
+    limits = {
+        f"its patches are {model.patch_freq} x {model.patch_time}, not square": model.patch_freq != model.patch_time,
+        f"its backbone {model.backbone} has one prefix token, not two": not BACKBONES[model.backbone].distilled,
+        "it keeps padding out of attention (model.mask-padding)": model.mask_padding,
+        f"its window is {front_end.window}, not hanning": front_end.window != "hanning",
+        f"its windows are {window[0]:g} ms every {window[1]:g} ms, not 25 ms every 10 ms": window
+        != (own.frame_length_ms, own.frame_shift_ms),
+    }
+    return ", and ".join(limit for limit, is_broken in limits.items() if is_broken)
+
+
 def write_folder(folder: Path, source: HuggingFaceModel) -> None:
     """Write a folder that `ASTForAudioClassification` and `ASTFeatureExtractor` open.
 
     Raises:
-        UserError: the format cannot describe the model; the text names each setting.
+        UserError: the format cannot hold the model, as `find_export_obstacle` says.
     """
-    model, front_end = source.model, source.front_end
-    defaults = FrontEndConfig()
-    size = BACKBONES[model.backbone]
-    cannot = {
-        "a patch that is not square": model.patch_freq != model.patch_time,
-        "one prefix token": not size.distilled,
-        "masked padding": model.mask_padding,
-        f"a {front_end.window} window": front_end.window != "hanning",
-        "other windows than 25 ms every 10 ms": (front_end.frame_length_ms, front_end.frame_shift_ms)
-        != (defaults.frame_length_ms, defaults.frame_shift_ms),
-    }
-    wrong = [what for what, is_so in cannot.items() if is_so]
-    require(not wrong, f"Hugging Face's AST cannot have {' and '.join(wrong)}; export to another format.")
+    reason = find_export_obstacle(source.model, source.front_end)
+    require(not reason, f"Hugging Face's format cannot hold this model: {reason}.")
     tensors = {key: value.contiguous().clone() for key, value in to_names(source.weights).items()}
     require_free_space(folder / WEIGHTS, bytes_of(tensors) + JSON_BYTES)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})

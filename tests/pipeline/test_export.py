@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,15 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
+from ast_core.weights.huggingface import find_export_obstacle
+from pipeline.cli.command_line import load_recipe
+from pipeline.cli.recipe_file import RECIPES
 from pipeline.cli.stages import ExportSettings
-from pipeline.export import export
+from pipeline.export import export, list_exportable_recipes
 
 FRONT_END = FrontEndConfig(target_frames=64)
 LABELS = ["rain", "wind"]
+EVERY_RECIPE = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 @pytest.fixture
@@ -35,6 +40,19 @@ def bundle(tmp_path: Path) -> Path:
     identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
     write_bundle(tmp_path / "seed-0", [("seed-0", model.state_dict(), identity)], False, {})
     return tmp_path / "seed-0"
+
+
+def write_recipes_bundle(folder: Path, recipe: str, backbone: str) -> Path:
+    """Write a bundle as a recipe's training would, its backbone and length apart."""
+    torch.manual_seed(0)
+    values = load_recipe(recipe)
+    config = replace(values.model, backbone=backbone, init="scratch")
+    front_end = replace(values.front_end, target_frames=64)
+    model = AST(config, front_end.num_mel_bins, front_end.target_frames, len(LABELS))
+    identity = {"model": to_dict(config), "front_end": to_dict(front_end), "labels": LABELS}
+    identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
+    write_bundle(folder / "seed-0", [("seed-0", model.state_dict(), identity)], False, {})
+    return folder / "seed-0"
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -70,6 +88,41 @@ def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Pat
     assert np.abs(scores_BC[0] - ours_C).max() < 1e-3
     with pytest.raises(UserError, match="this is an ensemble of 2"):
         export(ExportSettings(output=tmp_path / "hf", model=str(tmp_path / "both")))
+
+
+def test_a_model_of_the_demo_is_refused_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
+    demo = write_recipes_bundle(tmp_path, "demo", "ast_micro")
+    with pytest.raises(UserError) as error:
+        export(ExportSettings(output=tmp_path / "hf", model=str(demo)))
+    assert str(error.value) == (
+        "Hugging Face's format cannot hold seed-0: its patches are 128 x 8, not square. Export it with --format onnx, "
+        "or train one of the recipes whose models the format can hold: audioset_balanced, audioset_full, "
+        "audioset_patchout, esc50, esc50_ast_p, speech_commands, speech_commands_ast_p."
+    )
+    assert not (tmp_path / "hf").exists()
+    export(ExportSettings(output=tmp_path / "demo.onnx", model=str(demo), format="onnx"))
+    assert (tmp_path / "demo.onnx").is_file()
+
+
+@pytest.mark.parametrize("recipe", EVERY_RECIPE)
+def test_a_recipe_is_listed_if_and_only_if_its_model_exports(recipe: str, tmp_path: Path) -> None:
+    own = write_recipes_bundle(tmp_path, recipe, "ast_micro")
+    settings = ExportSettings(output=tmp_path / "hf", model=str(own))
+    if recipe in list_exportable_recipes():
+        ASTForAudioClassification.from_pretrained(export(settings))
+    else:
+        with pytest.raises(UserError, match="cannot hold seed-0"):
+            export(settings)
+
+
+def test_every_setting_that_the_format_lacks_is_named() -> None:
+    model = ModelConfig(backbone="vit_base_patch16_384", patch_time=8, mask_padding=True)
+    front_end = FrontEndConfig(window="hamming", frame_shift_ms=5.0)
+    assert find_export_obstacle(model, front_end) == (
+        "its patches are 16 x 8, not square, and its backbone vit_base_patch16_384 has one prefix token, not two, and "
+        "it keeps padding out of attention (model.mask-padding), and its window is hamming, not hanning, and "
+        "its windows are 25 ms every 5 ms, not 25 ms every 10 ms"
+    )
 
 
 def test_without_the_extra_the_error_says_what_to_install(bundle: Path, tmp_path: Path, monkeypatch) -> None:

@@ -108,9 +108,9 @@ def test_renaming_there_and_back_returns_the_same_weights() -> None:
 def test_setting_that_the_format_cannot_describe_is_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     columns = dataclasses.replace(MODEL, patch_freq=128)
-    with pytest.raises(UserError, match="a patch that is not square"):
+    with pytest.raises(UserError, match="its patches are 128 x 16, not square"):
         write_folder(tmp_path, to_huggingface(model, model=columns))
-    with pytest.raises(UserError, match="a hamming window"):
+    with pytest.raises(UserError, match="its window is hamming, not hanning"):
         write_folder(tmp_path, to_huggingface(model, front_end=dataclasses.replace(FRONT_END, window="hamming")))
     assert not list(tmp_path.iterdir())
 
