@@ -27,7 +27,7 @@ def worker_of(driver: subprocess.Popen[str]) -> psutil.Process | None:
     """A Ray worker below a driver that makes a part: its decoder is the sign."""
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
-            if "decoding" in " ".join(process.cmdline()) and (parent := process.parent()) is not None:
+            if "decoder_process" in " ".join(process.cmdline()) and (parent := process.parent()) is not None:
                 return parent
         except psutil.NoSuchProcess:
             continue
