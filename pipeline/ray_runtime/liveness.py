@@ -25,7 +25,7 @@ from pipeline.ray_runtime.heartbeat import HEARTBEAT_EVERY_S, PREFIX, Heartbeat,
 from pipeline.ray_runtime.internals import kv_delete, kv_delete_prefix, kv_put
 
 LOOK_EVERY_S = 2.0
-SILENT_S = 30.0
+SILENT_S = float(os.environ.get("AST_SILENT_WORKER_S", "30"))
 """Time without a heartbeat after which a worker is taken for stopped: a thread that only writes a key is late by less
 on a busy machine. The worker's node confirms it before it kills the process; all in all, that is under a minute."""
 CONFIRM_S = HEARTBEAT_EVERY_S + 2.0

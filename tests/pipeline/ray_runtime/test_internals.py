@@ -87,10 +87,10 @@ def test_private_attributes_exist() -> None:
 
     error = ValueError("in a rank")
     assert internals.raised_in_worker(UserExceptionWithTraceback(error, "")) is error, (
-        f"Ray {ray.__version__} has no UserExceptionWithTraceback._base_exc any more: change raised_in_worker in {ONLY}."
+        f"Ray {ray.__version__} has no UserExceptionWithTraceback._base_exc any more: change {ONLY}."
     )
     assert "_fallback_directory" in Path(importlib.import_module(Node.__module__).__file__ or "").read_text(), (
-        f"Ray {ray.__version__} has no Node._fallback_directory any more: change spill_folder in {ONLY}."
+        f"Ray {ray.__version__} has no Node._fallback_directory any more: change {ONLY}."
     )
 
 
