@@ -5,19 +5,14 @@ python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/es
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 import os
-import queue
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ray.data
 from rich.console import Console
@@ -33,8 +28,9 @@ from ast_core.shards.index import REJECTS, ShardIndex
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings
-from pipeline.ray_runtime import connection, heartbeat
-from pipeline.ray_runtime.shard_part import ShardPart, write_part_row
+from pipeline.ray_runtime import connection
+from pipeline.ray_runtime.liveness import LivenessWatch
+from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardPart, write_part_row
 from pipeline.reporting import prometheus
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
@@ -129,52 +125,25 @@ def _work(pending: Sequence[ShardPart], settings: PrepareSettings) -> None:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    stores = json.dumps([[str(store.root), store.uri] for store in sync.object_stores(settings)])
-    watch = heartbeat.Watch()
-    shared = {"stores": stores, "watch": watch.name}
-    items = [{"part": part.packed(), "clips": len(part.clips), **shared} for part in pending]
-    parts = ray.data.from_items(items, override_num_blocks=len(items))
-    done = parts.map(write_part_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
+    workers = min(settings.workers or int(ray.cluster_resources().get("CPU", 1)), len(pending))
+    with LivenessWatch("prepare", workers) as watch:
+        stores = sync.object_stores(settings)
+        items = [PartTask(part, stores, watch.name).to_row() for part in pending]
+        parts = ray.data.from_items(items, override_num_blocks=len(items))
+        done = parts.map(write_part_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
+        _follow(done, sum(len(part.clips) for part in pending), str(settings.run_dir))
+
+
+def _follow(done: ray.data.Dataset, clips: int, run: str) -> None:
+    """Run the data set; show and count the clips of its parts as they are done."""
     columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("prepare", total=sum(len(part.clips) for part in pending))
-        for row in _rows(done, watch):
-            require(not row["error"], row["error"])
-            progress.advance(task, row["clips"])
-            prometheus.count_prepared(str(settings.run_dir), row["clips"], row["rejected"], row["missing"])
-
-
-def _rows(done: ray.data.Dataset, watch: heartbeat.Watch) -> Iterator[dict[str, Any]]:
-    """Ray Data's rows, taken by a thread: it may wait for ever, and this one looks meanwhile whether workers live."""
-    rows: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-    wanted = threading.Event()
-    wanted.set()
-
-    def take() -> None:
-        last: BaseException | None = None
-        try:
-            for row in done.iter_rows():
-                rows.put(row)
-                if not wanted.is_set():
-                    break
-        except BaseException as error:  # noqa: BLE001  # the stage's thread raises it
-            last = error
-        rows.put(last)
-
-    threading.Thread(target=take, name="prepared-rows", daemon=True).start()
-    try:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                row = rows.get(timeout=heartbeat.LOOK_EVERY_S)
-                if row is None:
-                    return
-                if isinstance(row, BaseException):
-                    raise row
-                yield row
-            watch.look()
-    finally:
-        wanted.clear()
-        watch.end()
+        task = progress.add_task("prepare", total=clips)
+        for row in done.iter_rows():
+            result = PartResult(**row)
+            require(not result.error, result.error)
+            progress.advance(task, result.clips)
+            prometheus.count_prepared(run, result.clips, result.rejected, result.missing)
 
 
 def _report(shards: Path, splits: Splits) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM, as `kill`, `ray job stop`, Kubernetes and batch systems send it: a stage ends in order, and soon."""
+"""SIGTERM, as `kill`, `ray job stop`, Kubernetes and batch systems send it: a program ends in order, and soon."""
 
 from __future__ import annotations
 
@@ -7,62 +7,75 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""As a shell reports a program that SIGTERM ended."""
+"""Exit code of a program that SIGTERM ended, as a shell reports it."""
 EXIT_LIMIT_S = 19.0
-"""After so many seconds the program ends at once: whoever asked it to go kills it after 30 s, if not before."""
-_asked = threading.Event()
+"""Seconds after which a stage ends at once: the sender of SIGTERM kills it after 30 s, if not before."""
+_received = threading.Event()
+
+
+class _Interrupt:
+    """The handler of SIGTERM."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+
+    def __call__(self, number: int, frame: object) -> None:  # noqa: ARG002
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _received.set()
+        last = threading.Timer(self._limit_s, os._exit, [EXIT_CODE])
+        last.daemon = True
+        last.start()
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM interrupts as Ctrl-C does, and a second one is ignored; the main thread's business only."""
+def interrupt_on_sigterm(limit_s: float = EXIT_LIMIT_S) -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt inside, as Ctrl-C does; a second SIGTERM is ignored.
+
+    Outside the main thread, which alone receives signals, this does nothing.
+
+    Args:
+        limit_s: seconds after the signal at which the process ends, even if it is not done with ending in order.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _Interrupt(limit_s))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def exit_on_sigterm(limit_s: float = EXIT_LIMIT_S) -> Iterator[None]:
+    """Let SIGTERM interrupt inside, and raise SystemExit with `EXIT_CODE` after it, for programs without a stage.
+
+    Args:
+        limit_s: see `interrupt_on_sigterm`.
+    """
+    try:
+        with interrupt_on_sigterm(limit_s):
+            yield
+    except KeyboardInterrupt:
+        if sigterm_received():
+            raise SystemExit(EXIT_CODE) from None
+        raise
 
 
 @contextlib.contextmanager
 def keep_sigterm_handler() -> Iterator[None]:
-    """Inside, something may put its own answer to SIGTERM in the place of ours, as `ray.init` does: it is put back."""
+    """Restore our SIGTERM handler at the end, if it was set: `ray.init` replaces it by its own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if before is _interrupt and not _asked.is_set():
+        if isinstance(before, _Interrupt) and not _received.is_set():
             signal.signal(signal.SIGTERM, before)
 
 
 def sigterm_received() -> bool:
-    """Whether SIGTERM has come: a KeyboardInterrupt is Ctrl-C otherwise."""
-    return _asked.is_set()
-
-
-def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _asked.set()
-    last = threading.Timer(EXIT_LIMIT_S, os._exit, [EXIT_CODE])
-    last.daemon = True
-    last.start()
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit meanwhile, so that what was started is stopped."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """Return whether SIGTERM has come; otherwise, a KeyboardInterrupt is Ctrl-C."""
+    return _received.is_set()

@@ -20,6 +20,8 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 POLL_S = 5.0
 PATIENCE_S = 600.0
 """Seconds without an answer of the Kubernetes API after which the step fails; the job itself keeps running."""
+STOP_S = 60.0
+"""Seconds after SIGTERM at which the step ends, even if the RayJob could not be deleted by then."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """KubeRay's `jobDeploymentStatus` of a RayJob that will not change any more."""
 Manifest = dict[str, Any]
@@ -39,7 +41,7 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
         UserError: the API refuses the RayJob or does not answer, or the command failed (with KubeRay's message).
     """
     _load_kube_config()
-    with exit_on_sigterm():
+    with exit_on_sigterm(STOP_S):
         job = _RayJob.create(manifest)
         try:
             status = job.follow(poll_s)

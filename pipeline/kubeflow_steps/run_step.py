@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from ast_core.errors import require
-from pipeline.cli.sigterm import exit_on_sigterm
+from pipeline.cli.sigterm import EXIT_LIMIT_S, exit_on_sigterm
 from pipeline.kubeflow_steps.plan import ROOT, STAGES, Plan, ray_job, stage_flags
 
 STOP_S = 30.0
-"""Seconds that a stage on this machine has to end after SIGTERM."""
+"""Seconds that a stage on this machine has to end after SIGTERM; then it is killed."""
 
 
 def run_step(plan: Plan, stage: str, own: Sequence[str] = ()) -> None:
@@ -37,7 +37,7 @@ def _run_process(command: Sequence[str], stage: str) -> None:
     """Run a process and print its output; raise UserError with its last line if it fails."""
     last = ""
     with (
-        exit_on_sigterm(),
+        exit_on_sigterm(STOP_S + EXIT_LIMIT_S),
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
         try:

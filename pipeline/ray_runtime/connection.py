@@ -12,33 +12,33 @@ from pathlib import Path
 import psutil
 import ray
 import ray.util
-from ray._private import ray_constants
 from ray.exceptions import OutOfDiskError
 
 from ast_core.errors import NoRoomError, UserError
 from pipeline.cli import sigterm
+from pipeline.ray_runtime import internals
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "lo"
 """Linux's own network interface."""
 STARTS = 4
-"""Times that a local Ray is started: on a busy machine it may miss the 30 s that it gives itself."""
+"""Tries to start a local Ray, which allows itself 30 s: too few on a busy machine."""
 
 
 @contextlib.contextmanager
 def connect(address: str, workers: int = 0) -> Iterator[None]:
-    """A connection to Ray for one stage; one that is there already (a job's, a test's, `run`'s) is used and left open.
+    """Connect to Ray for one stage. A connection that exists (a job's, a test's, `run`'s) is used and stays open.
 
     Args:
-        address: what `--address` gave; RAY_ADDRESS if empty; a local cluster if neither is set.
+        address: value of `--address`; RAY_ADDRESS if empty; a local cluster if neither is set.
         workers: processes that must fit at once; a local cluster offers at least so many CPU slots.
 
     Raises:
         UserError: the named cluster cannot be reached.
-        NoRoomError: its object store is full, and the disk that it spills to.
+        NoRoomError: Ray's object store is full, and so is the disk to which it spills.
     """
     if ray.is_initialized():
-        with _told_of_full_disks():
+        with _explain_full_disks():
             yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
@@ -51,14 +51,14 @@ def connect(address: str, workers: int = 0) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
     try:
-        with _told_of_full_disks():
+        with _explain_full_disks():
             yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _told_of_full_disks() -> Iterator[None]:
+def _explain_full_disks() -> Iterator[None]:
     try:
         yield
     except OutOfDiskError as error:
@@ -66,24 +66,23 @@ def _told_of_full_disks() -> Iterator[None]:
 
 
 def spill_disk_error() -> NoRoomError:
-    """What Ray's `OutOfDiskError` means to whoever runs it; Ray does not say which disk."""
-    node = ray._private.worker.global_worker.node  # noqa: SLF001
-    folder = getattr(node, "_fallback_directory", None) or "a folder of its nodes"
+    """Return the error to raise for Ray's `OutOfDiskError`, which does not say which disk is full."""
+    folder = internals.spill_folder() or "a folder of its nodes"
     free = f"{shutil.disk_usage(folder).free} bytes are free" if Path(folder).is_dir() else "not on this machine"
     return NoRoomError(
-        f"Ray's object store is full, and so is the disk that it spills to: {folder} ({free}). Free space, or end what "
-        "holds objects in this cluster, and run the same command again: what was committed stays."
+        f"Ray's object store is full, and so is the disk that it spills to: {folder} ({free}). Free space, or end the "
+        "programs that hold objects in this cluster, and run the same command again: what was committed stays."
     )
 
 
 def _start_here(cores: int) -> None:
-    """Start a Ray on this machine; UserError if it is too busy for that."""
-    # Worker processes import these packages from wherever the driver did.
+    """Start a Ray on this machine; UserError if the machine is too busy."""
+    # Worker processes import these packages from the same folder as the driver.
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:
-            with _on_loopback():
+            with internals.bind_to_loopback():
                 ray.init(
                     address="local",
                     num_cpus=cores,
@@ -103,17 +102,3 @@ def _start_here(cores: int) -> None:
     raise UserError(
         f"Ray did not start on this machine in {STARTS} tries: it is too busy. Run the command again later."
     )
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Inside, Ray takes 127.0.0.1 for this machine's address: whoever reached its ports could run code here.
-
-    It has that as a switch for systems whose firewalls ask, read from the environment when it is imported; before the
-    settings say whether a cluster is to be joined. An address of 127.0.0.1 it would replace by the network's.
-    """
-    known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = known

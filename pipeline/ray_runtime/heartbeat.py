@@ -1,8 +1,7 @@
-"""Whether the workers of `prepare` live: Ray waits for a process that is stopped (SIGSTOP, a hung machine) for ever.
+"""Heartbeats of worker processes: every worker of ours writes a counter to the key-value store of Ray's head.
 
-Each worker has a key in the store of Ray's head, and writes to it while the driver watches. What no longer changes,
-though Ray counts the process among the living and its node answers, is named. A node that does not answer, or is gone,
-is Ray's to notice: it makes such a node's parts elsewhere.
+Ray waits for ever for a process that is stopped (SIGSTOP) or hangs. The driver's `LivenessWatch` reads the heartbeats
+and kills a worker whose counter stands still.
 """
 
 from __future__ import annotations
@@ -12,150 +11,103 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 import ray
-import ray._private.state
 from ray.exceptions import RayError
-from ray.experimental import internal_kv
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ast_core.errors import UserError
+from pipeline.ray_runtime.internals import kv_delete, kv_get, kv_list, kv_put
 
-NAMESPACE = b"ast-pipeline"
-BEAT_EVERY_S = 3.0
-LOOK_EVERY_S = 2.0
-SILENT_S = 40.0
-"""A thread that only writes a key is late by less on a busy machine; with a look it is under a minute."""
+HEARTBEAT_EVERY_S = 3.0
+PREFIX = "heartbeat:"
 
 
-class Watch:
-    """The driver's: which workers were heard of, and when. `name` is what the workers are given."""
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a worker process last wrote of itself."""
 
-    def __init__(self) -> None:
-        self.name = f"prepare:{uuid.uuid4().hex}"
-        self._heard: dict[bytes, tuple[bytes, float]] = {}
-        self._asked: dict[bytes, ray.ObjectRef[None]] = {}
-        self._looked_s = time.monotonic()
-        _put(self.name.encode(), b"watched")
+    process: int
+    node: str
+    node_id: str
+    """Ray's id of the node."""
+    task: str
+    """What the worker does, such as "rank 0"; empty between two tasks."""
+    count: int
+    """Heartbeats that this process has sent."""
 
-    def look(self) -> None:
-        """Ask, at most every `LOOK_EVERY_S`, who was heard of; UserError that names a worker that is silent."""
-        now = time.monotonic()
-        if now - self._looked_s < LOOK_EVERY_S:
-            return
-        if now - self._looked_s > SILENT_S / 2:
-            self._heard.clear()  # it was this process that was stopped
-        self._looked_s = now
-        with contextlib.suppress(RayError):  # the head is away: Ray says so itself
-            for key in _list(f"{self.name}:".encode()):
-                beat = _get(key)
-                last, since = self._heard.setdefault(key, (beat, now))
-                if beat != last:
-                    self._heard[key] = (beat, now)
-                    self._asked.pop(key, None)
-                elif now - since > SILENT_S and _lives(key) and self._node_answers(key, beat):
-                    raise UserError(_sentence(beat))
-
-    def _node_answers(self, key: bytes, beat: bytes) -> bool:
-        """Whether the node of a silent worker does a task; it has time until the next looks."""
-        if key not in self._asked:
-            there = NodeAffinitySchedulingStrategy(json.loads(beat)["node_id"], soft=False)
-            task = ray.remote(num_cpus=0, max_retries=0)(_answer)
-            self._asked[key] = task.options(scheduling_strategy=there).remote()
-        if not ray.wait([self._asked[key]], timeout=0)[0]:
-            return False
-        with contextlib.suppress(RayError):  # the node is gone; one that is not is asked again
-            ray.get(self._asked.pop(key))
-            return True
-        return False
-
-    def end(self) -> None:
-        """The workers need not beat any more."""
-        with contextlib.suppress(RayError):
-            _delete(self.name.encode())
+    def describe_process(self) -> str:
+        """Return the process and its node, for messages."""
+        return f"process {self.process} on {self.node}"
 
 
-def _sentence(beat: bytes) -> str:
-    said = json.loads(beat)
-    doing = f"makes {said['part']} and " if said["part"] else ""
-    return (
-        f"A worker, process {said['process']} on node {said['node']}, {doing}has not been heard of for {SILENT_S:.0f} "
-        "s: it is stopped or hangs. End that process and run the same command again; finished shards stay."
-    )
-
-
-class _Pulse:
-    """A worker process's: the thread that beats, as long as the driver watches."""
+class _Sender:
+    """The thread of a worker process that sends its heartbeats until the driver no longer watches."""
 
     def __init__(self, watch: str) -> None:
         self.watch = watch
-        self.part = ""
-        self._count = 0
-        self._key = f"{watch}:{ray.get_runtime_context().get_worker_id()}".encode()
-        self._said = {
-            "process": os.getpid(),
-            "node": f"{os.uname().nodename} ({ray.util.get_node_ip_address()})",
-            "node_id": ray.get_runtime_context().get_node_id(),
-        }
-        threading.Thread(target=self._go_on, name="heartbeat", daemon=True).start()
+        context = ray.get_runtime_context()
+        self._key = f"{PREFIX}{watch}:{context.get_worker_id()}".encode()
+        self._last = Heartbeat(os.getpid(), os.uname().nodename, context.get_node_id(), "", 0)
+        self._lock = threading.Lock()
+        threading.Thread(target=self._send_all, name="heartbeat", daemon=True).start()
 
-    def beat(self) -> None:
-        self._count += 1
-        said = {"part": self.part, "count": self._count, **self._said}
-        with contextlib.suppress(RayError):
-            _put(self._key, json.dumps(said).encode())
+    def send(self, task: str | None = None) -> None:
+        """Send a heartbeat; with the task of the one before, unless another is given."""
+        with self._lock, contextlib.suppress(RayError):  # the head is away: the next heartbeat may reach it
+            task = self._last.task if task is None else task
+            self._last = replace(self._last, task=task, count=self._last.count + 1)
+            kv_put(self._key, json.dumps(asdict(self._last)).encode())
 
-    def _go_on(self) -> None:
+    def _send_all(self) -> None:
         watched = True
         while watched:
-            time.sleep(BEAT_EVERY_S)
-            self.beat()
+            time.sleep(HEARTBEAT_EVERY_S)
             with contextlib.suppress(RayError):
-                watched = bool(_get(self.watch.encode()))
-        _delete(self._key)
+                watched = bool(kv_get(f"{PREFIX}{self.watch}".encode()))
+                if watched:
+                    self.send()
+        kv_delete(self._key)
 
 
-_pulses: dict[str, _Pulse] = {}
+_senders: dict[str, _Sender] = {}
+"""This process's sender by the name of the watch: one at most, since a worker works for one stage at a time."""
+
+
+def start_heartbeat(watch: str, task: str) -> None:
+    """Send heartbeats from this worker process from now on.
+
+    Args:
+        watch: name of the driver's `LivenessWatch`.
+        task: what this worker does, for messages.
+    """
+    if watch not in _senders:
+        _senders.clear()
+        _senders[watch] = _Sender(watch)
+    _senders[watch].send(task)
 
 
 @contextlib.contextmanager
-def working(watch: str, part: str) -> Iterator[None]:
-    """In a worker: be heard of while it makes a part, and until it is given the next."""
-    if watch not in _pulses:
-        _pulses.clear()
-        _pulses[watch] = _Pulse(watch)
-    pulse = _pulses[watch]
-    pulse.part = part
-    pulse.beat()
+def send_heartbeats(watch: str, task: str) -> Iterator[None]:
+    """Name a task in this process's heartbeats while the task runs; the heartbeats go on after it."""
+    start_heartbeat(watch, task)
     try:
         yield
     finally:
-        pulse.part = ""
+        _senders[watch].send("")
 
 
-def _answer() -> None:
-    """What a node is asked to do."""
+def read_heartbeats(watch: str) -> dict[bytes, Heartbeat]:
+    """Return the last heartbeat of each worker, by its key in the store.
+
+    Args:
+        watch: name of a `LivenessWatch`, or the first words of it up to a colon.
+    """
+    found = {key: read_heartbeat(key) for key in kv_list(f"{PREFIX}{watch}:".encode())}
+    return {key: heartbeat for key, heartbeat in found.items() if heartbeat is not None}
 
 
-def _lives(key: bytes) -> bool:
-    """Whether Ray has that worker process, or had when its node was lost: one that died beats no more either."""
-    return key.decode().rpartition(":")[2] in ray._private.state.workers()  # noqa: SLF001
-
-
-def _get(key: bytes) -> bytes:
-    return internal_kv._internal_kv_get(key, namespace=NAMESPACE) or b""  # noqa: SLF001
-
-
-def _put(key: bytes, value: bytes) -> None:
-    internal_kv._internal_kv_put(key, value, namespace=NAMESPACE)  # noqa: SLF001
-
-
-def _delete(key: bytes) -> None:
-    internal_kv._internal_kv_del(key, namespace=NAMESPACE)  # noqa: SLF001
-
-
-def _list(prefix: bytes) -> list[bytes]:
-    keys: list[bytes] = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)  # noqa: SLF001
-    return keys
+def read_heartbeat(key: bytes) -> Heartbeat | None:
+    """Return the last heartbeat under a key; None if there is none any more, or if it is a watch's own key."""
+    value = kv_get(key)
+    return Heartbeat(**json.loads(value)) if value.startswith(b"{") else None

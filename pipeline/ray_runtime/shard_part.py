@@ -1,6 +1,6 @@
-"""A part of the shards, the unit of `prepare`: which clips, what decides its bytes, and how a worker writes it.
+"""A part of the shards, the unit of `prepare`: its clips, the settings that decide its bytes, and how it is written.
 
-Apart from `prepare`, whose imports would cost each worker seconds of start.
+It is apart from `prepare`, whose imports would cost each worker seconds of start.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ from ast_core.storage.json_files import parse_hashed_json, read_hashed_json, sha
 from ast_core.storage.object_store import ObjectStore, StoredFile
 
 FORMAT = 1
-"""Part of every shard's key: raise it when the same clips and settings would give other shards."""
+"""Number in every shard's key: raise it when the same clips and settings would make other shards."""
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """The unit of work: some clips that become one Parquet file. It knows all that decides its bytes."""
+    """Some clips that become one Parquet file, with everything that decides its bytes."""
 
     folder: str
     name: str
     split: str
     clips: tuple[Clip, ...]
     source: str
-    """Root of the clips' paths in the key."""
+    """Folder to which the clips' paths in the key are relative."""
     front_end: dict[str, Any]
     metadata: dict[str, Any]
-    """Front end and labels, as the Parquet file keeps them."""
+    """Front end and labels, as the Parquet file stores them."""
     decode_limit_s: float = LIMIT_S
-    """What a decoder may take for an answer; it decides no bytes."""
+    """Seconds that a decoder may take for a clip; they decide no bytes."""
 
     @property
     def marker(self) -> Path:
-        """Committed after the Parquet file."""
+        """Path of the marker, which is committed after the Parquet file."""
         return Path(self.folder) / f"{self.name}.json"
 
     def packed(self) -> str:
-        """As JSON, which Ray Data carries as it is."""
+        """Return the part as JSON."""
         clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
         return json.dumps({**vars(self), "clips": clips})
 
     @staticmethod
     def unpacked(text: str) -> ShardPart:
-        """The part that `packed` wrote."""
+        """Return the part of which `packed` made JSON."""
         values = json.loads(text)
         clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
         return ShardPart(**{**values, "clips": clips})
 
     def key(self) -> str:
-        """Hash of the clips, their files' sizes and times as they are now, the labels and the front end."""
+        """Return a hash of the clips, their files' present sizes and times, the labels and the front end."""
         clips = [_fingerprint(clip, self.source) for clip in self.clips]
         return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": self.metadata})
 
 
 def is_complete(part: ShardPart) -> bool:
-    """Whether the part is there, whole, and made of just these clips and settings."""
+    """Return whether the part exists, is complete, and was made of these clips and settings."""
     path = part.marker.with_suffix(".parquet")
     if not (part.marker.is_file() and path.is_file()):
         return False
@@ -82,12 +82,12 @@ def is_complete(part: ShardPart) -> bool:
 
 
 def is_complete_in_store(part: ShardPart, store: ObjectStore, listed: Mapping[Path, StoredFile]) -> bool:
-    """As `is_done`, of a part that may be in the store alone; a copy here that is not the store's part goes.
+    """Return whether a part is complete in the store. A local copy that differs from the store's part is removed.
 
     Args:
-        part: of shards that are a working copy.
-        store: of which.
-        listed: what the store has of the shards.
+        part: part of shards that are a working copy of the store.
+        store: the store.
+        listed: the store's files of the shards.
     """
     path = part.marker.with_suffix(".parquet")
     if not {path, part.marker} <= listed.keys():
@@ -96,14 +96,14 @@ def is_complete_in_store(part: ShardPart, store: ObjectStore, listed: Mapping[Pa
         marker = parse_hashed_json(store.read(part.marker) or b"", store.uri_of(part.marker))
         whole = bool(marker["key"] == part.key() and marker["bytes"] == listed[path].size)
         if whole and path.is_file() and sha256_of(path) != marker["sha256"]:
-            path.unlink()  # whoever reads it fetches the store's
+            path.unlink()  # the next reader downloads the store's
     except (DamagedError, KeyError):
         return False
     return whole
 
 
 def _fingerprint(clip: Clip, source: str) -> list[Any]:
-    """A clip as far as it decides a shard: moved data sets keep their shards, changed files do not."""
+    """Return what of a clip decides its shard: data sets that are moved keep their shards, changed files do not."""
     if not clip.path:
         return [clip.clip_id, list(clip.labels)]
     try:
@@ -114,33 +114,67 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
     return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
 
 
-def write_part_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Write a part in a worker. What the user must mend comes back as a value: Ray Data keeps no exception's type."""
-    from pipeline.ray_runtime import heartbeat  # noqa: PLC0415  # Ray is there only where this runs
+@dataclass(frozen=True)
+class PartTask:
+    """A part for a worker to write."""
 
+    part: ShardPart
+    stores: tuple[ObjectStore, ...]
+    """Stores of which the node's folders become working copies."""
+    watch: str
+    """Name of the driver's `LivenessWatch`."""
+
+    def to_row(self) -> dict[str, str]:
+        """Return the task as a row of a Ray data set; JSON, which Ray Data carries without pickling."""
+        stores = [[str(store.root), store.uri] for store in self.stores]
+        return {"part": self.part.packed(), "stores": json.dumps(stores), "watch": self.watch}
+
+    @staticmethod
+    def from_row(row: dict[str, str]) -> PartTask:
+        """Return the task of which `to_row` made a row."""
+        stores = tuple(ObjectStore(Path(root), uri) for root, uri in json.loads(row["stores"]))
+        return PartTask(ShardPart.unpacked(row["part"]), stores, row["watch"])
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """Clips of a part that was written, by what became of them."""
+
+    clips: int = 0
+    """All clips that the part lists."""
+    missing: int = 0
+    rejected: int = 0
+    error: str = ""
+    """Sentence for the user if the part could not be written: Ray Data does not keep the type of an exception."""
+
+
+def write_part_row(row: dict[str, str]) -> dict[str, Any]:
+    """Write a part in a worker of Ray Data; return the fields of a `PartResult`."""
+    from pipeline.ray_runtime.heartbeat import send_heartbeats  # noqa: PLC0415  # Ray is loaded only where this runs
+
+    task = PartTask.from_row(row)
     try:
-        for root, uri in json.loads(row["stores"]):
-            ObjectStore(Path(root), uri).attach()
-        part = ShardPart.unpacked(row["part"])
-        with heartbeat.working(row["watch"], f"{part.split}/{part.name}"):
-            rejects = write_shard_part(part)
+        with send_heartbeats(task.watch, f"{task.part.split}/{task.part.name}"):
+            for store in task.stores:
+                store.attach()
+            rejects = write_shard_part(task.part)
     except UserError as error:
-        return {"clips": 0, "missing": 0, "rejected": 0, "error": str(error)}
+        return vars(PartResult(error=str(error)))
     missing = sum(reject["stage"] == "missing" for reject in rejects)
-    return {"clips": row["clips"], "missing": missing, "rejected": len(rejects) - missing, "error": ""}
+    return vars(PartResult(len(task.part.clips), missing, len(rejects) - missing))
 
 
 def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
-    """Decode, filter and commit one part, its marker last. A broken clip is a row among its rejects.
+    """Decode the clips of one part, and commit their filterbanks, its marker last. A broken clip becomes a reject.
 
-    The marker's key is that of the files before and after; where they changed meanwhile, of none: the next run redoes
-    the part, so nothing that a lost mount or a running download did to it stays.
+    If the files change meanwhile (a mount is lost, a download still runs), the marker has no key, and the next run
+    makes the part again.
 
     Returns:
         The rejects.
 
     Raises:
-        UserError: a disk's fault: a file cannot be read or the shard cannot be written.
+        UserError: a file cannot be read or the shard cannot be written, because of the disk.
     """
     torch.set_num_threads(1)
     config = from_dict(FrontEndConfig, part.front_end)
@@ -154,7 +188,9 @@ def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
         key = key if key == part.key() else ""
         write_hashed_json(part.marker, {**to_dict(written), "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:
-        raise UserError(f"{path} could not be made: {error}. Mend that and run again; finished shards stay.") from error
+        raise UserError(
+            f"{path} could not be written: {error}. Fix this and run again; finished shards stay."
+        ) from error
     return rejects
 
 
@@ -171,20 +207,20 @@ def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]
             entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
         except OSError as error:
-            raise UserError(f"{clip.path} could not be read: {error}. Mend the disk or mount and run again.") from error
+            raise UserError(f"{clip.path} could not be read: {error}. Fix the disk or mount and run again.") from error
         else:
             fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
             yield Row(_utf8(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
 
 
 def _utf8(name: str) -> str:
-    """A file's name as Parquet can hold it: bytes that are not UTF-8 become backslash escapes."""
+    """Return a file's name as Parquet can store it: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @cache
 def _decoder(limit_s: float) -> Decoder:
-    """Of this worker, for all its parts."""
+    """Return this worker's decoder, which serves all its parts."""
     return Decoder(limit_s)
 
 

@@ -1,25 +1,44 @@
-"""What one training worker runs.
+"""Code that one training worker runs.
 
-Apart from `train`, and importing late, because Ray's controller and workers all import this module: MLflow and the
+It is apart from `train` and imports late, because Ray's controller and workers all import this module: MLflow and the
 command line would cost each of them ten seconds of start.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import ray.train
 import ray.util
 
+from ast_core.config import Job
+from ast_core.storage.object_store import ObjectStore
+from pipeline.ray_runtime.heartbeat import start_heartbeat
 
-def train_rank(config: dict[str, Any]) -> None:
-    """One rank's training, inside Ray Train's process group; `config["job"]` is the `Job`.
 
-    Its node's folders become working copies of `config["stores"]`, and it writes to the member's as the generation
-    `config["generation"]`. Rank 0 notes at `config["held"]` which CPUs or GPUs the group holds, for `cluster.release`,
-    and watches whether the training must leave.
-    """
+@dataclass(frozen=True)
+class TrainRankConfig:
+    """Settings of a training's workers, the same for every rank."""
+
+    job: Job
+    watch: str
+    """Name of the driver's `LivenessWatch`."""
+    placement_group_file: Path
+    """File in which rank 0 notes the CPUs or GPUs that the group holds, for `release_placement_group`."""
+    stores: tuple[ObjectStore, ...]
+    """Stores of which the node's folders become working copies."""
+    generation: str
+    """Generation as which the ranks write to the member's folder, see `ast_core.storage.writer_fence`."""
+
+
+def train_rank(config: TrainRankConfig) -> None:
+    """Train as one rank of Ray Train's process group; rank 0 also watches whether the training must stop."""
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    start_heartbeat(config.watch, f"rank {rank}")
+
     import torch  # noqa: PLC0415
     from ray.train.torch import get_device  # noqa: PLC0415
 
@@ -30,16 +49,14 @@ def train_rank(config: dict[str, Any]) -> None:
     from pipeline.reporting import log_lines, prometheus  # noqa: PLC0415
     from pipeline.run_folder import sync  # noqa: PLC0415
 
-    sync.attach_stores(config["stores"])
-    context = ray.train.get_context()
+    sync.attach_stores(config.stores)
     group = ray.util.get_current_placement_group()
-    rank, job, watch = context.get_world_rank(), config["job"], None
-    writer_fence.enter_generation(job.folder, config["generation"])
-    preemption.register_rank(job.folder, rank)
+    job, watch = config.job, None
+    writer_fence.enter_generation(job.folder, config.generation)
     labels = prometheus.member_labels(job) | {"rank": str(rank)}
     log_lines.label_log_lines(labels)
     if rank == 0 and group is not None:
-        with atomic_write(config["held"]) as temporary:
+        with atomic_write(config.placement_group_file) as temporary:
             temporary.write_text(group.id.hex(), encoding="utf-8")
         watch = preemption.PreemptionWatch(job.folder, group)
     sync.download_rank_inputs(job)

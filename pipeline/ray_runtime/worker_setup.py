@@ -1,4 +1,4 @@
-"""How workers of a local cluster start. Imported by each of them, so it imports nothing heavy."""
+"""Setup hook of each worker process of a local cluster. Every worker imports this module: keep its imports light."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 
 
 def quiet_ray_logs() -> None:
-    """Keep Ray's commentary out of the terminal.
+    """Keep Ray's log messages out of the terminal.
 
-    An error of a worker is not lost: it comes back to the driver, which tells it once.
+    An error of a worker is not lost: Ray raises it in the driver, which reports it once.
     """
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

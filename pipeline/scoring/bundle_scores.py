@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import ray.util
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,12 +24,14 @@ from ast_core.weights.bundle_description import read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import Common
 from pipeline.ray_runtime import cluster_size, connection
-from pipeline.ray_runtime.scorer import Place, Scorer
-from pipeline.ray_runtime.watched_pool import HEALTH, answers
+from pipeline.ray_runtime.liveness import LivenessWatch
+from pipeline.ray_runtime.scorer import MemberWeights, Scorer
 from pipeline.run_folder import sync
 
 CHUNK = 32
 """Number of clips that a worker scores in one task, after which the progress bar advances."""
+RESTARTS = 2
+"""Number of times that a worker which died or was stopped is replaced."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class DescribedBundle:
         return facts
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[MemberWeights]:
         """The places of the members' weights."""
-        return [Place(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
+        return [MemberWeights(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
 
 
 def describe_bundle(folder: Path, reader: ShardReader) -> DescribedBundle:
@@ -137,49 +140,60 @@ def member_scores(settings: Common, bundles: Sequence[DescribedBundle], reader: 
     return {place.sha256: scores_NC for place, scores_NC in scores.items()}
 
 
-def _find_distinct_members(bundles: Sequence[DescribedBundle]) -> list[Place]:
+def _find_distinct_members(bundles: Sequence[DescribedBundle]) -> list[MemberWeights]:
     """Return the places of the members without duplicates: members of an ensemble have bundles of their own, too."""
-    places: dict[str, Place] = {}
+    places: dict[str, MemberWeights] = {}
     for described in bundles:
         for place in described.places:
             places.setdefault(place.sha256, place)
     return list(places.values())
 
 
-def _score_members(settings: Common, places: Sequence[Place], reader: ShardReader) -> dict[Place, np.ndarray]:
+def _score_members(
+    settings: Common, places: Sequence[MemberWeights], reader: ShardReader
+) -> dict[MemberWeights, np.ndarray]:
     chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
     scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
-    scorers = _start_scorers(settings, reader, len(chunks))
     tasks = [(place, indices) for place in places for indices in chunks]
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task(f"score {len(places)} members", total=len(places) * len(reader))
-            for place, indices, scores_BC in answers(scorers, lambda actor, task: actor.score.remote(*task), tasks):
+    workers = _worker_count(settings, len(chunks))
+    with LivenessWatch("evaluate", workers) as watch, Progress(console=Console(stderr=True)) as progress:
+        scorers = _start_scorers(settings, reader, workers, watch.name)
+        bar = progress.add_task(f"score {len(places)} members", total=len(places) * len(reader))
+        pool = ray.util.ActorPool(scorers)
+        try:
+            for place, indices, scores_BC in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
                 scores[place][indices] = scores_BC
                 progress.advance(bar, len(indices))
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
-    finally:
-        for scorer in scorers:
-            ray.kill(scorer)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+        except ray.exceptions.RayActorError as error:
+            raise UserError(
+                f"A scoring worker died more than {RESTARTS} times: {error}. The scores on disk stay: fix the cause "
+                "and run the same command again."
+            ) from error
+        finally:
+            for scorer in scorers:
+                ray.kill(scorer)
     return scores
 
 
-def _start_scorers(settings: Common, reader: ShardReader, most: int) -> list[Any]:
-    """Start scorers: as many as the user asked for, but not more than the cluster has room for, nor than `most`."""
-    resources, gpu = ray.cluster_resources(), cluster_size.uses_gpu()
-    room = int(resources.get("GPU" if gpu else "CPU", 1))
-    workers = max(1, min(cluster_size.worker_count(settings.workers), room, most))
-    kind = ray.remote(concurrency_groups={HEALTH: 1})(Scorer)  # type: ignore[call-overload]  # missing in Ray's types
-    actor = kind.options(
+def _worker_count(settings: Common, most: int) -> int:
+    """Return how many workers to start: as many as were asked for and have room at once, but at most `most`."""
+    room = int(ray.cluster_resources().get("GPU" if cluster_size.uses_gpu() else "CPU", 1))
+    return max(1, min(cluster_size.worker_count(settings.workers), room, most))
+
+
+def _start_scorers(settings: Common, reader: ShardReader, workers: int, watch: str) -> list[Any]:
+    """Start the workers; return their actors."""
+    actor = ray.remote(Scorer).options(
         num_cpus=1,
-        num_gpus=1 if gpu else 0,
-        max_restarts=2,
-        max_task_retries=2,
+        num_gpus=1 if cluster_size.uses_gpu() else 0,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
         scheduling_strategy="DEFAULT",  # not the placement group of a trial, which has no room for scorers
     )
     stores = sync.object_stores(settings)
-    return [actor.remote(reader.folder, reader.splits, stores) for _ in range(workers)]
+    return [actor.remote(watch, reader.folder, reader.splits, stores) for _ in range(workers)]
 
 
 def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:

@@ -96,5 +96,5 @@ def _make_table(
         table.add_column(heading, justify="right")
     for row in rows:
         size = (f"{row['macs'] / 1e9:.3g}", f"{row['parameters'] / 1e6:.3g}")
-        table.add_make_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
+        table.add_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
     return table

@@ -1,4 +1,4 @@
-"""A worker that is stopped (SIGSTOP) is named within a minute and replaced; nobody waits for it for ever."""
+"""A worker that is stopped (SIGSTOP) is reported and replaced within a minute; no one waits for it for ever."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.evaluate import evaluate
-from pipeline.ray_runtime import training_supervisor, watched_pool, watched_start
+from pipeline.ray_runtime import liveness
 from pipeline.scoring import bundle_scores
 
 CLIPS = 4000
 SCORER = "ray::Scorer.score"
-HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 class Stopper:
-    """Stops a process, and waits until it is named and gone.
+    """Stops a process, and waits until it is reported and gone.
 
     Args:
-        victim: gives the process, once it is to be stopped.
-        said: where its name is to be printed.
+        victim: returns the process, once it is to be stopped.
+        said: file to which the report is to be written.
     """
 
     def __init__(self, victim: Callable[[], psutil.Process | None], said: Path) -> None:
@@ -57,7 +56,7 @@ class Stopper:
 
 @contextlib.contextmanager
 def said_to(path: Path) -> Iterator[None]:
-    """What is told on stderr goes to a file."""
+    """Write stderr to a file."""
     with path.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
         yield
 
@@ -66,10 +65,10 @@ def said_to(path: Path) -> Iterator[None]:
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
 ) -> None:
-    patience_s = many(8, int(training_supervisor.TRAIN[HEALTH_CHECK]))
-    monkeypatch.setenv(HEALTH_CHECK, str(patience_s))
-    monkeypatch.setattr(watched_start, "LOOK_AFTER_S", many(3, watched_start.LOOK_AFTER_S))
-    monkeypatch.setattr(watched_start, "LOOK_EVERY_S", many(1, watched_start.LOOK_EVERY_S))
+    patience_s = many(8, liveness.SILENT_S)
+    monkeypatch.setattr(liveness, "SILENT_S", patience_s)
+    monkeypatch.setattr(liveness, "START_S", many(3, liveness.START_S))
+    monkeypatch.setattr(liveness, "NODE_LOOK_EVERY_S", many(1, liveness.NODE_LOOK_EVERY_S))
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
     earlier = {own.pid for own in titled(WORKER)}
 
@@ -88,9 +87,9 @@ def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
 
     with said_to(said), beside(both):
         trained(folder, "stopped")
-    assert "is stopped, and the training cannot start without it" in at_start.name
-    assert f"rank {rank} (process" in in_training.name
-    assert "Starting again from the checkpoint" in in_training.name
+    assert "was stopped before its first heartbeat" in at_start.name
+    assert f"Worker rank {rank} (process" in in_training.name
+    assert "Starting again from the checkpoint" in said.read_text()
     assert outcome(member) == outcome(whole)
     figures = {"while_it_starts_named_s": at_start.named_s, "named_s": in_training.named_s}
     measured("R20", stopped_rank=rank, patience_s=patience_s, **figures, gone_s=in_training.gone_s)
@@ -110,17 +109,15 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
         """The scorer, once it has scored for a while."""
         scorers = titled(SCORER)
         began.extend([time.monotonic()] if scorers else [])
-        return scorers[0] if scorers and time.monotonic() > began[0] + 1.5 * watched_pool.LOOK_EVERY_S else None
+        return scorers[0] if scorers and time.monotonic() > began[0] + 1.5 else None
 
     stopper = Stopper(victim, run / "said.log")
     with said_to(run / "said.log"), beside(stopper):
         results = evaluate(parse_settings(EvaluateSettings, "", flags))
-    assert "is stopped" in stopper.name
+    assert "Worker scorer (process" in stopper.name
     again = evaluate(parse_settings(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
     assert again == results
-    measured(
-        "R20", stopped="a scorer", patience_s=watched_pool.SILENCE_S, named_s=stopper.named_s, gone_s=stopper.gone_s
-    )
+    measured("R20", stopped="a scorer", patience_s=liveness.SILENT_S, named_s=stopper.named_s, gone_s=stopper.gone_s)
 
 
 def _copy(run: Path) -> Path:

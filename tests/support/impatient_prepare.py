@@ -1,4 +1,4 @@
-"""`prepare`, which takes a worker for silent long before Ray takes a node for dead; a program."""
+"""The program `prepare` with a liveness watch that takes a worker for stopped before Ray takes a node for dead."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 SILENT_S = 8.0
-"""Longer than a worker's heartbeats are apart."""
+"""More than the time between two heartbeats."""
 
 
 def main() -> None:
     """Run the stage."""
     from pipeline import prepare  # noqa: PLC0415
-    from pipeline.ray_runtime import heartbeat  # noqa: PLC0415
+    from pipeline.ray_runtime import liveness  # noqa: PLC0415
 
-    heartbeat.SILENT_S = SILENT_S
+    liveness.SILENT_S = SILENT_S
     prepare.main()
 
 

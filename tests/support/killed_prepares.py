@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
-from pipeline.ray_runtime import connection
+from pipeline.ray_runtime import internals
 
 
 def _prepare(settings: PrepareSettings, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    with connection._on_loopback():  # where the tests' own Ray is
+    with internals.bind_to_loopback():  # where the tests' own Ray is
         prepare(settings)
 
 

@@ -17,7 +17,7 @@ from ast_core.storage.atomic_files import sha256_of
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
-from pipeline.ray_runtime import preemption
+from pipeline.ray_runtime.heartbeat import read_heartbeats
 from pipeline.train import train
 
 EPOCHS = 80
@@ -56,11 +56,11 @@ def epochs_of(member: Path) -> int:
 
 
 def ranks_of(member: Path) -> dict[int, psutil.Process]:
-    """The processes of its newest training that live, by rank."""
+    """Return the living processes of a member's newest training, by rank."""
     found = {}
-    for rank, words in preemption.rank_processes(member).items():
+    for heartbeat in read_heartbeats(f"train:{member}").values():
         with contextlib.suppress(psutil.NoSuchProcess):
-            found[rank] = psutil.Process(int(words.split()[1]))
+            found[int(heartbeat.task.removeprefix("rank "))] = psutil.Process(heartbeat.process)
     return found
 
 
