@@ -1,4 +1,4 @@
-"""One HTML page of a run, readable without a network: data, curves, results beside the paper's, classes, mistakes.
+"""One HTML page of a run, readable without a network: data, curves, results next to the paper's, classes, mistakes.
 
 python pipeline/report.py --recipe esc50 --run-dir work/esc50
 """

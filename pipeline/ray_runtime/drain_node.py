@@ -21,7 +21,7 @@ def drain(seconds: int, raylet: psutil.Process) -> bool:
     Trainings commit a checkpoint and leave, and go on elsewhere; tasks end; then the raylet ends by itself.
 
     Args:
-        seconds: until whoever takes the machine away does so.
+        seconds: until the machine is taken away.
         raylet: of the node.
 
     Returns:
@@ -38,7 +38,7 @@ def drain(seconds: int, raylet: psutil.Process) -> bool:
 
 
 def raylets() -> list[psutil.Process]:
-    """Of this machine, or of this container."""
+    """Return the raylets of this machine or container."""
     return [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
 
 

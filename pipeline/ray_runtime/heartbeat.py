@@ -108,6 +108,6 @@ def read_heartbeats(watch: str) -> dict[bytes, Heartbeat]:
 
 
 def read_heartbeat(key: bytes) -> Heartbeat | None:
-    """Return the last heartbeat under a key; None if there is none any more, or if it is a watch's own key."""
+    """Return the last heartbeat under a key; None if it was removed, or if the key is the watch's own."""
     value = kv_get(key)
     return Heartbeat(**json.loads(value)) if value.startswith(b"{") else None

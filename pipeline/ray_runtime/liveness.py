@@ -153,7 +153,7 @@ def _report(sentence: str) -> None:
 
 
 def _on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function on a node, beside the work that it has; return the reference to the result."""
+    """Run a function on a node next to its other work; return the reference to the result."""
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(*arguments)
 

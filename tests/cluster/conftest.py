@@ -12,7 +12,7 @@ import servers
 
 @pytest.fixture(scope="session")
 def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server on loopback, reached by this process, too, through the usual variables."""
+    """Start an S3 server on loopback, which this process reaches through the usual variables."""
     with (
         servers.object_store("127.0.0.1", tmp_path_factory.mktemp("s3") / "log") as environment,
         pytest.MonkeyPatch.context() as patch,
@@ -24,7 +24,7 @@ def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Nodes]:
-    """A head without CPUs, two nodes of one CPU, and an S3 server that all of them, and this process, reach."""
+    """Start a head without CPUs, two nodes of one CPU, and an S3 server that all of them and this process reach."""
     reason = nodes.why_not()
     if reason:
         pytest.skip(reason)
@@ -44,13 +44,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Nodes]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> str:
-    """A URI of this test's own."""
+    """Return a URI of this test's own."""
     return f"s3://{servers.BUCKET}/{tmp_path.name}"
 
 
 @pytest.fixture(params=["s3", "file"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place of this test's own, in either kind of store."""
+    """Return a place of this test's own, in each kind of store."""
     if request.param == "file":
         return f"file://{tmp_path / 'stored'}"
     request.getfixturevalue("s3_store")

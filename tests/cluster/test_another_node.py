@@ -22,7 +22,7 @@ MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stri
 
 
 def a_node(root: Path, uri: str) -> Job:
-    """The member as a node that has nothing yet trains it, with what it brought."""
+    """Return the member as a node without files trains it, with what it downloaded."""
     job = Job(
         folder=root / "members" / "seed-0",
         shards=root / "shards",

@@ -242,7 +242,7 @@ def test_the_whole_job_with_an_object_store_and_a_tracking_server(
 
 
 def _check_databases(database: str, environment: Mapping[str, str]) -> None:
-    """The server's rows are in PostgreSQL, its files in the bucket."""
+    """Check that the server's rows are in PostgreSQL and its files in the bucket."""
     with contextlib.closing(psycopg.connect(database)) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from metrics where key = 'train_loss'")
         assert cursor.fetchone() == (2 * 3,)  # an epoch of a member each

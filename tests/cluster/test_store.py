@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def copy_of(uri: str, root: Path) -> ObjectStore:
-    """A node's working copy."""
+    """Return a node's working copy."""
     store = ObjectStore(root, uri)
     store.attach()
     return store
@@ -146,9 +146,9 @@ def test_shards_come_by_split_and_again_where_they_changed(uri: str, tmp_path: P
 UPLOAD = """
 import sys
 from pathlib import Path
-from ast_core.storage.atomic_files import committed
-with committed(Path(sys.argv[1])) as beside:
-    beside.write_bytes(bytes(256 << 20))
+from ast_core.storage.atomic_files import atomic_write
+with atomic_write(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(bytes(256 << 20))
     print("uploading", flush=True)
 """
 

@@ -1,4 +1,4 @@
-"""R21: stages beside an object store of 100 MB that is full: while it spills, and when the disk for that is full."""
+"""R21: stages with a full object store of 100 MB: while it spills, and when the disk that it spills to is full."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ sys.stdin.read()
 
 @pytest.mark.long  # the other test's store is full, too
 @pytest.mark.timeout(400)
-def test_prepare_beside_a_full_object_store(
-    tmp_path: Path, ray_cluster: Cluster, measured: Callable[..., None]
-) -> None:
+def test_prepare_with_a_full_object_store(tmp_path: Path, ray_cluster: Cluster, measured: Callable[..., None]) -> None:
     listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
     environment = ray_cluster.environment()
     holder = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a local run opens, nobody on the network can reach."""
+"""No other machine can reach a port that a local run opens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 def listening(process: psutil.Process) -> Iterator[tuple[int, str, str]]:
     """Process, its name and address of each socket that a process, or one that it started, listens on.
 
-    Clusters that other tests started on purpose, with `ray start`, are none of a local run's.
+    Clusters that other tests started on purpose, with `ray start`, do not belong to a local run.
     """
     elsewhere = {child.pid for start in process.children() if "start" in start.cmdline() for child in family(start)}
     for own in family(process):

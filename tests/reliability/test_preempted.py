@@ -59,7 +59,7 @@ def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, 
 
 
 def tracked(folder: Path, run: str) -> str:
-    """What MLflow says of a run's training."""
+    """Return what MLflow says about a run's training."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("test")
     assert experiment is not None

@@ -100,12 +100,12 @@ def test_killed_at_random_instants(
             assert before.items() <= kept.items()  # finished ones are not done again
             before = kept
         settings.shards.mkdir(parents=True, exist_ok=True)
-        (settings.shards / f".{INDEX}.stump").touch()  # few kills are inside that write
+        (settings.shards / f".{INDEX}.killed").touch()  # few kills are inside that write
         driver = started(settings, tmp_path / "log")
         driver.join()
         assert driver.exitcode == 0, (tmp_path / "log").read_text()
         assert before.items() <= written(settings.shards).items()
-        assert files(settings.shards) == expected  # and so no stump, none lost, none twice
+        assert files(settings.shards) == expected  # no temporary file, no part lost, no part twice
         require_balance(ShardIndex.load(settings.shards), settings.shards, CLIPS)
         assert len(rows(settings.shards)) == CLIPS
     measured("R9", kills=done, with_some_parts_done=inside, workers_killed_too=killed_workers)

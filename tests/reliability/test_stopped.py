@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
+from trainings import WORKER, epochs_of, gone, outcome, ranks_of, run_fault, titled, trained, wait
 
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
@@ -85,7 +85,7 @@ def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
         at_start()
         in_training()
 
-    with said_to(said), beside(both):
+    with said_to(said), run_fault(both):
         trained(folder, "stopped")
     assert "was stopped before its first heartbeat" in at_start.name
     assert f"Worker rank {rank} (process" in in_training.name
@@ -106,13 +106,13 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
     began: list[float] = []
 
     def victim() -> psutil.Process | None:
-        """The scorer, once it has scored for a while."""
+        """Wait until the scorer has scored for a while, and return it."""
         scorers = titled(SCORER)
         began.extend([time.monotonic()] if scorers else [])
         return scorers[0] if scorers and time.monotonic() > began[0] + 1.5 else None
 
     stopper = Stopper(victim, run / "said.log")
-    with said_to(run / "said.log"), beside(stopper):
+    with said_to(run / "said.log"), run_fault(stopper):
         results = evaluate(parse_settings(EvaluateSettings, "", flags))
     assert "Worker scorer (process" in stopper.name
     again = evaluate(parse_settings(EvaluateSettings, "", [*flags, "--run-dir", str(_copy(run))]))
@@ -121,7 +121,7 @@ def test_a_stopped_scorer_is_named_and_replaced(trained_bundle: Path, ray_sessio
 
 
 def _copy(run: Path) -> Path:
-    """The same bundle and shards, where nothing is scored yet."""
+    """Copy the bundle and the shards to a folder where nothing is scored yet."""
     copy = run / "again"
     for name in ("bundles", "shards"):
         shutil.copytree(run / name, copy / name)

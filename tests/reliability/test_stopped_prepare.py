@@ -24,7 +24,7 @@ CLIPS = 300
 
 
 def worker_of(driver: subprocess.Popen[str]) -> psutil.Process | None:
-    """A Ray worker below a driver that makes a part: its decoder is the sign."""
+    """Find a Ray worker of a driver that makes a part: it has a decoder."""
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
             if "decoder_process" in " ".join(process.cmdline()) and (parent := process.parent()) is not None:

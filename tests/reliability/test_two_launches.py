@@ -55,8 +55,8 @@ FORK = multiprocessing.get_context("fork")
 WEIGHTS = {"weight": torch.arange(200_000, dtype=torch.float32)}
 
 
-def commit_steps(member: Path, generation: str, first: int, told: Connection, stop_at: str) -> None:
-    """A writer that commits checkpoints on and on, and stops itself at a point of a commit where that is asked for."""
+def commit_steps(member: Path, generation: str, first: int, received: Connection, stop_at: str) -> None:
+    """Commit checkpoints again and again; the process stops itself at a point of a commit if the test asks for it."""
     writer_fence.enter_generation(member, generation)
     if stop_at:
         _stop_at(stop_at)
@@ -65,7 +65,7 @@ def commit_steps(member: Path, generation: str, first: int, told: Connection, st
             checkpoint.save(member / "checkpoints" / f"step-{step:08d}", {"model": WEIGHTS}, {"by": generation})
             checkpoint.remove_older(member / "checkpoints", 2)
     except UserError as error:
-        told.send(str(error))
+        received.send(str(error))
 
 
 def _stop_at(point: str) -> None:
@@ -99,24 +99,24 @@ POINTS = (
 @pytest.mark.timeout(240)
 def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_seed, measured) -> None:
     rng, member = random.Random(fault_seed), tmp_path / "seed-0"
-    refused = stumps = 0
+    refused = temporary_files = 0
     instants = [*POINTS, *([""] * many(8, 100))]  # "" is any
     for number, point in enumerate(instants):
-        stale, told = _writer(member, number * 1000, point)
+        stale, received = _writer(member, number * 1000, point)
         if not point:
             _wait(lambda number=number: _newest_step(member) > number * 1000, stale)
             time.sleep(rng.uniform(0, 0.05))
             os.kill(stale.pid, signal.SIGSTOP)
         _wait(lambda stale=stale: psutil.Process(stale.pid).status() == psutil.STATUS_STOPPED, stale)
-        stumps += any(member.glob(f"{writer_fence.PREFIX}*/*"))
+        temporary_files += any(member.glob(f"{writer_fence.PREFIX}*/*"))
 
         generation = writer_fence.start_generation(member)
         path, _ = checkpoint.newest(member / "checkpoints")
         assert path is not None
         before = _content(member)
         os.kill(stale.pid, signal.SIGCONT)
-        assert told.poll(60), f"{point}: the stale writer goes on"
-        refused += "was taken over by another launch" in told.recv()
+        assert received.poll(60), f"{point}: the stale writer goes on"
+        refused += "was taken over by another launch" in received.recv()
         stale.join(60)
         after = _content(member)
         gone = {name: value for name, value in before.items() if name not in after}
@@ -127,35 +127,35 @@ def test_a_stale_writer_that_wakes_cannot_commit(tmp_path: Path, many, fault_see
             f"{writer_fence.PREFIX}{generation}"
         ]
     assert refused == len(instants)
-    assert stumps
-    measured("R19", stale_writers=len(instants), inside_a_commit=stumps, refused=refused)
+    assert temporary_files
+    measured("R19", stale_writers=len(instants), inside_a_commit=temporary_files, refused=refused)
 
 
 @pytest.mark.timeout(120)
-def test_a_writer_on_another_node_is_told_by_the_store(tmp_path: Path, measured) -> None:
+def test_a_writer_on_another_node_is_refused_by_the_store(tmp_path: Path, measured) -> None:
     uri = f"file://{tmp_path / 'stored'}"
     for node in ("a", "b"):
         ObjectStore(tmp_path / node, uri).attach()
     member = tmp_path / "a" / "members" / "seed-0"
-    stale, told = _writer(member, 0, "")
+    stale, received = _writer(member, 0, "")
     _wait(lambda: _newest_step(member) > 2, stale)
 
     generation = writer_fence.start_generation(tmp_path / "b" / "members" / "seed-0")
-    assert told.poll(60), "the writer goes on"
-    assert "was taken over by another launch" in told.recv()
+    assert received.poll(60), "the writer goes on"
+    assert "was taken over by another launch" in received.recv()
     stale.join(60)
     assert (tmp_path / "stored" / "members" / "seed-0" / writer_fence.NOTE).read_text() == generation
     with pytest.raises(UserError, match="was taken over"):
         writer_fence.enter_generation(member, member.name)  # one that starts too late
-    measured("R19", writers_told_by_the_store=1)
+    measured("R19", writers_refused_by_the_store=1)
 
 
 def _writer(member: Path, first: int, point: str) -> tuple[ForkProcess, Connection]:
-    told, tell = FORK.Pipe(duplex=False)
+    received, tell = FORK.Pipe(duplex=False)
     generation = writer_fence.start_generation(member)
     process = FORK.Process(target=commit_steps, args=(member, generation, first, tell, point), daemon=True)
     process.start()
-    return process, told
+    return process, received
 
 
 def _wait(ready: Callable[[], bool], process: ForkProcess) -> None:
@@ -177,15 +177,15 @@ def _content(member: Path) -> dict[str, str]:
 
 @pytest.fixture
 def holder(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ForkProcess]]:
-    """Starts a process that holds a folder."""
+    """Return a function that starts a process which locks a folder."""
     processes = []
 
     def hold(folder: Path) -> ForkProcess:
-        told, tell = FORK.Pipe(duplex=False)
+        received, tell = FORK.Pipe(duplex=False)
         process = FORK.Process(target=_hold, args=(folder, tell), daemon=True)
         process.start()
         processes.append(process)
-        assert told.recv() == "held"
+        assert received.recv() == "held"
         return process
 
     yield hold
@@ -229,7 +229,7 @@ def test_a_second_launch_of_a_stage_is_refused_by_name(name: str, tmp_path: Path
     with pytest.raises(UserError, match=named):
         stage(settings)
     seconds = time.monotonic() - began
-    assert not (tmp_path / "mlflow.db").exists()  # whoever is refused leaves no run behind
+    assert not (tmp_path / "mlflow.db").exists()  # a launch that is refused starts no run
 
     first.kill()
     first.join()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from trainings import EPOCHS, WORKER, beside, epochs_of, gone, outcome, ranks_of, titled, trained, wait
+from trainings import EPOCHS, WORKER, epochs_of, gone, outcome, ranks_of, run_fault, titled, trained, wait
 
 from ast_core.storage import writer_fence
 
@@ -60,7 +60,7 @@ class Killer:
         return {rank.pid for rank in ranks.values()}
 
     def _kill_one_that_starts(self, known: set[int]) -> None:
-        """A group that loses one before it is whole; what Ray had given it must come back, or no other can start."""
+        """Kill a worker before its group is complete; Ray must release the group's resources, or no other can start."""
         started: list[psutil.Process] = []
         wait(
             lambda: started.extend(own for own in titled(WORKER) if own.pid not in known) or started,
@@ -73,7 +73,7 @@ class Killer:
 @pytest.mark.timeout(1500)
 def test_killed_workers_cost_no_bit(folder: Path, whole: Path, many, fault_seed, measured) -> None:
     killer = Killer(folder / "killed" / "members" / "seed-0", list(KINDS) * many(1, 5), random.Random(fault_seed))
-    with beside(killer):
+    with run_fault(killer):
         member = trained(folder, "killed", "--optim.checkpoint-every-steps", "2")
     assert len(killer.recoveries_s) == len(killer.kinds)  # more than the losses in a row that end a training
     assert killer.inside >= many(1, 5)

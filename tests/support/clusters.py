@@ -25,7 +25,7 @@ START_S = 120
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Return ports that no process listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -85,14 +85,14 @@ class Cluster:
         return summary
 
     def ask(self, path: str) -> dict[str, Any]:
-        """The dashboard's answer."""
+        """Return the dashboard's answer."""
         request = urllib.request.Request(self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             values: dict[str, Any] = json.load(answer)
         return values
 
     def scrape(self) -> str:
-        """What Prometheus would get of all nodes."""
+        """Return what Prometheus would scrape from all nodes."""
         text = ""
         for port in self.metrics_ports:
             with (
@@ -103,7 +103,7 @@ class Cluster:
         return text
 
     def logs(self) -> str:
-        """What the nodes' worker processes wrote."""
+        """Return the output of the nodes' worker processes."""
         paths = sorted(self.folder.glob("session_2*/logs/worker-*.out"))
         return "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
 
@@ -151,7 +151,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def running() -> Iterator[Cluster]:
-    """A cluster of a head and one node of two CPUs."""
+    """Start a cluster of a head and one node of two CPUs."""
     cluster = Cluster()
     try:
         cluster.add_node(2)

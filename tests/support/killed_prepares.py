@@ -21,7 +21,7 @@ def _prepare(settings: PrepareSettings, log: Path) -> None:
 
 
 def started(settings: PrepareSettings, log: Path) -> BaseProcess:
-    """A driver with its own connection to the Ray that the settings name; its output goes to `log`."""
+    """Start a driver with its own connection to the Ray of the settings; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_prepares"])
     process = context.Process(target=_prepare, args=(settings, log))

@@ -18,7 +18,7 @@ STEPS_AN_EPOCH = 7
 
 
 def training_flags(folder: Path, run: str, epochs: int) -> list[str]:
-    """Flags of `train.py`, over shards of 42 clips in `folder`. Only an epoch's end commits a checkpoint by itself."""
+    """Return flags of `train.py` for shards of 42 clips in `folder`; only the end of an epoch commits a checkpoint."""
     text = f"""
     --recipe esc50_small --run-dir {folder / run} --shards {folder / "shards"} --workers 2
     --tracking sqlite:///{folder / "mlflow.db"} --experiment test --data.train-splits train --data.test-split test
@@ -31,7 +31,7 @@ def training_flags(folder: Path, run: str, epochs: int) -> list[str]:
 
 
 def last_step(log: str, run: Path, rank: int) -> int:
-    """The last step that a rank of a run says it did, in lines of AST_LOG_LEVEL=DEBUG."""
+    """Return the last step that a rank of a run logged with AST_LOG_LEVEL=DEBUG."""
     whose = re.escape(f"run={run} member=seed-0 rank={rank}")
     steps = [int(step) for step in re.findall(rf'{whose} msg="Step (\d+),', log)]
     assert steps, log[-3000:]
@@ -48,7 +48,7 @@ def newest_step(member: Path) -> int:
 
 
 def of_session(leader: int) -> list[psutil.Process]:
-    """The processes of a launch that live, which is the leader of its session."""
+    """Return the living processes of a launch; the launch is the leader of its session."""
     found = []
     for process in psutil.process_iter():
         try:

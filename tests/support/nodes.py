@@ -60,7 +60,7 @@ class Node:
     """What the tests started for it."""
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """A command line that runs in it."""
+        """Return a command line that runs on the node."""
         return ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", *command]
 
     def pids(self) -> list[int]:
@@ -160,7 +160,7 @@ class Nodes:
 
     @contextlib.contextmanager
     def stage(self, log: str, script: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A stage of the pipeline, its driver on the head, until left."""
+        """Run a stage of the pipeline, with its driver on the head, while the body runs."""
         head = self.by_name["head"]
         command = [sys.executable, str(ROOT / "pipeline" / script), "--address", f"{head.address}:{PORT}", *flags]
         driver = self.launch("head", command, self.folder / log)
@@ -172,7 +172,7 @@ class Nodes:
             driver.wait()
 
     def run(self, log: str, script: str, *flags: str, seconds: float = 240) -> str:
-        """A stage to its end; gives what it said."""
+        """Run a stage to its end and return its output."""
         with self.stage(log, script, *flags) as driver:
             return self.ended(driver, log, seconds)
 
@@ -196,7 +196,7 @@ def _network(pid: int) -> str:
 
 
 def _only_child(holder: subprocess.Popen[bytes]) -> int:
-    """The process that holds a node's namespaces, once they are made."""
+    """Wait for the process that holds a node's namespaces, and return its id."""
     while True:
         assert holder.poll() is None
         for child in Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split():

@@ -1,4 +1,4 @@
-"""Trainings that faults befall while they run in this process, and what of them must be equal in the end."""
+"""Trainings in this process that meet faults while they run, and what must be equal in the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trained(folder: Path, run: str, *more: str) -> Path:
 
 
 def outcome(member: Path) -> dict[str, Any]:
-    """What must be equal to the bit: weights of every epoch, newest weights and optimiser, curve but for its times."""
+    """Return what must be equal to the bit: weights of all epochs, newest weights, optimiser, curve without times."""
     newest, passed_over = checkpoint.newest(member / "checkpoints")
     assert newest is not None
     assert not passed_over
@@ -65,14 +65,14 @@ def ranks_of(member: Path) -> dict[int, psutil.Process]:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether it has ended; nobody need have asked how."""
+    """Return whether the process has ended, also if its parent has not asked for its exit code yet."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     return True
 
 
 def titled(title: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
-    """Processes whose title begins so; of this one's descendants, where not said otherwise."""
+    """Return the processes whose title begins so, by default among the descendants of this one."""
     found = []
     for process in psutil.Process().children(recursive=True) if among is None else among:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -90,13 +90,13 @@ def wait(ready: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> fl
 
 
 @contextlib.contextmanager
-def beside(saboteur: Callable[[], None]) -> Iterator[None]:
-    """Run something in a thread beside what is inside; its failure is this one's."""
+def run_fault(fault: Callable[[], None]) -> Iterator[None]:
+    """Run a fault in a thread while the body runs; its failure is raised here."""
     failures: list[BaseException] = []
 
     def guarded() -> None:
         try:
-            saboteur()
+            fault()
         except BaseException as error:
             failures.append(error)
             raise
