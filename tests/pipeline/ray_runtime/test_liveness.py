@@ -67,7 +67,7 @@ def test_a_worker_of_a_node_that_is_lost_is_forgotten_without_a_report(capsys, m
     monkeypatch.setattr(liveness, "LOOK_EVERY_S", 0.2)
     with liveness.LivenessWatch("test", 1) as watch:
         key = f"{heartbeat.PREFIX}{watch.name}:worker".encode()
-        lost = '{"process": 1, "node": "n", "node_id": "' + "f" * 56 + '", "task": "rank 0", "count": 1}'
+        lost = '{"process": 1, "node": "n", "node_id": "' + "ab" * 28 + '", "task": "rank 0", "count": 1}'
         internals.kv_put(key, lost.encode())
         wait_until(lambda: not internals.kv_get(key))
     assert capsys.readouterr().err == ""
