@@ -161,7 +161,7 @@ REASONS = {
     "NaN": "not finite: norm.bias",
     "missing": "missing: blocks.0.attn.qkv.weight",
     "extra": "unknown: blocks.9.norm1.bias",
-    "integers": "not plain tensors",
+    "integers": "not plain floating-point tensors",
 }
 FILES: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
     "pickle": ("a.pth", write_pickle, "was refused: UnpicklingError"),
@@ -172,8 +172,8 @@ FILES: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
     "TorchScript": ("a.pth", write_torchscript, "is TorchScript, a program"),
     "zip slip": ("a.pth", write_zip_slip, "names files outside itself"),
     "zip bomb": ("a.pth", write_zip_bomb, "unpack to more than its size"),
-    "a view without end": ("a.pth", write_endless_view, "not plain tensors"),
-    "a tensor without bytes": ("a.pth", write_tensor_without_bytes, "not plain tensors"),
+    "a view without end": ("a.pth", write_endless_view, "not plain floating-point tensors"),
+    "a tensor without bytes": ("a.pth", write_tensor_without_bytes, "not plain floating-point tensors"),
     "a header of a terabyte": ("a.safetensors", write_terabyte_header, "cannot be read"),
     "a tensor of a terabyte": ("a.safetensors", write_terabyte_tensor, "cannot be read"),
     "overlapping tensors": ("a.safetensors", write_overlapping, "cannot be read"),
@@ -281,7 +281,7 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "a device": (edit(lambda values: first_member(values).update(file="/dev/zero")), "outside its"),
     "an absurd input": (set_sizes(target_frames=1 << 40), "give 100000 or less"),
     "an absurd rate": (set_sizes(sample_rate_hz=1 << 40), "give 1000 to"),
-    "absurd windows": (set_sizes(frame_length_ms=1 << 30), "give less"),
+    "absurd windows": (set_sizes(frame_length_ms=1 << 30), "give 4096 or less"),
     "absurd mel bins": (set_sizes(num_mel_bins=1 << 40), "give 1024 or less"),
     "a terabyte of positions": (set_sizes(target_frames=100_000, time_stride=1, num_mel_bins=1024), "pos_embed is"),
     "a larger model": (
@@ -362,7 +362,7 @@ HUGGING_FACE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "another's tensors": (replace_weights(EXTRA), "does not fit|lacks"),
     "no key": (remove_key, "have no key"),
     "an absurd width": (edit_json("config.json", lambda values: values.update(hidden_size=1 << 40)), "no backbone"),
-    "an absurd length": (edit_json("config.json", lambda values: values.update(max_length=1 << 40)), "at most"),
+    "an absurd length": (edit_json("config.json", lambda values: values.update(max_length=1 << 40)), "or less"),
     "a large length": (edit_json("config.json", lambda values: values.update(max_length=99_999)), "pos_embed is"),
     "an absurd rate": (
         edit_json("preprocessor_config.json", lambda values: values.update(sampling_rate=1 << 50)), "give 1000 to"
