@@ -21,6 +21,9 @@ from pipeline.ray_runtime import internals
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "lo"
 """Linux's own network interface."""
+NO_DASHBOARD = "http://127.0.0.1:9"
+"""Address at which nothing answers. A local Ray has no dashboard; without this, Ray Train's placement group cleaner looks
+for one, and prints a traceback if the machine runs several Rays."""
 STARTS = 4
 """Tries to start a local Ray, which allows itself 30 s: too few on a busy machine."""
 
@@ -79,6 +82,7 @@ def _start_here(cores: int) -> None:
     """Start a Ray on this machine; UserError if the machine is too busy."""
     # Worker processes import these packages from the same folder as the driver.
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from pipeline.cli import sigterm
 from pipeline.ray_runtime.internals import draining_nodes, kv_delete, kv_get, kv_put
 
-RUNNING, ASKED, LEFT = b"running", b"asked to leave", b"left at step "
+RUNNING, ASKED, LEFT = b"running", b"asked to stop", b"stopped at step "
 WAIT_S = 14.0
 """Seconds that rank 0 has to answer: enough for a step, a batch of the test and a checkpoint."""
 LOOK_EVERY_S = 0.5
