@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "lo"
 """Linux's own network interface."""
 NO_DASHBOARD = "http://127.0.0.1:9"
-"""Address at which nothing answers. A local Ray has no dashboard; without this, Ray Train's placement group cleaner looks
-for one, and prints a traceback if the machine runs several Rays."""
+"""Address at which nothing answers. A local Ray has no dashboard; without this address, Ray Train's placement group
+cleaner looks for one, and prints a traceback if the machine runs several Rays."""
 STARTS = 4
 """Tries to start a local Ray, which allows itself 30 s: too few on a busy machine."""
 
