@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any, Self
 
 import psutil
@@ -34,7 +33,6 @@ START_S = 20.0
 """Time that all workers have to send a first heartbeat; a start that takes longer has its nodes looked at."""
 NODE_LOOK_EVERY_S = 10.0
 """Time between two looks at the nodes: a process that is stopped at both is killed."""
-NODE_ANSWER_S = 5.0
 ALIVE, KILLED, GONE = "alive", "killed", "gone"
 
 
@@ -54,8 +52,13 @@ class LivenessWatch:
         """Process and node by what a worker does, such as "rank 0"."""
         self._workers = workers
         self._heard: dict[bytes, tuple[Heartbeat, float]] = {}
-        self._asked: dict[bytes, ray.ObjectRef[str]] = {}
-        self._stopped: dict[str, set[int]] = {}
+        self._inspector_class = ray.remote(num_cpus=0)(NodeInspector)
+        self._inspectors: dict[str, Any] = {}
+        """Actors by node."""
+        self._asked: dict[bytes, tuple[Heartbeat, ray.ObjectRef[str]]] = {}
+        """Silent workers whose node was asked to kill them, by key."""
+        self._looks: dict[str, ray.ObjectRef[list[str]]] = {}
+        """Looks that have not ended yet, by node."""
         self._looked_s = time.monotonic()
         self._look_at_nodes_s = self._looked_s + START_S
         self._over = threading.Event()
@@ -71,6 +74,7 @@ class LivenessWatch:
         """Stop to watch; the workers then stop sending heartbeats."""
         self._over.set()
         self._thread.join()
+        self._inspectors.clear()  # which ends the actors
         with contextlib.suppress(RayError):
             self._remember(read_heartbeats(self.name))
             kv_delete_prefix(f"{PREFIX}{self.name}".encode())
@@ -80,18 +84,14 @@ class LivenessWatch:
             try:
                 self._look(time.monotonic())
             except RayError:  # the head is away, and with it all heartbeats
-                self._forget_all()
-
-    def _forget_all(self) -> None:
-        self._heard.clear()
-        self._asked.clear()
+                self._heard.clear()
 
     def _remember(self, heartbeats: dict[bytes, Heartbeat]) -> None:
         self.processes |= {each.task: each.describe_process() for each in heartbeats.values() if each.task}
 
     def _look(self, now_s: float) -> None:
         if now_s - self._looked_s > SILENT_S / 2:
-            self._forget_all()  # this process itself was stopped, or the head was away
+            self._heard.clear()  # this process itself was stopped, or the head was away
         self._looked_s = now_s
         heartbeats = read_heartbeats(self.name)
         self._remember(heartbeats)
@@ -99,114 +99,127 @@ class LivenessWatch:
             last, since_s = self._heard.get(key, (None, now_s))
             if last is None or heartbeat.count != last.count:
                 self._heard[key] = (heartbeat, now_s)
-                self._asked.pop(key, None)
-            elif now_s - since_s > SILENT_S:
-                self._end_silent(key, heartbeat, now_s - since_s)
+            elif now_s - since_s > SILENT_S and key not in self._asked:
+                inspector = self._inspector(heartbeat.node_id)
+                self._asked[key] = heartbeat, inspector.kill_silent.remote(key, heartbeat.count, heartbeat.process)
+        self._report_silent()
+        self._report_looks()
         if len(heartbeats) >= self._workers:
-            self._stopped, self._look_at_nodes_s = {}, now_s + START_S
+            self._look_at_nodes_s = now_s + START_S
         elif now_s >= self._look_at_nodes_s:
-            self._end_stopped()
-            self._look_at_nodes_s = time.monotonic() + NODE_LOOK_EVERY_S
+            self._look_at_nodes_s = now_s + NODE_LOOK_EVERY_S
+            for node in ray.nodes():
+                if node["Alive"] and node["NodeID"] not in self._looks:  # a busy node may not have answered yet
+                    self._looks[node["NodeID"]] = self._inspector(node["NodeID"]).kill_stopped.remote()
 
-    def _end_silent(self, key: bytes, heartbeat: Heartbeat, silent_s: float) -> None:
-        """Let the node of a silent worker kill it. A node that does not answer is asked once, and Ray's to notice."""
-        if key not in self._asked:
-            job = ray.get_runtime_context().get_job_id()
-            words = (key, heartbeat.count, heartbeat.process, job)
-            self._asked[key] = _on_node(heartbeat.node_id, end_silent_process, *words)
-        if not ray.wait([self._asked[key]], timeout=0)[0]:
-            return
-        fate, answer = GONE, self._asked.pop(key)
-        with contextlib.suppress(RayError):  # the node is lost, and with it the worker
-            fate = ray.get(answer)
-        if fate == KILLED:
-            name = f"Worker {heartbeat.task}" if heartbeat.task else "A worker"
-            _report(
-                f"{name} ({heartbeat.describe_process()}) has sent no heartbeat for {silent_s:.0f} s: it is stopped or "
-                "hangs. It is killed, and another worker replaces it."
-            )
-        if fate != ALIVE:
-            kv_delete(key)
-            self._heard.pop(key, None)
-
-    def _end_stopped(self) -> None:
-        """Kill processes that were stopped before their first heartbeat, on any node."""
-        job = ray.get_runtime_context().get_job_id()
-        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        answers = {node: _on_node(node, end_stopped_processes, job, self._stopped.get(node, set())) for node in names}
-        ready, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_ANSWER_S)
-        self._stopped = {}
-        for node, answer in answers.items():
-            killed: set[int] = set()
-            if answer in ready:
-                with contextlib.suppress(RayError):
-                    self._stopped[node], killed = ray.get(answer)
-            for process in sorted(killed):
+    def _report_silent(self) -> None:
+        """Report silent workers that their nodes killed. A node that hangs does not answer, and is Ray's to notice."""
+        for key, (heartbeat, answer) in list(self._asked.items()):
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            del self._asked[key]
+            try:
+                fate = ray.get(answer)
+            except RayError:  # the node is lost, and with it the worker
+                fate = GONE
+                self._inspectors.pop(heartbeat.node_id, None)
+            if fate == KILLED:
+                name = f"Worker {heartbeat.task}" if heartbeat.task else "A worker"
                 _report(
-                    f"A worker (process {process} on {names[node]}) was stopped before its first heartbeat. It is "
-                    "killed, and another worker replaces it."
+                    f"{name} ({heartbeat.describe_process()}) has sent no heartbeat for more than {SILENT_S:.0f} s: it "
+                    "is stopped or hangs. It is killed, and another worker replaces it."
                 )
+            if fate != ALIVE:
+                kv_delete(key)
+                self._heard.pop(key, None)
+
+    def _report_looks(self) -> None:
+        for node, answer in list(self._looks.items()):
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            del self._looks[node]
+            try:
+                killed = ray.get(answer)
+            except RayError:  # the node is lost
+                self._inspectors.pop(node, None)
+                continue
+            for process in killed:
+                _report(
+                    f"A worker ({process}) was stopped before its first heartbeat. It is killed, and another worker "
+                    "replaces it."
+                )
+
+    def _inspector(self, node_id: str) -> Any:
+        """Return the actor that looks at a node for this watch; it lives on the node next to its other work."""
+        if node_id not in self._inspectors:
+            on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            job = ray.get_runtime_context().get_job_id()
+            actor = self._inspector_class.options(scheduling_strategy=on_node)
+            self._inspectors[node_id] = actor.remote(job, NODE_LOOK_EVERY_S / 2)
+        return self._inspectors[node_id]
 
 
 def _report(sentence: str) -> None:
     Console(stderr=True, soft_wrap=True).print(sentence, markup=False)
 
 
-def _on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function on a node next to its other work; return the reference to the result."""
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(*arguments)
+class NodeInspector:
+    """An actor that kills stopped worker processes of its node.
 
-
-def end_silent_process(key: bytes, count: int, process: int, job: str) -> str:
-    """Kill a worker process of this node, unless it sends a heartbeat after all.
-
-    Args:
-        key: key of its heartbeats.
-        count: counter of its last known heartbeat.
-        process: id of the process.
-        job: id of the Ray job whose worker it is.
-
-    Returns:
-        `ALIVE`, `KILLED`, or `GONE` if this node has no such process.
-    """
-    time.sleep(CONFIRM_S)
-    heartbeat = read_heartbeat(key)
-    if heartbeat is None or heartbeat.count != count:
-        return ALIVE
-    for worker in _workers_of_node(job):
-        if worker.pid == process:
-            os.kill(process, signal.SIGKILL)
-            return KILLED
-    return GONE
-
-
-def end_stopped_processes(job: str, known: set[int]) -> tuple[set[int], set[int]]:
-    """Kill worker processes of this node that are stopped now and were stopped before.
+    It is an actor, not a task, since Ray would start a new process for each task: idle ones end after a second.
 
     Args:
         job: id of the Ray job whose workers are meant.
-        known: processes that were stopped at the last look.
-
-    Returns:
-        Processes that are stopped and were not known, and processes that were killed.
+        stopped_s: time for which a process must have been stopped, as far as the looks show.
     """
-    stopped: set[int] = set()
-    for worker in _workers_of_node(job):
-        with contextlib.suppress(psutil.Error):
-            if worker.status() == psutil.STATUS_STOPPED:
-                stopped.add(worker.pid)
-    for process in stopped & known:
+
+    def __init__(self, job: str, stopped_s: float) -> None:
+        self._job = job
+        self._stopped_s = stopped_s
+        self._stopped: dict[int, float] = {}
+        """Time of the first look at which a process was stopped, by its id."""
+
+    def kill_silent(self, key: bytes, count: int, process: int) -> str:
+        """Kill a worker process, unless it sends a heartbeat after all.
+
+        Args:
+            key: key of its heartbeats.
+            count: counter of its last known heartbeat.
+            process: id of the process.
+
+        Returns:
+            `ALIVE`, `KILLED`, or `GONE` if this node has no such process.
+        """
+        time.sleep(CONFIRM_S)
+        heartbeat = read_heartbeat(key)
+        if heartbeat is None or heartbeat.count != count:
+            return ALIVE
+        if process not in {worker.pid for worker in self._workers()}:
+            return GONE
         os.kill(process, signal.SIGKILL)
-    return stopped - known, stopped & known
+        return KILLED
 
+    def kill_stopped(self) -> list[str]:
+        """Kill worker processes that were stopped at an earlier look and still are; return their descriptions."""
+        now_s, stopped, killed = time.monotonic(), {}, []
+        for worker in self._workers():
+            with contextlib.suppress(psutil.Error):
+                if worker.status() == psutil.STATUS_STOPPED:
+                    stopped[worker.pid] = self._stopped.get(worker.pid, now_s)
+        for process, since_s in list(stopped.items()):
+            if now_s - since_s >= self._stopped_s:
+                os.kill(process, signal.SIGKILL)
+                del stopped[process]
+                killed.append(f"process {process} on {os.uname().nodename}")
+        self._stopped = stopped
+        return killed
 
-def _workers_of_node(job: str) -> list[psutil.Process]:
-    """Return the worker processes of a Ray job on the node on which this runs."""
-    raylet = psutil.Process().parent()
-    workers = []
-    for process in raylet.children() if raylet else []:
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_JOB_ID") == job:
-                workers.append(process)
-    return workers
+    def _workers(self) -> list[psutil.Process]:
+        """Return the worker processes of the Ray job on this node."""
+        raylet = psutil.Process().parent()
+        workers = []
+        for process in raylet.children() if raylet else []:
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RAY_JOB_ID") == self._job:
+                    workers.append(process)
+        return workers

@@ -61,6 +61,7 @@ def said_to(path: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long  # minutes of restarts; the short form stops a worker of prepare, and one in test_liveness
 @pytest.mark.timeout(900)
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     folder: Path, whole: Path, many, fault_seed, measured, monkeypatch

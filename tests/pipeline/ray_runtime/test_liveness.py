@@ -51,15 +51,15 @@ def test_a_stopped_worker_is_killed_and_its_task_runs_in_another(tmp_path: Path,
 
 def test_a_process_that_beats_again_or_has_ended_is_not_killed(monkeypatch) -> None:
     monkeypatch.setattr(liveness, "CONFIRM_S", 0.0)
-    job = ray.get_runtime_context().get_job_id()
+    inspector = liveness.NodeInspector(ray.get_runtime_context().get_job_id(), 0.0)
     beat = b'{"process": 1, "node": "n", "node_id": "0", "task": "", "count": 4}'
     internals.kv_put(KEY, beat)
     try:
-        assert liveness.end_silent_process(KEY, 3, os.getpid(), job) == liveness.ALIVE
-        assert liveness.end_silent_process(KEY, 4, 1, job) == liveness.GONE  # no worker of this job
+        assert inspector.kill_silent(KEY, 3, os.getpid()) == liveness.ALIVE
+        assert inspector.kill_silent(KEY, 4, 1) == liveness.GONE  # no worker of this job
     finally:
         internals.kv_delete(KEY)
-    assert liveness.end_silent_process(KEY, 4, os.getpid(), job) == liveness.ALIVE  # the watch is over
+    assert inspector.kill_silent(KEY, 4, os.getpid()) == liveness.ALIVE  # the watch is over
 
 
 def test_a_worker_of_a_node_that_is_lost_is_forgotten_without_a_report(capsys, monkeypatch) -> None:
