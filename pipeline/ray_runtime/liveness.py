@@ -71,9 +71,12 @@ class LivenessWatch:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop to watch; the workers then stop sending heartbeats."""
+        """Stop watching; the workers then stop sending heartbeats."""
         self._over.set()
         self._thread.join()
+        with contextlib.suppress(RayError):
+            self._report_silent()  # a stage may end less than a look after its last worker was replaced
+            self._report_looks()
         self._inspectors.clear()  # which ends the actors
         with contextlib.suppress(RayError):
             self._remember(read_heartbeats(self.name))

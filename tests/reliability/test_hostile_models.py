@@ -288,10 +288,10 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         edit(lambda values: first_member(values)["model"].update(backbone="vit_large_patch16_384")), "missing: "
     ),
     "an unknown model": (edit(lambda values: first_member(values)["model"].update(backbone="../x")), "is unknown"),
-    "labels that are numbers": (edit(lambda values: values.update(labels=[1, 2, 3])), "labels is"),
+    "labels that are numbers": (edit(lambda values: values.update(labels=[1, 2, 3])), r"labels\[0\] is 1"),
     "a label twice": (edit(lambda values: values.update(labels=["a", "a", "b"])), "appear more than once"),
     "no member": (edit(lambda values: values.update(members=[])), "no member"),
-    "a member that is a number": (edit(lambda values: values.update(members=[7])), "members is"),
+    "a member that is a number": (edit(lambda values: values.update(members=[7])), r"members\[0\] is 7"),
     "a mean of text": (edit(lambda values: first_member(values).update(mean="0")), "mean is"),
     "a mean of NaN": (edit(lambda values: first_member(values).update(mean=float("nan"))), "mean is nan"),
     "no spread": (edit(lambda values: first_member(values).update(std=0.0)), "standard deviation"),
