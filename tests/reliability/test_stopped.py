@@ -64,12 +64,8 @@ def said_to(path: Path) -> Iterator[None]:
 @pytest.mark.long  # minutes of restarts; the short form stops a worker of prepare, and one in test_liveness
 @pytest.mark.timeout(900)
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
-    folder: Path, whole: Path, many, fault_seed, measured, monkeypatch
+    folder: Path, whole: Path, fault_seed, measured
 ) -> None:
-    patience_s = many(8, liveness.SILENT_S)
-    monkeypatch.setattr(liveness, "SILENT_S", patience_s)
-    monkeypatch.setattr(liveness, "START_S", many(3, liveness.START_S))
-    monkeypatch.setattr(liveness, "NODE_LOOK_EVERY_S", many(1, liveness.NODE_LOOK_EVERY_S))
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
     earlier = {own.pid for own in titled(WORKER)}
 
@@ -93,7 +89,7 @@ def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
     assert "Starting again from the checkpoint" in said.read_text()
     assert outcome(member) == outcome(whole)
     figures = {"while_it_starts_named_s": at_start.named_s, "named_s": in_training.named_s}
-    measured("R20", stopped_rank=rank, patience_s=patience_s, **figures, gone_s=in_training.gone_s)
+    measured("R20", stopped_rank=rank, patience_s=liveness.SILENT_S, **figures, gone_s=in_training.gone_s)
 
 
 @pytest.mark.long
