@@ -27,7 +27,7 @@ from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
 from pipeline.reporting.history import read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
 from pipeline.run_folder.layout import RunFolder, member_files
 from pipeline.scoring.distillation import score_teacher
@@ -99,7 +99,7 @@ def _download(settings: TrainSettings, member: MemberFolder) -> None:
     if len(read_history(member.history)) >= settings.optim.epochs:  # the training may be finished
         epochs = member_files(settings.seed, [f"{member.epochs.name}/*"])
         sync.download_inputs(settings, settings.data.train_splits, epochs)
-        sync.download_checkpoint(member.checkpoints)
+        downloads.download_checkpoint(member.checkpoints)
 
 
 def job_of(settings: TrainSettings) -> Job:

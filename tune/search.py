@@ -36,7 +36,7 @@ from pipeline.ray_runtime import cluster_size, connection, placement_groups, pre
 from pipeline.ray_runtime.training_supervisor import placement_group_file
 from pipeline.report import report
 from pipeline.reporting.history import read_history
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
 from pipeline.run_folder.layout import HISTORIES, RunFolder, trial_files
 from pipeline.run_folder.opened import opened
@@ -131,7 +131,7 @@ def _prepare_shards(settings: SearchSettings, recipe: Recipe) -> tuple[Path, str
     shards = settings.shards
     if recipe.front_end != settings.front_end:
         shards = shards.with_name(f"{shards.name}-{sha256_of_json(to_dict(recipe.front_end))[:8]}")
-    sync.download_shards(shards)
+    downloads.download_shards(shards)
     if (shards / INDEX).is_file():
         return shards, ShardIndex.load(shards).data_hash
     own = dataclasses.replace(

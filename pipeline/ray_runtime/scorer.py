@@ -14,7 +14,7 @@ from ast_core.shards.reader import ShardReader
 from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
 from pipeline.ray_runtime.heartbeat import start_heartbeat
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads, sync
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scorer:
     def __init__(self, watch: str, shards: Path, splits: tuple[str, ...], stores: tuple[ObjectStore, ...]) -> None:
         start_heartbeat(watch, "scorer")
         sync.attach_stores(stores)
-        sync.download_shards(shards, splits)
+        downloads.download_shards(shards, splits)
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[MemberWeights, Predictor] | None = None
@@ -48,7 +48,7 @@ class Scorer:
     def score(self, member: MemberWeights, indices: np.ndarray) -> tuple[MemberWeights, np.ndarray, np.ndarray]:
         """Return both arguments and those clips' probabilities by that member, float32 [len(indices), C]."""
         if self._loaded is None or self._loaded[0] != member:
-            sync.download_files(member.bundle, ["*"])
+            downloads.download_files(member.bundle, ["*"])
             bundle = Bundle.load(member.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[member.number],))
             self._loaded = (member, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))

@@ -26,7 +26,7 @@ from pipeline.ray_runtime import cluster_size, connection, internals, placement_
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.train_rank import TrainRankConfig, train_rank
 from pipeline.reporting import prometheus
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads, sync
 
 TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours knows the driver's SIGTERM too
@@ -139,7 +139,7 @@ def _describe_loss(watch: LivenessWatch, error: BaseException) -> str:
 
 def _fit_once(job: Job, workers: int, stores: tuple[ObjectStore, ...], scratch: Path, watch: LivenessWatch) -> None:
     held = placement_group_file(job.folder)
-    sync.download_if_changed(held)
+    downloads.download_if_changed(held)
     placement_groups.release_placement_group(held)  # of a launch whose controller was killed
     placement_groups.release_own_placement_groups()
     configure_ray_train()

@@ -20,7 +20,7 @@ from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
 from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_in_store
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads
 
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
 Splits = dict[str, SplitCounts]
@@ -65,7 +65,7 @@ class ShardFolder:
         Raises:
             UserError: a split's kept, rejected and missing clips do not add up to those listed.
         """
-        sync.download_markers(self.folder, [part.marker for part in self.parts])
+        downloads.download_markers(self.folder, [part.marker for part in self.parts])
         splits: Splits = {}
         rejects: Rejects = []
         for part in self.parts:

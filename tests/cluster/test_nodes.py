@@ -32,7 +32,7 @@ from pipeline.predict import predict
 from pipeline.prepare import plan, prepare
 from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.report import report
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads
 
 IMPATIENT = str(nodes.ROOT / "tests" / "support" / "impatient_prepare.py")
 PARTS, CLIPS = 40, 12
@@ -106,7 +106,7 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
     capsys.readouterr()
     prepare(mine)
     assert "nothing to do" in capsys.readouterr().out
-    sync.download_shards(mine.shards, ["train", "test"])
+    downloads.download_shards(mine.shards, ["train", "test"])
     assert contents(mine.shards) == contents(alone.shards)
     assert {path.relative_to(mine.shards).as_posix() for path in list_stored(mine.shards)} == set(
         contents(alone.shards)
@@ -163,9 +163,9 @@ def _check_alike(place: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         own = ObjectStore(tmp_path / "seen" / name, f"{place}/{name}")
         own.attach()
-        sync.download_files(own.root, ["members/*"])
+        downloads.download_files(own.root, ["members/*"])
         member = own.root / "members" / "seed-0"
-        sync.download_checkpoint(member / "checkpoints")
+        downloads.download_checkpoint(member / "checkpoints")
         weights = {p.relative_to(member).as_posix(): p.read_bytes() for p in sorted(member.rglob("*.safetensors"))}
         rows = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
         timed = ("seconds", "clips_per_s")

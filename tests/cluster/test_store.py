@@ -21,7 +21,7 @@ from ast_core.storage.object_store import ObjectStore, store_of
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
-from pipeline.run_folder import sync
+from pipeline.run_folder import downloads, sync
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -59,14 +59,14 @@ def test_what_is_committed_on_one_node_is_brought_to_another_and_what_is_removed
         temporary.write_bytes(bytes(1000))
     (first.root / "deep" / "log.txt").write_text("not committed, so of this node alone")
     assert {path.name for path in list_stored(first.root)} == {"note.json", "data.bin"}
-    sync.download_files(second.root, ["deep/*"])
+    downloads.download_files(second.root, ["deep/*"])
     assert names(second.root) == {"deep/note.json", "deep/data.bin"}
     stored = list_stored(second.root)
     assert len(stored) == 2
     assert matches_store(second.root / "deep" / "data.bin", stored[second.root / "deep" / "data.bin"])
 
     write_json(first.root / "deep" / "note.json", {"value": 2})  # as many bytes, in the same second
-    sync.download_files(second.root, ["deep/*"])
+    downloads.download_files(second.root, ["deep/*"])
     assert json.loads((second.root / "deep" / "note.json").read_text()) == {"value": 2}
     remove_folder(second.root / "deep", "note.json")
     assert list_stored(first.root) == {}
@@ -86,13 +86,13 @@ def test_the_newest_checkpoint_comes_whole_and_older_ones_go(uri: str, tmp_path:
         save(first.root / "checkpoints", step)
     stored = {path.parent.name for path in list_stored(first.root)}
     assert stored == {"step-00000002", "step-00000003"}
-    sync.download_checkpoint(second.root / "checkpoints")
+    downloads.download_checkpoint(second.root / "checkpoints")
     newest, passed_over = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000003"
     assert passed_over == []
     save(second.root / "checkpoints", 4)  # the second node goes on: it removes what only the first one has
     assert {path.parent.name for path in list_stored(first.root)} == {"step-00000003", "step-00000004"}
-    sync.download_checkpoint(first.root / "checkpoints")
+    downloads.download_checkpoint(first.root / "checkpoints")
     assert [path.name for path in (first.root / "checkpoints").iterdir()] == ["step-00000004"]
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_damaged_in_the_store_is_passed_over(
         overwrite(first, weights.parent / checkpoint.MARKER, b"{", tmp_path / "scratch")
     else:
         overwrite(first, weights, bytes(content) if damage == "flipped" else bytes(content[:-8]), tmp_path / "scratch")
-    sync.download_checkpoint(second.root / "checkpoints")
+    downloads.download_checkpoint(second.root / "checkpoints")
     newest, _ = checkpoint.newest(second.root / "checkpoints")
     assert newest == second.root / "checkpoints" / "step-00000001"
     assert "step-00000002" in (said := capsys.readouterr().out)
