@@ -23,6 +23,7 @@ STAGES = {
 }  # fmt: skip
 """Stages of `pipeline`: one file each."""
 VAGUE = {"utils", "util", "helpers", "common", "misc", "tools"}
+INSTALLED = set(importlib.metadata.packages_distributions()) - set(PACKAGES)
 
 each_source = pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 
@@ -49,12 +50,11 @@ def test_files_and_functions_are_short(path: Path) -> None:
 @each_source
 def test_names_say_what_and_hide_no_module(path: Path) -> None:
     # `python pipeline/train.py` puts pipeline/ first on the path: a module *or folder* pipeline/queue would break it.
-    installed = set(importlib.metadata.packages_distributions()) - set(PACKAGES)
     names = [path.stem, *(folder.name for folder in path.relative_to(ROOT).parents if folder.name not in PACKAGES)]
     for name in {*names} - {"__init__", ""}:
         assert name not in VAGUE
         if not path.is_relative_to(ROOT / "ast_core"):
-            assert name not in sys.stdlib_module_names | installed
+            assert name not in sys.stdlib_module_names | INSTALLED
 
 
 def test_a_folder_shows_its_modules_at_a_glance() -> None:
