@@ -9,8 +9,8 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,7 @@ from rich.table import Table
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
+from ast_core.serialization import to_dict
 from ast_core.storage.json_files import write_json
 from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings, select_settings
@@ -38,11 +39,43 @@ WAYS = {
 """Ways to quote a cross-validation."""
 
 
-def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FoldChoice:
+    """One way to choose the epoch of each fold, and the scores at these epochs."""
+
+    epochs: dict[str, int]
+    """Chosen epoch by fold, the first epoch is 1."""
+    scores: dict[str, float]
+    """Score at the chosen epoch, by fold."""
+    mean: float
+    """Mean of the scores over the folds."""
+    std: float
+    """Standard deviation of the scores over the folds."""
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The content of `folds.json`: the scores of all folds and three ways to choose the epochs."""
+
+    metric: str
+    seed: int
+    curves: dict[str, list[float]]
+    """Score of each epoch, by fold."""
+    published: FoldChoice
+    nested: FoldChoice
+    last: FoldChoice
+
+    @property
+    def choices(self) -> dict[str, FoldChoice]:
+        """The choices by the names in `WAYS`."""
+        return {"published": self.published, "nested": self.nested, "last": self.last}
+
+
+def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     """Prepare once, train once for each fold, write and log the results of all folds.
 
     Returns:
-        `curves` (the score of each epoch, by fold), and `published`, `nested` and `last` from `choose`.
+        The score of each epoch, by fold, and the three choices of `choose`.
 
     Raises:
         UserError: the data set has fewer than three folds, or a stage fails.
@@ -60,9 +93,17 @@ def cross_validate(settings: CrossValidateSettings) -> dict[str, Any]:
             folder = run.fold(held_out)
             member = dataclasses.replace(select_settings(settings, TrainSettings), data=data, run_dir=folder)
             curves[held_out] = [float(row[key]) for row in read_history(MemberFolder(train(member)).history)]
-    result = {"metric": key.removeprefix("test_"), "seed": settings.seed, "curves": curves, **choose(curves)}
+    choices = choose(curves)
+    result = CrossValidation(
+        metric=key.removeprefix("test_"),
+        seed=settings.seed,
+        curves=curves,
+        published=choices["published"],
+        nested=choices["nested"],
+        last=choices["last"],
+    )
     output = run.folds_result(settings.seed)
-    write_json(output / "folds.json", result)
+    write_json(output / "folds.json", to_dict(result))
     _log(settings, result, output)
     Console().print(_table(result))
     Console().print(f"Wrote {output / 'folds.json'}", soft_wrap=True)
@@ -82,7 +123,7 @@ def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     return names
 
 
-def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
+def choose(curves: dict[str, list[float]]) -> dict[str, FoldChoice]:
     """Choose the epoch of each fold in three ways.
 
     `published`: one epoch for all folds, the best of the mean over the test folds themselves, as in the published code;
@@ -94,7 +135,7 @@ def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
         curves: the score of each epoch, by fold.
 
     Returns:
-        For each way: `epochs` and `scores` by fold, and their `mean` and `std` over the folds.
+        The choice by the name of the way.
     """
     length = min(len(curve) for curve in curves.values())
 
@@ -111,33 +152,34 @@ def choose(curves: dict[str, list[float]]) -> dict[str, dict[str, object]]:
     return {way: _scores(curves, epochs) for way, epochs in ways.items()}
 
 
-def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> dict[str, object]:
+def _scores(curves: dict[str, list[float]], epochs: dict[str, int]) -> FoldChoice:
     scores = {name: curves[name][epoch] for name, epoch in epochs.items()}
-    return {
-        "epochs": {name: epoch + 1 for name, epoch in epochs.items()},
-        "scores": scores,
-        "mean": statistics.fmean(scores.values()),
-        "std": statistics.stdev(scores.values()),
-    }
+    return FoldChoice(
+        epochs={name: epoch + 1 for name, epoch in epochs.items()},
+        scores=scores,
+        mean=statistics.fmean(scores.values()),
+        std=statistics.stdev(scores.values()),
+    )
 
 
-def _log(settings: CrossValidateSettings, result: dict[str, Any], output: Path) -> None:
+def _log(settings: CrossValidateSettings, result: CrossValidation, output: Path) -> None:
     mlflow_store.open_store(settings.tracking)
     tags = {"stage": "folds", "run_dir": str(settings.run_dir), "seed": str(settings.seed)}
-    params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result["curves"])}
+    params = {"shards": settings.shards, "seed": settings.seed, "folds": ", ".join(result.curves)}
     with runs.start_run(settings.experiment, f"{settings.experiment}-folds", params, tags) as run_id:
-        flat = {f"{way}_{key}": result[way][key] for way in WAYS for key in ("mean", "std")}
+        flat: dict[str, float] = {}
+        for way, choice in result.choices.items():
+            flat |= {f"{way}_mean": choice.mean, f"{way}_std": choice.std}
         runs.log_metrics(run_id, flat)
         runs.log_artifacts(run_id, output)
 
 
-def _table(result: dict[str, Any]) -> Table:
-    curves: dict[str, list[float]] = result["curves"]
-    table = Table("epoch", *curves, "mean", "std", title=f"{result['metric']} by held-out fold (and the epoch chosen)")
-    for way in WAYS:
-        row = result[way]
-        cells = [f"{row['scores'][name]:.3f} ({row['epochs'][name]})" for name in curves]
-        table.add_row(way, *cells, f"{row['mean']:.4f}", f"{row['std']:.4f}")
+def _table(result: CrossValidation) -> Table:
+    title = f"{result.metric} by held-out fold (and the epoch chosen)"
+    table = Table("epoch", *result.curves, "mean", "std", title=title)
+    for way, row in result.choices.items():
+        cells = [f"{row.scores[name]:.3f} ({row.epochs[name]})" for name in result.curves]
+        table.add_row(way, *cells, f"{row.mean:.4f}", f"{row.std:.4f}")
     table.caption = "\n".join(f"{way}: {what}" for way, what in WAYS.items())
     return table
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +18,7 @@ from ast_core.errors import require
 from ast_core.evaluation.stored_scores import identity_of
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import remove_all_temporary_files
-from ast_core.storage.json_files import read_json, sha256_of_json, write_json
+from ast_core.storage.json_files import sha256_of_json, write_json
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import EvaluateSettings
@@ -59,7 +58,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
             Console().print(compare_with_teacher(settings, test.reader, results))
     if test.absent:
         Console().print(f"{len(test.absent)} ids of the list are not in the split: {', '.join(test.absent[:5])} ...")
-    return {name: results_of.from_json_numbers(result["metrics"]) for name, result in results.items()}
+    return {name: results_of.from_json_numbers(result.metrics) for name, result in results.items()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,9 @@ def select_clips(settings: EvaluateSettings, run: RunFolder) -> TestClips:
     return TestClips(reader, coverage.indices_N, coverage.listed, of, coverage.absent, output)
 
 
-def measure_bundles(settings: EvaluateSettings, run: RunFolder, test: TestClips) -> dict[str, results_of.Result]:
+def measure_bundles(
+    settings: EvaluateSettings, run: RunFolder, test: TestClips
+) -> dict[str, results_of.EvaluationResult]:
     """Score the bundles, and write scores and metrics to `evaluation/`, or to `evaluation/LIST/` with a clip list.
 
     Returns:
@@ -117,26 +118,38 @@ def measure_bundles(settings: EvaluateSettings, run: RunFolder, test: TestClips)
     for name, scores_NC in scores.items():
         identity = identity_of(bundles[name].digest, test.reader)
         results[name] = _result(test, identity, name, scores_NC, settings.bootstrap)
-    write_json(test.output / run.summary.name, {name: result["metrics"] for name, result in results.items()})
+    write_json(test.output / run.summary.name, {name: result.metrics for name, result in results.items()})
     return results
 
 
 def _result(
     test: TestClips, identity: dict[str, str], name: str, scores_NC: np.ndarray, resamples: int
-) -> dict[str, Any]:
+) -> results_of.EvaluationResult:
     """Return a bundle's metrics; those on disk if scores, clips and resamples are the same."""
     path, reader = test.output / f"{name}.json", test.reader
-    facts = {**identity, "evaluated_on": _hash_of_clips(test), "resamples": resamples}
-    if path.is_file():
-        known: dict[str, Any] = read_json(path, "Evaluation")
-        if all(known.get(key) == value for key, value in facts.items()):
-            return known
+    evaluated_on = _hash_of_clips(test)
+    known = results_of.EvaluationResult.load_if_same(
+        path, {**identity, "evaluated_on": evaluated_on, "resamples": resamples}
+    )
+    if known is not None:
+        return known
     labels, single = reader.index.labels, reader.index.single_label
     chosen = (scores_NC[test.indices_N], reader.labels_NC[test.indices_N])
-    counts = {"clips_listed": test.listed, "clips_evaluated": len(test.indices_N), "of": test.of}
-    result = {**facts, **counts, **results_of.measure(*chosen, labels, single, resamples)}
-    results_of.write_per_class(test.output / f"{name}-per-class.csv", result["per_class"])
-    write_json(path, result)
+    result = results_of.EvaluationResult(
+        bundle_digest=identity["bundle_digest"],
+        data_hash=identity["data_hash"],
+        split=identity["split"],
+        evaluated_on=evaluated_on,
+        resamples=resamples,
+        clips_listed=test.listed,
+        clips_evaluated=len(test.indices_N),
+        of=test.of,
+        metrics=results_of.measure_metrics(*chosen, single),
+        intervals=results_of.measure_intervals(*chosen, single, resamples),
+        per_class=results_of.measure_classes(*chosen, labels),
+    )
+    results_of.write_per_class(test.output / f"{name}-per-class.csv", result.per_class)
+    result.write(path)
     return result
 
 
@@ -147,25 +160,29 @@ def _hash_of_clips(test: TestClips) -> str:
     return sha256_of_json([[reader.clip_ids[index] for index in test.indices_N], labels, list(reader.index.labels)])
 
 
-def _draw(settings: EvaluateSettings, run: RunFolder, output: Path, name: str, result: results_of.Result) -> None:
-    precision = results_of.from_json_numbers({label: row["ap"] for label, row in result["per_class"].items()})
-    chance = results_of.from_json_numbers(result["metrics"])["chance_mAP"]
+def _draw(
+    settings: EvaluateSettings, run: RunFolder, output: Path, name: str, result: results_of.EvaluationResult
+) -> None:
+    precision = results_of.from_json_numbers({label: row.ap for label, row in result.per_class.items()})
+    chance = results_of.from_json_numbers(result.metrics)["chance_mAP"]
     plot_per_class(output / "per_class_ap.png", f"{settings.experiment}, {name}: average precision", precision, chance)
     histories = read_histories(run.path)
     if histories:
         plot_curves(output / "learning_curves.png", histories)
 
 
-def _log(settings: EvaluateSettings, run: RunFolder, test: TestClips, results: dict[str, results_of.Result]) -> None:
+def _log(
+    settings: EvaluateSettings, run: RunFolder, test: TestClips, results: dict[str, results_of.EvaluationResult]
+) -> None:
     mlflow_store.open_store(settings.tracking)
-    bundles = sha256_of_json({name: result["bundle_digest"] for name, result in results.items()})
+    bundles = sha256_of_json({name: result.bundle_digest for name, result in results.items()})
     tags = {"stage": "evaluate", "run_dir": str(run.path), "data_hash": test.reader.index.data_hash}
     tags["bundles"] = bundles
     params = {"shards": settings.shards, "split": settings.data.test_split, "clip_list": settings.clip_list or ""}
     flat: dict[str, float] = {}
     for name, result in results.items():
-        flat |= {f"{name}.{key}": value for key, value in results_of.from_json_numbers(result["metrics"]).items()}
-        for key, ends in result["intervals"].items():
+        flat |= {f"{name}.{key}": value for key, value in results_of.from_json_numbers(result.metrics).items()}
+        for key, ends in result.intervals.items():
             ends_by_name = zip(("low", "high"), ends, strict=True)
             flat |= {f"{name}.{key}_{end}": value for end, value in ends_by_name if value is not None}
     with runs.start_run(settings.experiment, f"{settings.experiment}-evaluate", params, tags) as run_id:

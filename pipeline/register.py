@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,13 +22,13 @@ from rich.table import Table
 from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
-from ast_core.storage.json_files import read_json
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import RegisterSettings
 from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, RunFolder
 from pipeline.run_folder.opened import opened
+from pipeline.scoring.results import EvaluationResult
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.model_card import model_card
 from pipeline.tracking.pyfunc import AUDIO
@@ -43,7 +42,7 @@ class Candidate:
     name: str
     folder: Path
     bundle: Bundle
-    evaluation: dict[str, Any]
+    evaluation: EvaluationResult
     """Content of its `evaluation/NAME.json`."""
     per_class: Path
     """CSV file with its metrics of each class."""
@@ -56,7 +55,7 @@ class Candidate:
     @property
     def tags(self) -> dict[str, str]:
         """Tags of its version: what identifies it, where it came from, and what promotion compares."""
-        facts, metrics = self.bundle.facts, self.evaluation["metrics"]
+        facts, metrics = self.bundle.facts, self.evaluation.metrics
         metric = headline_metric("accuracy" in metrics)
         return {
             "bundle_digest": self.bundle.digest,
@@ -69,7 +68,7 @@ class Candidate:
             "members": str(len(self.bundle.members)),
             "metric": metric,
             "score": repr(metrics[metric]),
-            "evaluated_on": str(self.evaluation.get("evaluated_on", "")),
+            "evaluated_on": self.evaluation.evaluated_on,
         }
 
 
@@ -137,9 +136,9 @@ def _candidates(settings: RegisterSettings, run: RunFolder) -> list[Candidate]:
 
 def _candidate(run: RunFolder, model: str, name: str) -> Candidate:
     folder = run.bundle(name)
-    result: dict[str, Any] = read_json(run.result(name), "Evaluation (run evaluate)")
+    result = EvaluationResult.load(run.result(name), "Evaluation (run evaluate)")
     bundle = Bundle.load(folder)
-    require(result["bundle_digest"] == bundle.digest, f"{folder} changed after it was evaluated: run evaluate again.")
+    require(result.bundle_digest == bundle.digest, f"{folder} changed after it was evaluated: run evaluate again.")
     return Candidate(model, folder, bundle, result, run.per_class(name))
 
 
@@ -149,7 +148,7 @@ def _version(own: Candidate, run_id: str) -> int:
     version = registry.find_version(own.name, own.bundle.digest, own.decisions_digest)
     if version is None:
         example = _example(own.bundle.front_end.sample_rate_hz)
-        metrics = {key: value for key, value in own.evaluation["metrics"].items() if value is not None}
+        metrics = {key: value for key, value in own.evaluation.metrics.items() if value is not None}
         version = registry.add_version(own.name, own.folder, run_id, example, own.bundle.labels, metrics, own.tags)
     with tempfile.TemporaryDirectory() as scratch:
         readme = Path(scratch) / "README.md"

@@ -12,6 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import numpy as np
 import pyarrow.parquet
 from rich.console import Console
 
+from ast_core.evaluation.metrics import headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
-from ast_core.shards.index import REJECTS, ShardIndex
+from ast_core.shards.index import REJECTS, ShardIndex, SplitCounts
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import read_json, write_text
 from pipeline.cli.command_line import parse_settings
@@ -40,7 +42,7 @@ from pipeline.run_folder.layout import (
     RunFolder,
 )
 from pipeline.run_folder.opened import opened
-from pipeline.scoring.results import HEADLINES
+from pipeline.scoring.results import HEADLINES, EvaluationResult
 from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.run_note import read_run_note
 
@@ -50,6 +52,41 @@ MOST_REASONS = 12
 """Reasons of rejects that the page lists."""
 READS = (SETTINGS_FILES, ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, *ALL_STUDIES)
 """Files of a run that the page shows."""
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What the page says about the data."""
+
+    source: str
+    layout: str
+    counts: dict[str, SplitCounts]
+    """Numbers of clips, by split."""
+    labels: int
+    """Number of classes."""
+    single_label: bool
+    mean: float
+    """Mean of the log-mel of the training splits."""
+    std: float
+    hash: str
+    front_end: dict[str, Any]
+    """Settings of the front end, as `index.json` has them."""
+    train: str
+    """Names of the training splits."""
+    test: str
+    """Name of the test split."""
+
+
+@dataclass(frozen=True)
+class EnsembleGain:
+    """Score of an ensemble, and the mean and the best score of its members."""
+
+    name: str
+    members: int
+    metric: str
+    score: float
+    mean: float
+    best: float
 
 
 def report(settings: ReportSettings) -> Path:
@@ -100,19 +137,22 @@ def _number(value: Any, digits: int = 4) -> str:
     return "" if value is None or isinstance(value, jinja2.Undefined) or value == "" else f"{float(value):.{digits}f}"
 
 
-def _data(settings: ReportSettings, index: ShardIndex) -> dict[str, Any]:
+def _data(settings: ReportSettings, index: ShardIndex) -> DataSection:
     mean, std = index.statistics(settings.data.train_splits)
-    books = {
-        name: {key: getattr(split, key) for key in ("listed", "kept", "rejected", "missing")}
-        for name, split in index.splits.items()
-    }
     source = settings.data.source
-    return {
-        "source": "audio made by the project" if source == "synthetic" else Path(source).name,
-        "layout": index.layout, "books": books, "labels": len(index.labels), "single_label": index.single_label,
-        "mean": mean, "std": std, "hash": index.data_hash, "front_end": index.front_end,
-        "train": " + ".join(settings.data.train_splits), "test": settings.data.test_split,
-    }  # fmt: skip
+    return DataSection(
+        source="audio made by the project" if source == "synthetic" else Path(source).name,
+        layout=index.layout,
+        counts=index.splits,
+        labels=len(index.labels),
+        single_label=index.single_label,
+        mean=mean,
+        std=std,
+        hash=index.data_hash,
+        front_end=index.front_end,
+        train=" + ".join(settings.data.train_splits),
+        test=settings.data.test_split,
+    )
 
 
 def _rejects(shards: Path) -> list[tuple[str, int]]:
@@ -129,10 +169,15 @@ def _of_main_bundle(settings: ReportSettings, run: RunFolder, index: ShardIndex)
     name = run.main_bundle() if any(run.described_bundles()) else ""
     if not run.result(name).is_file():
         return {"main": "", "classes": {}}
-    evaluation = read_json(run.result(name), "Evaluation")
-    found = {"main": name, "classes": evaluation["per_class"], "metrics": evaluation["metrics"]}
+    evaluation = EvaluationResult.load(run.result(name))
+    found: dict[str, Any] = {
+        "main": name,
+        "classes": evaluation.per_class,
+        "metrics": evaluation.metrics,
+        "metric": headline_metric(index.single_label),
+    }
     reader = ShardReader(run.shards, [settings.data.test_split])
-    scores_NC = read_scores(run.scores(name), identity_of(evaluation["bundle_digest"], reader))
+    scores_NC = read_scores(run.scores(name), identity_of(evaluation.bundle_digest, reader))
     if scores_NC is None:
         return found
     pictures = run.report_pictures
@@ -152,20 +197,18 @@ def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> di
     return found
 
 
-def _gains(run: RunFolder) -> list[dict[str, Any]]:
+def _gains(run: RunFolder) -> list[EnsembleGain]:
     """Return each ensemble of a run with the mean and the best of its members."""
     summary = _json(run.summary)
     described = {folder.name: content for folder, content in run.described_bundles() if folder.name in summary}
     roles = {name: content["facts"].get("role") for name, content in described.items()}
-    key = next((key for key in HEADLINES if summary and key in next(iter(summary.values()))), "")
+    key = headline_metric(any("accuracy" in metrics for metrics in summary.values()))
     single = {name: summary[name][key] for name, role in roles.items() if role == "member"}
     rows = []
     for name in (name for name, role in roles.items() if role == "ensemble"):
         own = [single[entry["name"]] for entry in described[name]["members"] if entry["name"] in single]
         if own:
-            best, mean, value = max(own), sum(own) / len(own), summary[name][key]
-            row = {"name": name, "members": len(own), "metric": key, "score": value, "mean": mean, "best": best}
-            rows.append(row)
+            rows.append(EnsembleGain(name, len(own), key, summary[name][key], sum(own) / len(own), max(own)))
     return rows
 
 

@@ -121,7 +121,7 @@ def _test(trial: Trial) -> None:
     settings = select_settings(trial.settings, EvaluateSettings)
     with opened(settings, READS, [settings.data.test_split], exclusive="evaluate") as run:
         results = measure_bundles(settings, run, select_clips(settings, run))
-    metrics = {name: result["metrics"] for name, result in results.items()}
+    metrics = {name: result.metrics for name, result in results.items()}
     flat = {f"{name}.{key}": v for name, values in metrics.items() for key, v in from_json_numbers(values).items()}
     run_id = read_run_note(trial.history.parent)
     runs.log_metrics(run_id, flat)

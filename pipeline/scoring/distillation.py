@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import model_cost
-from ast_core.serialization import from_dict
+from ast_core.serialization import from_dict, to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import write_json
 from ast_core.weights.ensemble_mean import mean_probabilities
@@ -21,7 +22,20 @@ from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import ALL_TEACHER, RunFolder
 from pipeline.scoring.bundle_scores import DescribedBundle, bundle_scores, describe_bundle, member_scores
+from pipeline.scoring.results import EvaluationResult, from_json_numbers, to_json_numbers
 from pipeline.tracking.registry import bundle_folder
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """Score and cost of one model in `evaluation/distillation.json`."""
+
+    name: str
+    macs: int
+    """Multiply-accumulate operations for one clip, all members together."""
+    parameters: int
+    score: float
+    """Headline metric on the test clips."""
 
 
 def score_teacher(settings: TrainSettings) -> Path | None:
@@ -48,7 +62,7 @@ def score_teacher(settings: TrainSettings) -> Path | None:
 
 
 def compare_with_teacher(
-    settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, Any]
+    settings: EvaluateSettings, reader: ShardReader, results: Mapping[str, EvaluationResult]
 ) -> rich.table.Table:
     """Return a table of the score and cost of the teacher, its members and this run's bundles on the same clips.
 
@@ -69,8 +83,11 @@ def compare_with_teacher(
     for name, result in results.items():
         own = describe_bundle(run.bundle(name), reader)
         if own.facts.get("role") in {"member", "ensemble"}:
-            rows.append(_make_row(f"student {name}", own.content["members"], result["metrics"][key]))
-    write_json(run.distillation, {"metric": key, "rows": rows})
+            rows.append(_make_row(f"student {name}", own.content["members"], from_json_numbers(result.metrics)[key]))
+    write_json(
+        run.distillation,
+        {"metric": key, "rows": [{**to_dict(row), **to_json_numbers({"score": row.score})} for row in rows]},
+    )
     return _make_table(key, rows, teacher, reader)
 
 
@@ -78,23 +95,21 @@ def _fetch_teacher(settings: TrainSettings | EvaluateSettings) -> Path:
     return sync.share_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
 
 
-def _make_row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> dict[str, Any]:
+def _make_row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> ComparisonRow:
     costs = [
         model_cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
         for entry in entries
     ]
     macs, parameters = sum(one.macs for one in costs), sum(one.parameters for one in costs)
-    return {"name": name, "macs": macs, "parameters": parameters, "score": score}
+    return ComparisonRow(name, macs, parameters, score)
 
 
-def _make_table(
-    key: str, rows: list[dict[str, Any]], teacher: DescribedBundle, reader: ShardReader
-) -> rich.table.Table:
+def _make_table(key: str, rows: list[ComparisonRow], teacher: DescribedBundle, reader: ShardReader) -> rich.table.Table:
     title = f"distilled from {teacher.folder.name}, on {len(reader)} clips of {'+'.join(reader.splits)}"
     table = rich.table.Table("model", title=title)
     for heading in ("GMAC per clip", "M parameters", key):
         table.add_column(heading, justify="right")
     for row in rows:
-        size = (f"{row['macs'] / 1e9:.3g}", f"{row['parameters'] / 1e6:.3g}")
-        table.add_row(row["name"], *size, f"{row['score']:.4f}", style="bold" if "student" in row["name"] else "")
+        size = (f"{row.macs / 1e9:.3g}", f"{row.parameters / 1e6:.3g}")
+        table.add_row(row.name, *size, f"{row.score:.4f}", style="bold" if "student" in row.name else "")
     return table

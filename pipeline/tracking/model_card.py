@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 from ast_core.weights.bundle import Bundle
+from pipeline.scoring.results import EvaluationResult
 
 NAMES = {
     "accuracy": "accuracy",
@@ -20,7 +21,7 @@ SHOWN_CLASSES = 5
 """Number of best and of worst classes in the card; the artifact `per_class` has all classes."""
 
 
-def model_card(name: str, bundle: Bundle, evaluation: dict[str, Any]) -> str:
+def model_card(name: str, bundle: Bundle, evaluation: EvaluationResult) -> str:
     """Write the Markdown text of a registered model.
 
     Args:
@@ -79,23 +80,22 @@ than those of the training set.
 """
 
 
-def _describe_results(evaluation: dict[str, Any]) -> str:
-    listed, seen = evaluation["clips_listed"], evaluation["clips_evaluated"]
-    intervals = evaluation.get("intervals", {})
+def _describe_results(evaluation: EvaluationResult) -> str:
     rows = "\n".join(
-        f"| {NAMES.get(key, key)} | {_format_number(value)}{_format_interval(intervals.get(key))} |"
-        for key, value in sorted(evaluation["metrics"].items(), key=lambda item: [*NAMES, item[0]].index(item[0]))
+        f"| {NAMES.get(key, key)} | {_format_number(value)}{_format_interval(evaluation.intervals.get(key))} |"
+        for key, value in sorted(evaluation.metrics.items(), key=lambda item: [*NAMES, item[0]].index(item[0]))
     )
     return (
-        f"Measured on {seen} of the {listed} clips listed in the split `{evaluation['split']}`, each clip once.\n\n"
+        f"Measured on {evaluation.clips_evaluated} of the {evaluation.clips_listed} clips listed in the split "
+        f"`{evaluation.split}`, each clip once.\n\n"
         f"| metric | value |\n|---|---|\n{rows}"
     )
 
 
-def _describe_classes(evaluation: dict[str, Any]) -> str:
+def _describe_classes(evaluation: EvaluationResult) -> str:
     """Return a table of the average precision of the best and the worst classes."""
-    classes = evaluation.get("per_class", {}).items()
-    known = [(row["ap"], label, row["positives"]) for label, row in classes if row["ap"] is not None]
+    classes = evaluation.per_class.items()
+    known = [(row.ap, label, row.positives) for label, row in classes if row.ap is not None]
     ranked = sorted(known, key=lambda row: -row[0])
     if not ranked:
         return ""
@@ -122,7 +122,7 @@ def _describe_decisions(bundle: Bundle) -> str:
     )
 
 
-def _describe_origin(bundle: Bundle, evaluation: dict[str, Any]) -> str:
+def _describe_origin(bundle: Bundle, evaluation: EvaluationResult) -> str:
     facts = bundle.facts
     values = {
         "recipe": facts.get("recipe", ""),
@@ -130,7 +130,7 @@ def _describe_origin(bundle: Bundle, evaluation: dict[str, Any]) -> str:
         "seeds": ", ".join(str(seed) for seed in facts.get("seeds", [])),
         "training runs": ", ".join(f"`{run}`" for run in facts.get("train_runs", [])),
         "data": f"`{facts.get('data_hash', '')}`",
-        "test clips": f"`{evaluation.get('evaluated_on', '')}`",
+        "test clips": f"`{evaluation.evaluated_on}`",
         "bundle": f"`{bundle.digest}`",
     }
     return "| property | value |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in values.items())
@@ -140,7 +140,7 @@ def _format_number(value: float | None) -> str:
     return "not defined" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _format_interval(ends: list[float | None] | None) -> str:
+def _format_interval(ends: Sequence[float | None] | None) -> str:
     return f" (95 %: {_format_number(ends[0])} to {_format_number(ends[1])})" if ends else ""
 
 

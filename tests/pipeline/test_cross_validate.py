@@ -11,6 +11,7 @@ from conftest import SaveTone
 
 from ast_core.config import DataConfig
 from ast_core.errors import UserError
+from ast_core.serialization import to_dict
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import CrossValidateSettings
 from pipeline.cross_validate import choose, cross_validate
@@ -21,18 +22,18 @@ FOLDS = ("fold1", "fold2", "fold3")
 def test_published_flatters_nested_does_not_see_its_own_fold_and_last_chooses_nothing() -> None:
     curves = {"fold1": [0.1, 0.9, 0.2], "fold2": [0.5, 0.6, 0.7], "fold3": [0.5, 0.6, 0.8]}
     ways = choose(curves)
-    assert ways["published"]["epochs"] == dict.fromkeys(FOLDS, 2)
-    assert ways["nested"]["epochs"] == {"fold1": 3, "fold2": 2, "fold3": 2}
-    assert ways["nested"]["scores"] == {"fold1": 0.2, "fold2": 0.6, "fold3": 0.6}
-    assert ways["last"]["scores"] == {"fold1": 0.2, "fold2": 0.7, "fold3": 0.8}
-    assert ways["published"]["mean"] == pytest.approx(0.7)
-    assert ways["published"]["mean"] >= ways["nested"]["mean"]
+    assert ways["published"].epochs == dict.fromkeys(FOLDS, 2)
+    assert ways["nested"].epochs == {"fold1": 3, "fold2": 2, "fold3": 2}
+    assert ways["nested"].scores == {"fold1": 0.2, "fold2": 0.6, "fold3": 0.6}
+    assert ways["last"].scores == {"fold1": 0.2, "fold2": 0.7, "fold3": 0.8}
+    assert ways["published"].mean == pytest.approx(0.7)
+    assert ways["published"].mean >= ways["nested"].mean
 
 
 def test_the_earliest_of_equal_epochs_is_chosen_within_the_shortest_curve() -> None:
     ways = choose({"fold1": [0.5, 0.5], "fold2": [0.5, 0.5, 0.9], "fold3": [0.4, 0.4]})
-    assert ways["published"]["epochs"] == dict.fromkeys(FOLDS, 1)
-    assert ways["last"]["epochs"] == dict.fromkeys(FOLDS, 2)
+    assert ways["published"].epochs == dict.fromkeys(FOLDS, 1)
+    assert ways["last"].epochs == dict.fromkeys(FOLDS, 2)
 
 
 def settings_of(folder: Path) -> CrossValidateSettings:
@@ -60,16 +61,15 @@ def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
     (tmp_path / "esc" / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
     settings = settings_of(tmp_path)
     result = cross_validate(settings)
-    assert list(result["curves"]) == list(FOLDS)
-    assert all(len(curve) == 2 for curve in result["curves"].values())
-    assert (
-        json.loads((tmp_path / "run" / "folds-result" / "seed-0" / "folds.json").read_text())["nested"]
-        == result["nested"]
+    assert list(result.curves) == list(FOLDS)
+    assert all(len(curve) == 2 for curve in result.curves.values())
+    assert json.loads((tmp_path / "run" / "folds-result" / "seed-0" / "folds.json").read_text())["nested"] == to_dict(
+        result.nested
     )
     weights = sorted((tmp_path / "run" / "folds").rglob("epoch-0002/model.safetensors"))
     assert len(weights) == 3
     before = [path.stat().st_mtime_ns for path in weights]
-    assert cross_validate(settings)["curves"] == result["curves"]
+    assert cross_validate(settings).curves == result.curves
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
