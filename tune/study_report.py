@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import rich.table
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from pipeline.reporting.history import headline_value, read_history
 from pipeline.reporting.plots import save_figure
 from pipeline.scoring.results import from_json_numbers
 from tune.studies import BALANCED, FULL, Study
-from tune.trial import Trial
+from tune.trial import Trial, TrialResult
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 PAPERS = {BALANCED: "paper bal.", FULL: "paper full"}
@@ -143,9 +142,9 @@ def build_table(study: Study, trials: Sequence[Trial]) -> Table:
                 model_cost(settings.model, settings.front_end, len(index.labels)),
                 tuple(_read_score(trial, result, metric) for trial, result in done),
                 tuple(headline_value(read_history(trial.history)[-1]) for trial, _ in done),
-                statistics.fmean(result["seconds"] for _, result in done) if done else math.nan,
+                statistics.fmean(result.seconds for _, result in done) if done else math.nan,
                 dict(variant.published),
-                sum(result["status"] == "stopped" for _, result in done),
+                sum(result.status == "stopped" for _, result in done),
                 len(own) - len(done),
             )
         )
@@ -206,11 +205,11 @@ def _plot_scores(path: Path, table: Table) -> None:
     save_figure(figure, path)
 
 
-def _read_score(trial: Trial, result: dict[str, Any], metric: str) -> float:
+def _read_score(trial: Trial, result: TrialResult, metric: str) -> float:
     """Return the test score of a finished trial, or the last epoch's score of a stopped one."""
-    if result["status"] == "stopped":
+    if result.status == "stopped":
         return headline_value(read_history(trial.history)[-1])
-    return from_json_numbers(result["metrics"][f"seed-{trial.seed}"])[metric]
+    return from_json_numbers(result.metrics[f"seed-{trial.seed}"])[metric]
 
 
 def _describe_data(trial: Trial, index: ShardIndex) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from ray import tune
 from rich.console import Console
 
 from ast_core.config import Recipe
 from ast_core.errors import UserError
-from ast_core.serialization import to_dict
+from ast_core.serialization import from_dict, to_dict
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import ObjectStore
 from pipeline.cli.command_line import select_settings
@@ -34,6 +34,37 @@ from pipeline.train import train
 RESULT = "trial.json"
 SCORE = "score"
 """Name of the value that Ray Tune compares: the headline metric on the held-out split of training."""
+
+Status = Literal["finished", "stopped", "failed"]
+"""How a trial ended: tested, stopped early by ASHA, or with an error that the user must fix."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The content of `trial.json`, which has only the keys that its status needs."""
+
+    IGNORES_UNKNOWN_KEYS: ClassVar = True
+
+    identity: str
+    """Hash of the recipe and the data, `Trial.identity`."""
+    status: Status
+    variant: str
+    seed: int
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Metrics of a finished trial's bundles, by bundle; None where one is not defined."""
+    epochs: int = 0
+    """Number of epochs of a stopped trial."""
+    seconds: float = 0.0
+    """Training time of a finished or stopped trial."""
+    reason: str = ""
+    """Error of a failed trial."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON values, without the keys that other statuses need."""
+        values = to_dict(self)
+        return {
+            key: value for key, value in values.items() if value or key in {"identity", "status", "variant", "seed"}
+        }
 
 
 @dataclass(frozen=True)
@@ -76,18 +107,37 @@ class Trial:
         recipe = {f.name: to_dict(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
         return sha256_of_json({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
 
-    def load_result(self) -> dict[str, Any] | None:
-        """Return the stored result, or None if the trial failed or had other settings or data."""
-        path = self.folder / RESULT
-        found = read_hashed_json(path, "Trial's result") if path.is_file() else None
-        return found if found and found["identity"] == self.identity and found["status"] != "failed" else None
+    def load_result(self) -> TrialResult | None:
+        """Return the stored result, or None if the trial failed or had other settings or data.
 
-    def write_result(self, status: str, **more: Any) -> None:
+        Raises:
+            UserError: the result is this trial's, but a value is missing or has the wrong type.
+            DamagedError: a byte of the file changed.
+        """
+        path = self.folder / RESULT
+        values = read_hashed_json(path, "Trial's result") if path.is_file() else {}
+        if values.get("identity") != self.identity:
+            return None
+        try:
+            found = from_dict(TrialResult, values)
+        except UserError as error:
+            raise UserError(
+                f"{path} does not hold a trial's result: {error} Remove it and run search again."
+            ) from error
+        return found if found.status != "failed" else None
+
+    def write_result(
+        self,
+        status: Status,
+        *,
+        metrics: dict[str, dict[str, float | None]] | None = None,
+        epochs: int = 0,
+        seconds: float = 0.0,
+        reason: str = "",
+    ) -> None:
         """Commit the trial's result to `trial.json`."""
-        write_hashed_json(
-            self.folder / RESULT,
-            {"identity": self.identity, "status": status, "variant": self.variant, "seed": self.seed, **more},
-        )
+        result = TrialResult(self.identity, status, self.variant, self.seed, metrics or {}, epochs, seconds, reason)
+        write_hashed_json(self.folder / RESULT, result.to_json())
 
 
 def run_trial(config: dict[str, Any]) -> None:

@@ -57,5 +57,5 @@ class TrialBars:
             if result:
                 self._ended.add(name)
                 self._progress.update(self._bars[name], visible=False)
-                self._progress.console.print(f"{name}: {result['status']} after {len(rows)} epochs, {news}")
+                self._progress.console.print(f"{name}: {result.status} after {len(rows)} epochs, {news}")
         self._progress.update(self._total_bar, completed=len(self._ended))

@@ -122,7 +122,7 @@ def test_early_stopping_ends_the_worse_half_and_a_rerun_changes_no_result(folder
     (folder / "strides.toml").write_text(text)
     settings = parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
     table, trials = search(settings)
-    statuses = [trial.load_result()["status"] for trial in trials]
+    statuses = [trial.load_result().status for trial in trials]
     assert "finished" in statuses
     assert sum(row.stopped for row in table.rows) == statuses.count("stopped")
     _check_all_cpus_are_free()
