@@ -95,7 +95,7 @@ def register_model(folder: Path, store: str) -> Path:
     weights = AST(model, front_end.num_mel_bins, front_end.target_frames, len(LABELS)).state_dict()
     weights["head.weight"] *= 50  # so that different recordings have different answers
     identity = {"model": to_dict(model), "front_end": to_dict(front_end), "labels": list(LABELS), "loss": "bce"}
-    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], False, {})
+    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], False)
     mlflow_store.open_store(store)
     with runs.start_run("load", "load", {}, {}) as run_id:
         example = pd.DataFrame({AUDIO: [_encoded(sound(0, 16_000, 1.0), *KINDS[0][:3])]})

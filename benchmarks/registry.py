@@ -26,6 +26,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import Bundle, write_bundle
+from ast_core.weights.bundle_description import BundleFacts
 from pipeline.cli.stages import RegisterSettings
 from pipeline.register import register
 from pipeline.tracking import registry
@@ -43,7 +44,7 @@ def write_run(folder: Path, seed: int) -> str:
     weights = AST(model, front_end.num_mel_bins, front_end.target_frames, len(LABELS)).state_dict()
     identity = {"model": to_dict(model), "front_end": to_dict(front_end), "labels": list(LABELS), "loss": "bce"}
     shutil.rmtree(folder, ignore_errors=True)
-    facts = {"recipe": "made", "role": "member", "seeds": [0]}
+    facts = BundleFacts(recipe="made", role="member", seeds=(0,))
     member = ("seed-0", weights, {**identity, "mean": -5.0, "std": 4.0})
     digest = write_bundle(folder / "bundles" / "seed-0", [member], False, facts)
     clips = {"split": "test", "clips_listed": 1, "clips_evaluated": 1, "evaluated_on": "made"}

@@ -24,6 +24,7 @@ from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
 from ast_core.weights.bundle import DESCRIPTION, write_bundle
+from ast_core.weights.bundle_description import BundleFacts
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CombineSettings
@@ -104,11 +105,8 @@ def _ensemble_of(members: Sequence[PlannedBundle]) -> PlannedBundle:
 
 def _write(settings: CombineSettings, run: RunFolder, index: ShardIndex, bundle: PlannedBundle) -> str:
     """Write a bundle and return its digest."""
-    train_runs = [run_id for seed in bundle.seeds if (run_id := read_run_note(run.member(seed).path))]
-    facts = {
-        "recipe": settings.experiment, "data_hash": index.data_hash, "seeds": list(bundle.seeds),
-        "made_of": bundle.made_of, "role": bundle.role, "train_runs": train_runs,
-    }  # fmt: skip
+    train_runs = tuple(run_id for seed in bundle.seeds if (run_id := read_run_note(run.member(seed).path)))
+    facts = BundleFacts(settings.experiment, index.data_hash, bundle.seeds, bundle.made_of, bundle.role, train_runs)
     return write_bundle(run.bundle(bundle.name), bundle.parts, index.single_label, facts)
 
 

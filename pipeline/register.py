@@ -60,10 +60,10 @@ class Candidate:
         return {
             "bundle_digest": self.bundle.digest,
             "decisions_digest": self.decisions_digest,
-            "data_hash": str(facts.get("data_hash", "")),
-            "recipe": str(facts.get("recipe", "")),
-            "seeds": ", ".join(str(seed) for seed in facts.get("seeds", [])),
-            "train_runs": ", ".join(facts.get("train_runs", [])),
+            "data_hash": facts.data_hash,
+            "recipe": facts.recipe,
+            "seeds": ", ".join(str(seed) for seed in facts.seeds),
+            "train_runs": ", ".join(facts.train_runs),
             "labels": str(len(self.bundle.labels)),
             "members": str(len(self.bundle.members)),
             "metric": metric,
@@ -121,7 +121,7 @@ def _show(
 def _candidates(settings: RegisterSettings, run: RunFolder) -> list[Candidate]:
     """Return members and ensembles, the main bundle last: its alias is what everyone uses."""
     main = run.main_bundle()
-    roles = {folder.name: description["facts"].get("role") for folder, description in run.described_bundles()}
+    roles = {folder.name: description.facts.role for folder, description in run.described_bundles()}
     members = [name for name, role in roles.items() if role == "member"]
     ensembles = [name for name, role in roles.items() if role == "ensemble"]
     require(bool(members), f"{run.bundles} holds no bundle of a member: run combine first.")

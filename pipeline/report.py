@@ -200,13 +200,13 @@ def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> di
 def _gains(run: RunFolder) -> list[EnsembleGain]:
     """Return each ensemble of a run with the mean and the best of its members."""
     summary = _json(run.summary)
-    described = {folder.name: content for folder, content in run.described_bundles() if folder.name in summary}
-    roles = {name: content["facts"].get("role") for name, content in described.items()}
+    described = {folder.name: found for folder, found in run.described_bundles() if folder.name in summary}
+    roles = {name: found.facts.role for name, found in described.items()}
     key = headline_metric(any("accuracy" in metrics for metrics in summary.values()))
     single = {name: summary[name][key] for name, role in roles.items() if role == "member"}
     rows = []
     for name in (name for name, role in roles.items() if role == "ensemble"):
-        own = [single[entry["name"]] for entry in described[name]["members"] if entry["name"] in single]
+        own = [single[entry.name] for entry in described[name].members if entry.name in single]
         if own:
             rows.append(EnsembleGain(name, len(own), key, summary[name][key], sum(own) / len(own), max(own)))
     return rows

@@ -89,5 +89,5 @@ def trained_bundle(tmp_path: Path) -> Path:
     weights = AST(model, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS)).state_dict()
     identity = {"model": to_dict(model), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}
     folder = tmp_path / "bundles" / "seed-0"
-    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], True, {})
+    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], True)
     return folder

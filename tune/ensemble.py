@@ -21,8 +21,8 @@ from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import atomic_write
-from ast_core.storage.json_files import read_hashed_json
-from ast_core.weights.bundle import DESCRIPTION, read_members, write_bundle
+from ast_core.weights.bundle import read_members, write_bundle
+from ast_core.weights.bundle_description import BundleFacts, read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.calibrate import calibrate
 from pipeline.cli.command_line import SettingsT, parse_settings, select_settings
@@ -119,15 +119,15 @@ def _copy_bundles(settings: EnsembleSettings, trial: Trial, reader: ShardReader)
 def _copy_bundle(settings: EnsembleSettings, trial: Trial, bundle: str, name: str, reader: ShardReader) -> np.ndarray:
     """Copy one bundle of a trial and its scores under a new name, and return the scores [N, C]."""
     source = _trial_run(trial).bundle(bundle)
-    description = read_hashed_json(source / DESCRIPTION, "Bundle")
+    description = read_description(source)
     parts = [
-        (name if len(description["members"]) == 1 else part, weights, identity)
+        (name if len(description.members) == 1 else part, weights, identity)
         for part, weights, identity in read_members(source)
     ]
     target = _study_folder(settings).bundle(name)
-    bundle_digest = write_bundle(target, parts, reader.index.single_label, description["facts"])
+    bundle_digest = write_bundle(target, parts, reader.index.single_label, description.facts)
     stored = _trial_run(trial).scores(bundle)
-    scores_NC = read_scores(stored, identity_of(description["digest"], reader))
+    scores_NC = read_scores(stored, identity_of(description.digest, reader))
     if scores_NC is None:
         raise UserError(
             f"{stored} does not hold scores of {source} on the split {settings.data.test_split}. "
@@ -141,15 +141,14 @@ def _write_ensemble(
 ) -> None:
     """Write a bundle that averages these trials' members, and its scores."""
     bundles = [_study_folder(settings).bundle(_bundle_name(trial)) for trial in trials]
-    described = [read_hashed_json(bundle / DESCRIPTION, "Bundle")["facts"] for bundle in bundles]
-    facts = {
-        "recipe": settings.experiment,
-        "data_hash": reader.index.data_hash,
-        "seeds": sorted({trial.seed for trial in trials}),
-        "made_of": f"mean of {len(trials)} members' probabilities",
-        "role": "ensemble",
-        "train_runs": [run for own in described for run in own.get("train_runs", [])],
-    }
+    facts = BundleFacts(
+        recipe=settings.experiment,
+        data_hash=reader.index.data_hash,
+        seeds=tuple(sorted({trial.seed for trial in trials})),
+        made_of=f"mean of {len(trials)} members' probabilities",
+        role="ensemble",
+        train_runs=tuple(run for bundle in bundles for run in read_description(bundle).facts.train_runs),
+    )
     members = [member for bundle in bundles for member in read_members(bundle)]
     bundle_digest = write_bundle(_study_folder(settings).bundle(name), members, reader.index.single_label, facts)
     _store_scores(settings, name, bundle_digest, mean_probabilities(scores), reader)

@@ -21,7 +21,7 @@ from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.tensor_files import JSON_BYTES, bytes_of, write_tensors
 from ast_core.weights import bundle_description, huggingface
-from ast_core.weights.bundle_description import Entry, read_description, read_member_weights
+from ast_core.weights.bundle_description import BundleFacts, Entry, read_description, read_member_weights
 from ast_core.weights.decisions import FILE as DECISIONS
 from ast_core.weights.decisions import Decisions, load_decisions
 from ast_core.weights.ensemble_mean import Member
@@ -44,7 +44,7 @@ class Bundle:
     """Models whose probabilities are averaged."""
     digest: str
     """SHA-256 over weights, labels and settings: the same model has the same digest."""
-    facts: dict[str, Any]
+    facts: BundleFacts
     """Origin of the bundle: data hash, recipe, seeds, epochs."""
     decisions: Decisions | None = None
     """Calibration and thresholds, if they were fitted."""
@@ -66,7 +66,7 @@ class Bundle:
             return _load_huggingface(folder)
         found = read_description(folder)
         classes = len(found.labels)
-        members = tuple(_build_member(entry, read_member_weights(folder, entry), classes) for entry in found.entries)
+        members = tuple(_build_member(entry, read_member_weights(folder, entry), classes) for entry in found.members)
         decisions = load_decisions(folder, found.digest, classes)
         return Bundle(found.labels, found.single_label, members, found.digest, found.facts, decisions)
 
@@ -83,9 +83,9 @@ def read_members(folder: Path) -> list[tuple[str, dict[str, torch.Tensor], dict[
         (
             entry.name,
             read_member_weights(folder, entry),
-            {"labels": list(found.labels), **{k: member[k] for k in MEANING}},
+            {"labels": list(found.labels), **{key: getattr(entry, key) for key in MEANING}},
         )
-        for entry, member in zip(found.entries, found.members, strict=True)
+        for entry in found.members
     ]
 
 
@@ -93,7 +93,7 @@ def write_bundle(
     folder: Path,
     members: Sequence[tuple[str, dict[str, torch.Tensor], dict[str, Any]]],
     single_label: bool,
-    facts: dict[str, Any],
+    facts: BundleFacts | None = None,
 ) -> str:
     """Commit a bundle; its description is written last.
 
@@ -101,7 +101,7 @@ def write_bundle(
         folder: folder of the bundle.
         members: name, weights and identity (from a checkpoint's state) of each member.
         single_label: whether a clip has exactly one label.
-        facts: origin of the bundle, as JSON values.
+        facts: origin of the bundle, if it is known.
 
     Returns:
         The bundle's digest.
@@ -127,7 +127,7 @@ def write_bundle(
         content = {"labels": labels, "single_label": single_label, "members": entries}
         digest = sha256_of_json(content)
         _remove_stale_decisions(folder, digest)
-        write_hashed_json(folder / DESCRIPTION, {**content, "facts": facts, "digest": digest})
+        write_hashed_json(folder / DESCRIPTION, {**content, "facts": to_dict(facts or BundleFacts()), "digest": digest})
     return digest
 
 
@@ -147,7 +147,7 @@ def _load_huggingface(folder: Path) -> Bundle:
     entry = Entry(folder.name, huggingface.WEIGHTS, sha256, model, front_end, found.mean, found.std, loss)
     member = _build_member(entry, found.weights, len(found.labels))
     settings = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
-    facts = {"made_of": f"Hugging Face's format, {folder.name}"}
+    facts = BundleFacts(made_of=f"Hugging Face's format, {folder.name}")
     return Bundle(found.labels, found.single_label, (member,), sha256_of_json([settings, sha256]), facts)
 
 

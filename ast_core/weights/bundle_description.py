@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,9 +34,9 @@ class Entry:
     sha256: str
     """Hash of that file."""
     model: dict[str, Any]
-    """Values of the model's `ModelConfig`."""
+    """Values of the model's `ModelConfig`, as they are stored: the digest is over them, without later defaults."""
     front_end: dict[str, Any]
-    """Values of the `FrontEndConfig`."""
+    """Values of the `FrontEndConfig`, as they are stored."""
     mean: float
     """Mean of the training set's log-mel."""
     std: float
@@ -57,6 +57,26 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class BundleFacts:
+    """Origin of a bundle, for tables and tags; the digest does not cover it. A bundle from elsewhere may lack it."""
+
+    IGNORES_UNKNOWN_KEYS: ClassVar = True
+
+    recipe: str = ""
+    """Name of the recipe or experiment."""
+    data_hash: str = ""
+    """Hash of the shards that the members were trained on."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the members."""
+    made_of: str = ""
+    """Weights that the bundle was made of, as a table says it."""
+    role: str = ""
+    """Part that the bundle plays in its run: `member`, `last`, `epochs` or `ensemble`."""
+    train_runs: tuple[str, ...] = ()
+    """MLflow runs of the members' trainings."""
+
+
+@dataclass(frozen=True)
 class Description:
     """Content of the description."""
 
@@ -64,10 +84,10 @@ class Description:
     """Names of the classes, in the order of the probabilities."""
     single_label: bool
     """Whether a clip has exactly one label."""
-    members: tuple[dict[str, Any], ...]
-    """Values of the `Entry` of each member."""
-    facts: dict[str, Any]
-    """Origin of the bundle: data hash, recipe, seeds, epochs."""
+    members: tuple[Entry, ...]
+    """Members, in the order of the probabilities that are averaged."""
+    facts: BundleFacts
+    """Origin of the bundle."""
     digest: str
     """SHA-256 over labels, `single_label` and members."""
 
@@ -75,16 +95,6 @@ class Description:
         """Check the labels and that a member exists."""
         require_labels(self.labels)
         require(bool(self.members), "it has no member.")
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """JSON values of the file."""
-        return {**vars(self), "labels": list(self.labels), "members": list(self.members)}
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """Members of the bundle, checked."""
-        return tuple(from_dict(Entry, member) for member in self.members)
 
 
 def require_labels(labels: Any) -> None:
@@ -112,11 +122,11 @@ def read_description(folder: Path) -> Description:
     values = read_hashed_json(path, "Bundle's description")
     try:
         found = from_dict(Description, values)
-        for entry in found.entries:
+        for entry in found.members:
             _ = entry.configs
     except UserError as error:
         raise DamagedError(f"{path} was refused: {error}") from None
-    if sha256_of_json({key: found.content[key] for key in ("labels", "single_label", "members")}) != found.digest:
+    if sha256_of_json({key: values[key] for key in ("labels", "single_label", "members")}) != found.digest:
         raise DamagedError(
             f"{path} is damaged: its digest does not match its members and labels. Fetch or combine the bundle again."
         )

@@ -160,10 +160,10 @@ def _read_own_folder(folder: Path) -> Source:
     if (folder / bundle_description.FILE).is_file():
         found = bundle_description.read_description(folder)
         require(
-            len(found.entries) == 1,
-            f"{folder} is an ensemble of {len(found.entries)} models; start from the bundle of one of its members.",
+            len(found.members) == 1,
+            f"{folder} is an ensemble of {len(found.members)} models; start from the bundle of one of its members.",
         )
-        entry = found.entries[0]
+        entry = found.members[0]
         values = {"model": entry.model, "front_end": entry.front_end, "labels": found.labels}
         return _source_of_identity(folder / entry.file, values, bundle_description.read_member_weights(folder, entry))
     require(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ast_core.errors import require
-from ast_core.storage.json_files import read_hashed_json
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights.bundle_description import FILE as DESCRIPTION
+from ast_core.weights.bundle_description import Description, read_description
 
 if TYPE_CHECKING:  # workers import this module, and need no command line
     from pipeline.cli.stages import Common
@@ -74,10 +74,10 @@ class RunFolder:
         """Return the folder of one bundle."""
         return self.bundles / name
 
-    def described_bundles(self) -> Iterator[tuple[Path, dict]]:  # type: ignore[type-arg]
+    def described_bundles(self) -> Iterator[tuple[Path, Description]]:
         """Yield folder and description of every bundle, by name."""
         for path in sorted(self.bundles.glob(f"*/{DESCRIPTION}")):
-            yield path.parent, read_hashed_json(path, "Bundle")
+            yield path.parent, read_description(path.parent)
 
     def main_bundle(self) -> str:
         """Return the bundle that stands for the run: the largest ensemble, else the first member.
@@ -87,10 +87,8 @@ class RunFolder:
         """
         sizes: dict[str, dict[str, int]] = {}
         for folder, description in self.described_bundles():
-            role = description["facts"].get(
-                "role", "member"
-            )  # `combine` writes it; a bundle from elsewhere may lack it
-            sizes.setdefault(role, {})[folder.name] = len(description["members"])
+            role = description.facts.role or "member"  # `combine` writes it; a bundle from elsewhere may lack it
+            sizes.setdefault(role, {})[folder.name] = len(description.members)
         members, ensembles = sizes.get("member", {}), sizes.get("ensemble", {})
         require(bool(members or ensembles), f"{self.bundles} holds no bundle: run combine first.")
         return max(ensembles, key=lambda name: ensembles[name]) if ensembles else next(iter(members))

@@ -20,7 +20,7 @@ from ast_core.errors import UserError, require
 from ast_core.evaluation.stored_scores import identity_of, read_scores, write_scores
 from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import DESCRIPTION
-from ast_core.weights.bundle_description import read_description
+from ast_core.weights.bundle_description import BundleFacts, Description, Entry, read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import Common
 from pipeline.ray_runtime import cluster_size, connection
@@ -39,23 +39,27 @@ class DescribedBundle:
     """The description of a bundle on disk, without its weights."""
 
     folder: Path
-    content: Mapping[str, Any]
+    description: Description
 
     @property
     def digest(self) -> str:
         """The digest of the bundle."""
-        return str(self.content["digest"])
+        return self.description.digest
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> BundleFacts:
         """The origin of the bundle: its recipe, seeds, data and runs."""
-        facts: Mapping[str, Any] = self.content["facts"]
-        return facts
+        return self.description.facts
+
+    @property
+    def members(self) -> tuple[Entry, ...]:
+        """The members of the bundle."""
+        return self.description.members
 
     @property
     def places(self) -> list[MemberWeights]:
         """The places of the members' weights."""
-        return [MemberWeights(self.folder, n, entry["sha256"]) for n, entry in enumerate(self.content["members"])]
+        return [MemberWeights(self.folder, n, entry.sha256) for n, entry in enumerate(self.members)]
 
 
 def describe_bundle(folder: Path, reader: ShardReader) -> DescribedBundle:
@@ -64,14 +68,14 @@ def describe_bundle(folder: Path, reader: ShardReader) -> DescribedBundle:
     Raises:
         UserError: the folder holds no bundle, or its labels or its front end differ from those of the shards.
     """
-    described = DescribedBundle(folder, read_description(folder).content)
-    labels, wanted = described.content["labels"], list(reader.index.labels)
+    described = DescribedBundle(folder, read_description(folder))
+    labels, wanted = described.description.labels, reader.index.labels
     require(
         labels == wanted,
         f"{folder} was trained on {len(labels)} labels that are not the {len(wanted)} of the shards in use"
         f"{_describe_first_difference(labels, wanted)}. Evaluate it on the shards it was trained on.",
     )
-    fits = all(entry["front_end"] == reader.index.front_end for entry in described.content["members"])
+    fits = all(entry.front_end == reader.index.front_end for entry in described.members)
     require(
         fits,
         f"{folder} was trained with another front end than that of the shards in {reader.folder}. Run prepare "
@@ -92,7 +96,7 @@ def describe_bundles(bundles: Path, reader: ShardReader) -> dict[str, DescribedB
 
 
 def _count_ensemble_members(described: DescribedBundle) -> int:
-    return len(described.places) if described.facts.get("role") == "ensemble" else 0
+    return len(described.places) if described.facts.role == "ensemble" else 0
 
 
 def _describe_first_difference(labels: Sequence[str], wanted: Sequence[str]) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 import rich.table
 
-from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.evaluation.metrics import evaluate_scores, headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import model_cost
-from ast_core.serialization import from_dict, to_dict
+from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import write_json
+from ast_core.weights.bundle_description import Entry
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync
@@ -74,16 +73,15 @@ def compare_with_teacher(
     key = headline_metric(single)
     rows = []
     if len(teacher.places) > 1:
-        for place, entry in zip(teacher.places, teacher.content["members"], strict=True):
+        for place, entry in zip(teacher.places, teacher.members, strict=True):
             value = evaluate_scores(by_member[place.sha256], labels_NC, single)[key]
-            rows.append(_make_row(f"teacher's {entry['name']}", [entry], value))
+            rows.append(_make_row(f"teacher's {entry.name}", [entry], value))
     ensemble_NC = mean_probabilities([by_member[place.sha256] for place in teacher.places])
-    entries = teacher.content["members"]
-    rows.append(_make_row("teacher", entries, evaluate_scores(ensemble_NC, labels_NC, single)[key]))
+    rows.append(_make_row("teacher", teacher.members, evaluate_scores(ensemble_NC, labels_NC, single)[key]))
     for name, result in results.items():
         own = describe_bundle(run.bundle(name), reader)
-        if own.facts.get("role") in {"member", "ensemble"}:
-            rows.append(_make_row(f"student {name}", own.content["members"], from_json_numbers(result.metrics)[key]))
+        if own.facts.role in {"member", "ensemble"}:
+            rows.append(_make_row(f"student {name}", own.members, from_json_numbers(result.metrics)[key]))
     write_json(
         run.distillation,
         {"metric": key, "rows": [{**to_dict(row), **to_json_numbers({"score": row.score})} for row in rows]},
@@ -95,11 +93,8 @@ def _fetch_teacher(settings: TrainSettings | EvaluateSettings) -> Path:
     return sync.share_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
 
 
-def _make_row(name: str, entries: Sequence[Mapping[str, Any]], score: float) -> ComparisonRow:
-    costs = [
-        model_cost(from_dict(ModelConfig, entry["model"]), from_dict(FrontEndConfig, entry["front_end"]), 1)
-        for entry in entries
-    ]
+def _make_row(name: str, entries: Sequence[Entry], score: float) -> ComparisonRow:
+    costs = [model_cost(*entry.configs, 1) for entry in entries]
     macs, parameters = sum(one.macs for one in costs), sum(one.parameters for one in costs)
     return ComparisonRow(name, macs, parameters, score)
 

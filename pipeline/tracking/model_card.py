@@ -125,11 +125,11 @@ def _describe_decisions(bundle: Bundle) -> str:
 def _describe_origin(bundle: Bundle, evaluation: EvaluationResult) -> str:
     facts = bundle.facts
     values = {
-        "recipe": facts.get("recipe", ""),
-        "weights": facts.get("made_of", ""),
-        "seeds": ", ".join(str(seed) for seed in facts.get("seeds", [])),
-        "training runs": ", ".join(f"`{run}`" for run in facts.get("train_runs", [])),
-        "data": f"`{facts.get('data_hash', '')}`",
+        "recipe": facts.recipe,
+        "weights": facts.made_of,
+        "seeds": ", ".join(str(seed) for seed in facts.seeds),
+        "training runs": ", ".join(f"`{run}`" for run in facts.train_runs),
+        "data": f"`{facts.data_hash}`",
         "test clips": f"`{evaluation.evaluated_on}`",
         "bundle": f"`{bundle.digest}`",
     }

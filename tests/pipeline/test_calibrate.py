@@ -88,10 +88,10 @@ def _check_predict(folder: Path, bundle_dir: Path, bundle: Bundle, save_tone) ->
 def _check_forgotten(bundle_dir: Path, digest: str) -> None:
     """Check that the same weights keep their thresholds and other weights lose them."""
     members = read_members(bundle_dir)
-    assert write_bundle(bundle_dir, members, False, {}) == digest
+    assert write_bundle(bundle_dir, members, False) == digest
     assert Bundle.load(bundle_dir).decisions is not None
     name, weights, identity = members[0]
-    write_bundle(bundle_dir, [(name, {key: value + 1 for key, value in weights.items()}, identity)], False, {})
+    write_bundle(bundle_dir, [(name, {key: value + 1 for key, value in weights.items()}, identity)], False)
     assert Bundle.load(bundle_dir).decisions is None
     with pytest.raises(UserError, match="run calibrate"):
         predict(PredictSettings(inputs=(bundle_dir.parents[2] / "audio",), model=str(bundle_dir), decide=True))

@@ -49,7 +49,7 @@ def write_member(folder: Path, seed: int) -> None:
     front_end = to_dict(FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS))
     identity = {"model": to_dict(config), "front_end": front_end, "labels": LABELS, "mean": 0.0, "std": 0.5}
     weights = AST(config, BINS, FRAMES, len(LABELS)).state_dict()
-    write_bundle(folder, [(folder.name, weights, {**identity, "loss": "cross_entropy"})], True, {})
+    write_bundle(folder, [(folder.name, weights, {**identity, "loss": "cross_entropy"})], True)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def bundle(tmp_path: Path) -> Path:
     model = AST(config, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS))
     identity = {"model": to_dict(config), "front_end": to_dict(FRONT_END), "labels": LABELS}
     identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
-    write_bundle(tmp_path / "seed-0", [("seed-0", model.state_dict(), identity)], False, {})
+    write_bundle(tmp_path / "seed-0", [("seed-0", model.state_dict(), identity)], False)
     return tmp_path / "seed-0"
 
 
@@ -51,7 +51,7 @@ def write_recipes_bundle(folder: Path, recipe: str, backbone: str) -> Path:
     model = AST(config, front_end.num_mel_bins, front_end.target_frames, len(LABELS))
     identity = {"model": to_dict(config), "front_end": to_dict(front_end), "labels": LABELS}
     identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
-    write_bundle(folder / "seed-0", [("seed-0", model.state_dict(), identity)], False, {})
+    write_bundle(folder / "seed-0", [("seed-0", model.state_dict(), identity)], False)
     return folder / "seed-0"
 
 
@@ -80,7 +80,7 @@ def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Pat
     identity = {"model": to_dict(first.config), "front_end": to_dict(FRONT_END), "labels": LABELS}
     identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
     parts = [("seed-0", first.model.state_dict(), identity), ("seed-1", weights, identity)]
-    write_bundle(tmp_path / "both", parts, False, {})
+    write_bundle(tmp_path / "both", parts, False)
     export(ExportSettings(output=tmp_path / "both.onnx", model=str(tmp_path / "both"), format="onnx"))
     wave_N = noise(0.64)
     (scores_BC,) = onnxruntime.InferenceSession(tmp_path / "both.onnx").run(None, {"waveform": wave_N[None]})

@@ -12,6 +12,7 @@ from prepared import write_shards
 
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.weights.bundle import read_members, write_bundle
+from ast_core.weights.bundle_description import BundleFacts
 from pipeline.cli.stages import DataConfig, EvaluateSettings, ReportSettings
 from pipeline.evaluate import evaluate
 from pipeline.report import report
@@ -29,7 +30,7 @@ def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
     labels = [HOSTILE, *index["labels"][1:]]
     write_hashed_json(path, index | {"labels": labels})
     name, weights, identity = read_members(trained_bundle)[0]
-    write_bundle(trained_bundle, [(name, weights, {**identity, "labels": labels})], True, {"role": "member"})
+    write_bundle(trained_bundle, [(name, weights, {**identity, "labels": labels})], True, BundleFacts(role="member"))
     return tmp_path
 
 

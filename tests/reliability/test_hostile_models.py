@@ -292,6 +292,8 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "a label twice": (edit(lambda values: values.update(labels=["a", "a", "b"])), "appear more than once"),
     "no member": (edit(lambda values: values.update(members=[])), "no member"),
     "a member that is a number": (edit(lambda values: values.update(members=[7])), r"members\[0\] is 7"),
+    "facts of text": (edit(lambda values: values.update(facts="member")), "facts is"),
+    "a seed of text": (edit(lambda values: values["facts"].update(seeds=["0"])), r"seeds\[0\] is '0'"),
     "a mean of text": (edit(lambda values: first_member(values).update(mean="0")), "mean is"),
     "a mean of NaN": (edit(lambda values: first_member(values).update(mean=float("nan"))), "mean is nan"),
     "no spread": (edit(lambda values: first_member(values).update(std=0.0)), "standard deviation"),
@@ -306,7 +308,7 @@ BUNDLES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "good", [("seed-0", weights(), IDENTITY)], True, {})
+    write_bundle(tmp_path / "good", [("seed-0", weights(), IDENTITY)], True)
     return tmp_path / "good"
 
 

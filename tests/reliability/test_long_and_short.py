@@ -83,7 +83,7 @@ def write_long_window_bundle(folder: Path) -> Path:
     model = ModelConfig(backbone="ast_micro", patch_time=128, time_stride=128, freq_stride=16, init="scratch")
     weights = AST(model, 16, 1024, len(LABELS)).state_dict()
     identity = {"model": to_dict(model), "front_end": to_dict(front_end), "labels": list(LABELS), "loss": "bce"}
-    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], True, {})
+    write_bundle(folder, [("seed-0", weights, {**identity, "mean": -6.0, "std": 4.0})], True)
     return folder
 
 

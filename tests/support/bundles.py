@@ -11,6 +11,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.storage.json_files import write_json
 from ast_core.weights.bundle import write_bundle
+from ast_core.weights.bundle_description import BundleFacts
 
 FRONT_END = FrontEndConfig(target_frames=32, num_mel_bins=16)
 MODEL = ModelConfig(backbone="ast_micro", freq_stride=16, time_stride=16, init="scratch")
@@ -41,8 +42,7 @@ def write_run(
     last = (f"seed-{seeds[0]}-last", [made[0]], "last")
     ensemble = [("ensemble", made, "ensemble")] if len(made) > 1 else []
     for name, members, role in [*((own[0], [own], "member") for own in made), *ensemble, last]:
-        facts = {"recipe": "test", "data_hash": "d", "seeds": list(seeds), "made_of": "epoch 1", "role": role}
-        facts["train_runs"] = [f"run-{seed}" for seed in seeds]
+        facts = BundleFacts("test", "d", tuple(seeds), "epoch 1", role, tuple(f"run-{seed}" for seed in seeds))
         digest = write_bundle(folder / "bundles" / name, members, False, facts)
         scores = {"mAP": score, "mAUC": 0.6, "d_prime": None, "chance_mAP": 0.3}
         clips = {"clips_listed": 9, "clips_evaluated": 8}

@@ -64,7 +64,7 @@ def save_part(folder: Path, version: int, at_most: int = 0) -> None:
 def save_bundle(folder: Path, version: int) -> None:
     identity = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}
     members = [(f"seed-{n}", weights(version + n), {**identity, "mean": -6.0, "std": 4.0}) for n in range(2)]
-    write_bundle(folder / "bundle", members, True, {})
+    write_bundle(folder / "bundle", members, True)
 
 
 def save_huggingface(folder: Path, version: int) -> None:

@@ -32,6 +32,7 @@ from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import SELF_HASH, sha256_of_json, write_hashed_json
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, write_bundle
+from ast_core.weights.bundle_description import BundleFacts
 from ast_core.weights.decisions import Decisions
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.pretrained import initialise, load_exactly
@@ -247,7 +248,7 @@ def initial_weights(folder: Path) -> dict[str, Target]:
 
 
 def bundles(folder: Path) -> dict[str, Target]:
-    own = write_bundle(folder, [("seed-0", weights(), identity())], False, {"role": "member"})
+    own = write_bundle(folder, [("seed-0", weights(), identity())], False, BundleFacts(role="member"))
     Decisions(own, {"data_hash": "d"}, False, (1.0,) * 3, (0.0,) * 3, (0.5,) * 3).write(folder)
     description, decisions = folder / "bundle.json", folder / "decisions.json"
     good, good_decisions = description.read_bytes(), decisions.read_bytes()
@@ -317,7 +318,7 @@ def lists_and_scores(folder: Path) -> dict[str, Target]:
 
 
 def serving(folder: Path) -> dict[str, Target]:
-    write_bundle(folder, [("seed-0", weights(), identity())], False, {})
+    write_bundle(folder, [("seed-0", weights(), identity())], False)
     tagger = Tagger(folder)
     wave = [0.1, -0.1] * 400
     rows = [

@@ -82,7 +82,7 @@ def _check_ensembles(folder: Path, results: dict[str, dict[str, float]]) -> None
     np.testing.assert_array_equal(stored("ensemble-m"), mean_probabilities([stored(name) for name in members]))
     bundle = Bundle.load(study / "bundles" / "ensemble-m")
     assert [member.name for member in bundle.members] == members
-    assert len(bundle.facts["train_runs"]) == 3
+    assert len(bundle.facts.train_runs) == 3
     subsets = (study / "report" / "subsets.csv").read_text().splitlines()
     assert len(subsets) == 1 + 3 + 1
     epochs = Bundle.load(study / "bundles" / "wide-seed-1-epochs")

@@ -123,7 +123,7 @@ def test_bundle_of_another_stride_and_length_starts_a_model(tmp_path: Path) -> N
         "labels": list(LABELS),
     }
     identity |= {"mean": MEAN, "std": STD, "loss": "bce"}
-    write_bundle(tmp_path / "seed-0", [("seed-0", ten.state_dict(), identity)], False, {})
+    write_bundle(tmp_path / "seed-0", [("seed-0", ten.state_dict(), identity)], False)
     wide = dataclasses.replace(MODEL, freq_stride=16, time_stride=16, init=str(tmp_path / "seed-0"))
     model = AST(wide, 128, 1024, len(LABELS))
     initialise(model, wide, LABELS)

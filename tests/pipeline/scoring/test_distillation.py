@@ -53,7 +53,7 @@ def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
         model = AST(settings.model, BINS, FRAMES, len(LABELS))
         parts.append((f"seed-{seed}", model.state_dict(), identity))
     for name, members in {"ensemble": parts, **{part[0]: [part] for part in parts}}.items():
-        write_bundle(settings.run_dir / "bundles" / name, members, True, {})
+        write_bundle(settings.run_dir / "bundles" / name, members, True)
     return evaluate(select_settings(settings, EvaluateSettings))
 
 
@@ -95,7 +95,7 @@ def test_a_missing_teacher_and_one_with_other_labels_are_refused(folder: Path, t
     write_shards(folder / "shards", {"train": 42, "test": 21})  # the fixture of the bundle wrote its own shards
     name, weights, identity = read_members(trained_bundle)[0]
     other = folder / "other"
-    write_bundle(other, [(name, weights, {**identity, "labels": ["low", "high", "middle"]})], True, {})
+    write_bundle(other, [(name, weights, {**identity, "labels": ["low", "high", "middle"]})], True)
     student = select_settings(make_settings(folder, "student"), TrainSettings)
     with pytest.raises(UserError, match=r"label 1: 'high', not 'middle'"):
         train(dataclasses.replace(student, distil=DistilConfig(str(other))))
