@@ -23,14 +23,13 @@ from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
 from ast_core.dataset.manifest import Clip, Manifest, load_manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
-from ast_core.serialization import to_dict
 from ast_core.shards.index import REJECTS, ShardIndex
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings
 from pipeline.ray_runtime import connection
 from pipeline.ray_runtime.liveness import LivenessWatch
-from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardPart, write_part_row
+from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata, ShardPart, write_part_row
 from pipeline.reporting import prometheus
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
@@ -66,7 +65,7 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         splits, rejects = shards.count()
         _report(run.shards, splits)
         _check_rejects(settings, splits, rejects)
-        index = shards.write_index(manifest, to_dict(settings.front_end), splits)
+        index = shards.write_index(manifest, settings.front_end, splits)
     _report_statistics(index, settings, sum(len(part.clips) for part in pending), time.monotonic() - started)
     return index
 
@@ -95,8 +94,7 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
         f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(by_split))}. Say which to use with "
         "--data.train-splits, --data.test-split and --data.validation-split ('' for none).",
     )
-    front_end = to_dict(settings.front_end)
-    metadata = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
+    metadata = ShardMetadata(settings.front_end, manifest.labels, manifest.single_label)
     root, size = os.path.realpath(source), settings.prepare.clips_per_part
     parts = []
     for split, clips in by_split.items():
@@ -104,7 +102,7 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
             chunk = tuple(clips[number * size : (number + 1) * size])
             folder = str(settings.shards / split)
             name, limit_s = f"part-{number:05d}", settings.prepare.decode_limit_s
-            parts.append(ShardPart(folder, name, split, chunk, root, front_end, metadata, limit_s))
+            parts.append(ShardPart(folder, name, split, chunk, root, metadata, limit_s))
     return parts
 
 

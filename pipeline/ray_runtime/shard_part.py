@@ -31,6 +31,17 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class ShardMetadata:
+    """Front end and labels, which give the filterbanks their meaning; each Parquet file stores them."""
+
+    front_end: FrontEndConfig
+    labels: tuple[str, ...]
+    """Names of the classes, in index order."""
+    single_label: bool
+    """Whether every clip has exactly one label."""
+
+
+@dataclass(frozen=True)
 class ShardPart:
     """Some clips that become one Parquet file, with everything that decides its bytes."""
 
@@ -40,9 +51,7 @@ class ShardPart:
     clips: tuple[Clip, ...]
     source: str
     """Folder to which the clips' paths in the key are relative."""
-    front_end: dict[str, Any]
-    metadata: dict[str, Any]
-    """Front end and labels, as the Parquet file stores them."""
+    metadata: ShardMetadata
     decode_limit_s: float = LIMIT_S
     """Seconds that a decoder may take for a clip; they decide no bytes."""
 
@@ -54,19 +63,19 @@ class ShardPart:
     def packed(self) -> str:
         """Return the part as JSON."""
         clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
-        return json.dumps({**vars(self), "clips": clips})
+        return json.dumps({**vars(self), "clips": clips, "metadata": to_dict(self.metadata)})
 
     @staticmethod
     def unpacked(text: str) -> ShardPart:
         """Return the part of which `packed` made JSON."""
         values = json.loads(text)
         clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
-        return ShardPart(**{**values, "clips": clips})
+        return ShardPart(**{**values, "clips": clips, "metadata": from_dict(ShardMetadata, values["metadata"])})
 
     def key(self) -> str:
         """Return a hash of the clips, their files' present sizes and times, the labels and the front end."""
         clips = [_fingerprint(clip, self.source) for clip in self.clips]
-        return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": self.metadata})
+        return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": to_dict(self.metadata)})
 
 
 def is_complete(part: ShardPart) -> bool:
@@ -177,14 +186,14 @@ def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
         UserError: a file cannot be read or the shard cannot be written, because of the disk.
     """
     torch.set_num_threads(1)
-    config = from_dict(FrontEndConfig, part.front_end)
+    config = part.metadata.front_end
     rejects: list[dict[str, str]] = []
     path = part.marker.with_suffix(".parquet")
     key = part.key()
     try:
         remove_file(part.marker)
         rows, files = _rows(part, config, rejects), sum(bool(clip.path) for clip in part.clips)
-        written = write_part(path, rows, part.metadata, config.target_frames, config.num_mel_bins, files)
+        written = write_part(path, rows, to_dict(part.metadata), config.target_frames, config.num_mel_bins, files)
         key = key if key == part.key() else ""
         write_hashed_json(part.marker, {**to_dict(written), "key": key, "rejects": rejects, "listed": len(part.clips)})
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ast_core.config import FrontEndConfig
 from ast_core.dataset.clips import Manifest
 from ast_core.errors import require
 from ast_core.serialization import to_dict
@@ -19,7 +20,7 @@ from ast_core.shards.index import INDEX, REJECTS, PartEntry, ShardIndex, SplitCo
 from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
-from pipeline.ray_runtime.shard_part import ShardPart, is_complete, is_complete_in_store
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, is_complete_in_store
 from pipeline.run_folder import downloads
 
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
@@ -80,13 +81,18 @@ class ShardFolder:
             pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
         return splits, rejects
 
-    def write_index(self, manifest: Manifest, front_end: dict[str, Any], splits: Splits) -> ShardIndex:
+    def write_index(self, manifest: Manifest, front_end: FrontEndConfig, splits: Splits) -> ShardIndex:
         """Write the index, remove parts that it does not name and what killed writers left, and return the index."""
         hashes = [[split, *(entry.sha256 for entry in counts.parts)] for split, counts in splits.items()]
-        meaning = {"front_end": front_end, "labels": list(manifest.labels), "single_label": manifest.single_label}
+        meaning = to_dict(ShardMetadata(front_end, manifest.labels, manifest.single_label))
         data_hash = sha256_of_json([hashes, meaning])
         index = ShardIndex(
-            front_end, manifest.labels, manifest.single_label, manifest.layout, splits=splits, data_hash=data_hash
+            meaning["front_end"],
+            manifest.labels,
+            manifest.single_label,
+            manifest.layout,
+            splits=splits,
+            data_hash=data_hash,
         )
         write_hashed_json(self.folder / INDEX, to_dict(index))
         self._remove_stale()

@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import DamagedError
-from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import SELF_HASH, read_hashed_json, read_json
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
-from pipeline.ray_runtime.shard_part import ShardPart, is_complete, write_shard_part
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, write_shard_part
 
 CPU = torch.device("cpu")
 CUTS = FLIPS = 64
@@ -155,10 +154,8 @@ def test_a_part_is_incomplete_if_it_or_its_marker_is_damaged(
     tmp_path: Path, save_tone, fault_seed: int, measured
 ) -> None:
     clip = Clip("a", str(save_tone(tmp_path / "audio" / "a.wav")), (0,), "train")
-    meaning = {"front_end": to_dict(FRONT_END), "labels": ["low"], "single_label": True}
-    part = ShardPart(
-        str(tmp_path / "train"), "part-00000", "train", (clip,), str(tmp_path / "audio"), to_dict(FRONT_END), meaning
-    )
+    metadata = ShardMetadata(FRONT_END, ("low",), single_label=True)
+    part = ShardPart(str(tmp_path / "train"), "part-00000", "train", (clip,), str(tmp_path / "audio"), metadata)
     assert write_shard_part(part) == []
     assert is_complete(part)
     seen = Counter[str]()
