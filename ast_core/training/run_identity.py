@@ -5,18 +5,72 @@ Both are stored in each checkpoint. A resume, an average and a bundle compare th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from ast_core.config import WAYS_IN, Job
+from ast_core.config import WAYS_IN, AugmentConfig, FrontEndConfig, Job, Loss
 from ast_core.errors import require
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
-from ast_core.training.targets import teacher_identity
+from ast_core.training.targets import TeacherIdentity, teacher_identity
 from ast_core.weights.checkpoint import Checkpoint
 
 
-def build_identity(job: Job, train: ShardReader, newest: Checkpoint | None) -> dict[str, Any]:
-    """Return the identity of a training, as its checkpoints store it: `member` and `run`.
+@dataclass(frozen=True)
+class MemberIdentity:
+    """Meaning of a model's weights."""
+
+    model: dict[str, Any]
+    """Values of the `ModelConfig`, without those that only say how the training began."""
+    front_end: FrontEndConfig
+    labels: tuple[str, ...]
+    """Names of the classes, in index order."""
+    mean: float
+    """Mean of the training set's log-mel."""
+    std: float
+    """Standard deviation of the training set's log-mel."""
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Other settings that decide the bits of a run; a resume needs them unchanged.
+
+    The number of epochs is not among them: more epochs continue a run.
+    """
+
+    augment: AugmentConfig
+    data_hash: str
+    """Hash of the shards' data."""
+    train_clips: int
+    """Number of training clips."""
+    way_in: dict[str, Any]
+    """Values of the `ModelConfig` that say how the training began."""
+    optim: dict[str, Any]
+    """Values of the `OptimConfig` that decide bits."""
+    seed: int
+    train_splits: tuple[str, ...]
+    distil: TeacherIdentity | None
+    """Teacher, if the training has one."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Identity of a training, as its checkpoints store it."""
+
+    member: MemberIdentity
+    run: RunSettings
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Return the JSON values that a checkpoint stores; `run` has the key `distil` only with a teacher."""
+        values = to_dict(self)
+        if self.run.distil is None:
+            del values["run"]["distil"]
+        return values
+
+
+def build_identity(job: Job, train: ShardReader, newest: Checkpoint | None) -> RunIdentity:
+    """Return the identity of a training.
 
     Args:
         job: the training.
@@ -27,7 +81,7 @@ def build_identity(job: Job, train: ShardReader, newest: Checkpoint | None) -> d
         UserError: the shards were made with another front end than the job's.
     """
     mean, std = _choose_normalisation(job, train, newest)
-    return {"member": _describe_member(job, train, mean, std), "run": _describe_run(job, train)}
+    return RunIdentity(_describe_member(job, train, mean, std), _describe_run(job, train))
 
 
 def _choose_normalisation(job: Job, train: ShardReader, newest: Checkpoint | None) -> tuple[float, float]:
@@ -44,10 +98,9 @@ def _choose_normalisation(job: Job, train: ShardReader, newest: Checkpoint | Non
     return train.index.statistics(job.data.train_splits)
 
 
-def _describe_member(job: Job, train: ShardReader, mean: float, std: float) -> dict[str, Any]:
+def _describe_member(job: Job, train: ShardReader, mean: float, std: float) -> MemberIdentity:
     """Return the meaning of a model's weights: model, front end, labels, normalisation, loss."""
-    own = to_dict(job.front_end)
-    stored = train.index.front_end
+    own, stored = to_dict(job.front_end), train.index.front_end
     other = {key: (stored[key], value) for key, value in own.items() if key in stored and stored[key] != value}
     require(
         not other,
@@ -56,23 +109,19 @@ def _describe_member(job: Job, train: ShardReader, mean: float, std: float) -> d
         + ". Prepare again into another folder, or use the recipe that they were made with.",
     )
     model = {key: value for key, value in to_dict(job.model).items() if key not in WAYS_IN}
-    labels = list(train.index.labels)
-    return {"model": model, "front_end": own, "labels": labels, "mean": mean, "std": std, "loss": job.optim.loss}
+    return MemberIdentity(model, job.front_end, train.index.labels, mean, std, job.optim.loss)
 
 
-def _describe_run(job: Job, train: ShardReader) -> dict[str, Any]:
-    """Return the other settings that decide the bits of a run; a resume needs them unchanged.
-
-    The number of epochs is not among them: more epochs continue a run.
-    """
+def _describe_run(job: Job, train: ShardReader) -> RunSettings:
     free = {"epochs", "checkpoint_every_steps", "weights", "average_first_epoch", "activation_checkpointing"}
     optim = {key: value for key, value in to_dict(job.optim).items() if key not in free}
-    return {
-        "augment": to_dict(job.augment),
-        "data_hash": train.index.data_hash,
-        "train_clips": len(train),
-        "way_in": {key: getattr(job.model, key) for key in WAYS_IN},
-        "optim": optim,
-        "seed": job.seed,
-        "train_splits": list(job.data.train_splits),
-    } | teacher_identity(job)
+    return RunSettings(
+        augment=job.augment,
+        data_hash=train.index.data_hash,
+        train_clips=len(train),
+        way_in={key: getattr(job.model, key) for key in WAYS_IN},
+        optim=optim,
+        seed=job.seed,
+        train_splits=job.data.train_splits,
+        distil=teacher_identity(job),
+    )

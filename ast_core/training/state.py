@@ -15,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ast_core.config import Job
 from ast_core.errors import require
 from ast_core.model.transformer import AST
+from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.atomic_files import remove_temporary_files
 from ast_core.storage.json_files import sha256_of_json, write_text
 from ast_core.training.member_folder import MemberFolder
+from ast_core.training.run_identity import RunIdentity
 from ast_core.weights import checkpoint
 from ast_core.weights.checkpoint import Checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
@@ -113,7 +115,7 @@ def choose_checkpoint(job: Job, rank: int, world: int) -> Checkpoint | None:
     return found
 
 
-def resume_state(state: State, job: Job, identity: dict[str, Any], newest: Checkpoint, rank: int) -> None:
+def resume_state(state: State, job: Job, identity: RunIdentity, newest: Checkpoint, rank: int) -> None:
     """Load a verified checkpoint into `state`; rank 0 also writes its history to `metrics.jsonl`.
 
     Raises:
@@ -140,18 +142,20 @@ def resume_state(state: State, job: Job, identity: dict[str, Any], newest: Check
         LOG.info("Resumed at step %d from %s.", state.progress.step, folder)
 
 
-def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job) -> None:
+def require_same_run(stored: dict[str, Any], identity: RunIdentity, job: Job) -> None:
     """Raise a `UserError` with the settings that differ, unless a checkpoint belongs to the run of `identity`.
+
+    `stored` are the checkpoint's JSON values, which another version may have written.
 
     Other training data is accepted only with `job.accept_other_data` and the same number of clips, because a run counts
     its position in the data in steps.
     """
-    clips = stored["run"].get("train_clips"), identity["run"]["train_clips"]
-    if job.accept_other_data and clips[0] == clips[1]:
-        stored = {**stored, "run": {**stored["run"], "data_hash": identity["run"]["data_hash"]}}
+    if job.accept_other_data and stored["run"].get("train_clips") == identity.run.train_clips:
+        stored = {**stored, "run": {**stored["run"], "data_hash": identity.run.data_hash}}
+    own = identity.to_json()
     changed = [
-        f"{part}.{key}" for part in identity for key in {**stored[part], **identity[part]}
-        if sha256_of_json(stored[part].get(key)) != sha256_of_json(identity[part].get(key))
+        f"{part}.{key}" for part in own for key in {**stored[part], **own[part]}
+        if sha256_of_json(stored[part].get(key)) != sha256_of_json(own[part].get(key))
     ]  # fmt: skip
     same_clips = changed == ["run.data_hash"]
     require(
@@ -166,25 +170,23 @@ def require_same_run(stored: dict[str, Any], identity: dict[str, Any], job: Job)
     )
 
 
-def finish_epoch(
-    state: State, job: Job, identity: dict[str, Any], row: dict[str, float], epoch: int, rank: int
-) -> None:
+def finish_epoch(state: State, job: Job, identity: RunIdentity, row: dict[str, float], epoch: int, rank: int) -> None:
     """Commit the epoch's weights for averaging, then a checkpoint to resume from, then `metrics.jsonl`."""
     state.progress.loss_sum = 0.0
     state.progress.history = [*(state.progress.history or []), row]
     if rank == 0:
         folder = MemberFolder(job.folder).epoch(epoch)
         tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
-        checkpoint.save(folder, tables, {"identity": identity["member"], "row": row})
+        checkpoint.save(folder, tables, {"identity": to_dict(identity.member), "row": row})
         save(state, job, identity)
         _write_history(state, job)
 
 
-def save(state: State, job: Job, identity: dict[str, Any]) -> None:
+def save(state: State, job: Job, identity: RunIdentity) -> None:
     """Commit a checkpoint to resume from, and remove the checkpoints that are no longer needed."""
     folder = MemberFolder(job.folder).checkpoints
     progress = state.progress
-    values = {"identity": identity, "progress": vars(progress), "scaler": state.scaler.state_dict()}
+    values = {"identity": identity.to_json(), "progress": vars(progress), "scaler": state.scaler.state_dict()}
     checkpoint.save(folder / f"step-{progress.step:08d}", _collect_tables(state), values)
     checkpoint.remove_older(folder, KEPT_CHECKPOINTS)
 

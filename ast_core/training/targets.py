@@ -6,7 +6,7 @@ Hinton, Vinyals and Dean (2015). The temperature is 1, because PSLA-style ensemb
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,21 +16,29 @@ from ast_core.evaluation.stored_scores import identity_in, identity_of, read_sco
 from ast_core.shards.reader import ShardReader
 
 
-def teacher_identity(job: Job) -> dict[str, Any]:
-    """Return the teacher's digest and weight for the run's identity; empty without a teacher.
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """Weight and teacher of a distillation."""
+
+    weight: float
+    """Share of the teacher's probabilities in the targets."""
+    teacher: str
+    """Digest of the teacher's bundle."""
+
+
+def teacher_identity(job: Job) -> TeacherIdentity | None:
+    """Return the teacher's digest and weight for the run's identity; None without a teacher.
 
     Raises:
         UserError: the file of the teacher's scores is missing.
     """
     if job.teacher_scores is None:
-        return {}
+        return None
     require(
         job.teacher_scores.is_file(),
         f"The teacher's scores are missing: {job.teacher_scores} does not exist. Run train again: it writes them.",
     )
-    return {
-        "distil": {"weight": job.distil.weight, "teacher": identity_in(job.teacher_scores).get("bundle_digest", "")}
-    }
+    return TeacherIdentity(job.distil.weight, identity_in(job.teacher_scores).get("bundle_digest", ""))
 
 
 def soft_targets(job: Job, train: ShardReader) -> np.ndarray:

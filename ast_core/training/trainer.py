@@ -25,7 +25,7 @@ from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.training.member_folder import MemberFolder
 from ast_core.training.optimizer_step import optimizer_step
-from ast_core.training.run_identity import build_identity
+from ast_core.training.run_identity import RunIdentity, build_identity
 from ast_core.training.schedule import learning_rate
 from ast_core.training.state import (
     State,
@@ -53,7 +53,7 @@ class _Task:
     job: Job
     train: ShardReader
     held_out: ShardReader
-    identity: dict[str, Any]
+    identity: RunIdentity
     mean: float
     std: float
     rank: int
@@ -89,7 +89,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
     train.targets_NC = soft_targets(job, train)
     newest = choose_checkpoint(job, rank, world)
     identity = build_identity(job, train, newest)
-    mean, std = identity["member"]["mean"], identity["member"]["std"]
+    mean, std = identity.member.mean, identity.member.std
     task = _Task(job, train, held_out, identity, mean, std, rank, world, callback or TrainerCallback())
     state = initial_state(job, train, device, world)
     if newest is not None:
