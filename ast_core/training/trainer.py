@@ -28,6 +28,7 @@ from ast_core.training.optimizer_step import optimizer_step
 from ast_core.training.run_identity import RunIdentity, build_identity
 from ast_core.training.schedule import learning_rate
 from ast_core.training.state import (
+    Progress,
     State,
     choose_checkpoint,
     finish_epoch,
@@ -170,8 +171,8 @@ def is_finished(job: Job) -> bool:
     train = ShardReader(job.shards, job.data.train_splits)
     require_same_run(newest.state["identity"], build_identity(job, train, newest), job)
     last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
-    progress, epochs = newest.state["progress"], checkpoint.epoch_folders(member.epochs)
-    evaluated = progress["step"] >= last and len(progress["history"]) >= job.optim.epochs
+    progress, epochs = Progress(**newest.state["progress"]), checkpoint.epoch_folders(member.epochs)
+    evaluated = progress.step >= last and len(progress.history or []) >= job.optim.epochs
     return evaluated and set(range(1, job.optim.epochs + 1)) <= set(epochs)
 
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ast_core.storage.atomic_files import atomic_write
-from pipeline.reporting.history import headline_key
+from pipeline.reporting.history import EpochRow, headline_key
 
 MOST_BARS = 60
 """Number of classes above which only the best and the worst are drawn."""
@@ -52,7 +52,7 @@ def plot_per_class(path: Path, title: str, precision: Mapping[str, float], chanc
     save_figure(figure, path)
 
 
-def plot_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def plot_curves(path: Path, histories: Mapping[str, Sequence[EpochRow]]) -> None:
     """Draw each member's training loss and held-out score over epochs.
 
     Args:
@@ -164,9 +164,9 @@ def plot_confusion(path: Path, matrix_CC: np.ndarray, labels: Sequence[str]) -> 
     save_figure(figure, path)
 
 
-def _find_score_key(rows: Sequence[Mapping[str, Any]]) -> str:
+def _find_score_key(rows: Sequence[EpochRow]) -> str:
     """Return the headline metric's name in the rows; "score" if they have none."""
-    return headline_key(dict.fromkeys(sorted({key for row in rows for key in row}))) or "score"
+    return headline_key(sorted({key for row in rows for key in row})) or "score"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow, which reads it
 
@@ -13,6 +13,7 @@ from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow,
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from pipeline.reporting.history import EpochRow
 from pipeline.reporting.poller import Poller
 from pipeline.tracking.mlflow_store import first_line, warn
 
@@ -73,7 +74,7 @@ class MetricsFollower:
         self._first_ms = run.info.start_time
         self._logged = int(run.data.metrics.get("epoch", 0))
 
-    def _send(self, row: dict[str, Any], clock_ms: int) -> None:
+    def _send(self, row: EpochRow, clock_ms: int) -> None:
         epoch = int(row["epoch"])
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         batch = [Metric(key, value, clock_ms, epoch) for key, value in numbers.items()]
@@ -81,7 +82,7 @@ class MetricsFollower:
         self._logged = epoch
 
 
-def _read_complete_rows(history: Path) -> list[dict[str, Any]]:
+def _read_complete_rows(history: Path) -> list[EpochRow]:
     """Read the complete lines of the history; skip a last line that is still being written."""
     if not history.is_file():
         return []
