@@ -123,7 +123,7 @@ def _show(
         f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote(without_secrets(settings.tracking))}", markup=False
     )
     console.print("Tag a recording of your own:")
-    console.print(f"  {_program('ast-predict')} FILE --model {model}", markup=False)
+    console.print(f"  {_program('ast-pipeline')} predict FILE --model {model}", markup=False)
 
 
 def _program(name: str) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +32,12 @@ from pipeline.register import register
 from pipeline.report import report
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, RunFolder, trial_files
-from tune.search import SearchSettings, search
+from tune.search import search
+from tune.settings import EnsembleSettings
 from tune.trial import Trial
 
 SINGLE, MULTI = "ensemble-s", "ensemble-m"
 """Bundle names: the members of the first variant (S), and the members of all variants (M)."""
-
-
-@dataclass(frozen=True)
-class EnsembleSettings(SearchSettings):
-    """Settings of `ensemble`."""
-
-    study: str = "ensemble"
-    """Members to train: `ensemble` for the paper's (16 x 16 patches at strides 10, 12, 14, 16), or a TOML file of your
-    own. Ensemble-S is the first variant with `--repeats` seeds, Ensemble-M is all variants."""
-    repeats: int = 3
-    """Number of seeds of the first variant. The other variants of the paper's study have one seed each."""
-    subsets: bool = False
-    """Scores of every subset of two or more members, written to `report/subsets.csv`."""
 
 
 def ensemble(settings: EnsembleSettings) -> dict[str, dict[str, float]]:

@@ -12,7 +12,6 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,10 @@ from pipeline.report import report
 from pipeline.reporting.history import read_history
 from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
-from pipeline.run_folder.layout import HISTORIES, RunFolder, trial_files
+from pipeline.run_folder.layout import HISTORIES, trial_files
 from pipeline.run_folder.opened import opened
 from pipeline.tracking import mlflow_store, runs
+from tune.settings import SearchSettings
 from tune.studies import Study, Variant, load_study
 from tune.study_report import Table, build_table, write_report
 from tune.trial import RESULT, SCORE, Trial, run_trial
@@ -48,23 +48,6 @@ from tune.trial_bars import TrialBars
 
 MAX_RESTARTS = 2
 """Number of restarts of a trial whose process was lost. A restarted trial resumes from its checkpoint."""
-
-
-@dataclass(frozen=True)
-class SearchSettings(RunSettings):
-    """Settings of `search`."""
-
-    study: str = "overlap"
-    """Study to run: one of the paper's (overlap, patch, positions, pretraining, full, ensemble) or a TOML file."""
-    repeats: int = 1
-    """Number of seeds of each variant, counted from 0. The table shows mean and standard deviation over them."""
-    winner: Path | None = None
-    """File to write the best variant to, as a recipe."""
-
-    @property
-    def study_dir(self) -> Path:
-        """Folder of the study's trials and results."""
-        return RunFolder.of(self).studies / Path(self.study).stem
 
 
 def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:

@@ -45,8 +45,16 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return resolve(changed)  # type: ignore[no-any-return]
 
 
-def parse_settings(kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None) -> SettingsT:
+def parse_settings(
+    kind: type[SettingsT], description: str | None, argv: Sequence[str] | None = None, program: str | None = None
+) -> SettingsT:
     """Parse a stage's command line; if the stage takes a recipe, the recipe sets the defaults.
+
+    Args:
+        kind: class of the stage's settings.
+        description: text of `--help`.
+        argv: flags; None for those of this process.
+        program: name of the program in `--help`; None for the file that runs.
 
     Returns:
         Settings with every path absolute, and empty names filled in.
@@ -63,7 +71,7 @@ def parse_settings(kind: type[SettingsT], description: str | None, argv: Sequenc
         )
         load_recipe(recipe, variant)  # reports a wrong key even in a section that this stage does not take
         flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
-    settings: SettingsT = resolve(tyro.cli(kind, args=flags, description=description))
+    settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
     return settings
 
 

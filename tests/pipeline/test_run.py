@@ -87,7 +87,7 @@ def test_the_main_job_goes_from_recordings_to_predictions(folder: Path, ray_sess
     for name in summary:  # each stage counts what the stage before it kept
         assert len(pq.read_table(folder / "run" / "evaluation" / f"{name}-scores.parquet")) == 9
     assert "Test" in shown
-    assert "ast-predict FILE --model models:/ast-mine@champion" in shown
+    assert "ast-pipeline predict FILE --model models:/ast-mine@champion" in shown
     page = (folder / "run" / "report.html").read_text()
     assert f"accuracy {summary['ensemble']['accuracy']:.3f}" in page
     assert "the file is empty" in page

@@ -1,0 +1,54 @@
+"""Check that what a stage reads exists, before the stage and its libraries are imported.
+
+The stages check the same again: they are also called from Python, and on other nodes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ast_core.config import PrepareConfig
+from ast_core.errors import require
+from pipeline.cli.stages import (
+    CalibrateSettings,
+    CombineSettings,
+    EvaluateSettings,
+    ExportSettings,
+    PredictSettings,
+    RegisterSettings,
+    ReportSettings,
+    TrainSettings,
+)
+
+READ_SHARDS = (TrainSettings, CombineSettings, EvaluateSettings, CalibrateSettings, RegisterSettings, ReportSettings)
+"""Stages that read a run folder which other stages filled."""
+
+
+def require_inputs(settings: Any) -> None:
+    """Raise UserError if a file or folder that a stage reads does not exist.
+
+    Args:
+        settings: settings of any stage, with absolute paths.
+    """
+    if isinstance(getattr(settings, "prepare", None), PrepareConfig):
+        _require_source(settings.data.source)
+    elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here
+        index = settings.shards / "index.json"
+        require(index.is_file(), f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
+    if isinstance(settings, PredictSettings | ExportSettings) and not settings.model.startswith(("models:/", "runs:/")):
+        require(
+            Path(settings.model).exists(),
+            f"--model {settings.model} does not exist; give a bundle folder or a registry URI such as "
+            "models:/NAME@champion.",
+        )
+    for path in settings.inputs if isinstance(settings, PredictSettings) else ():
+        require(path.exists(), f"{path} does not exist; give a file or a folder.")
+
+
+def _require_source(source: str) -> None:
+    require(bool(source), "data.source is empty. Set it to the folder of a data set, or to a manifest file.")
+    require(
+        source == "synthetic" or Path(source).exists(),
+        f"The data set {source} does not exist. Set data.source to an existing folder or manifest file.",
+    )

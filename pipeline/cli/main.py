@@ -1,0 +1,119 @@
+"""The program `ast-pipeline STAGE`: every stage as a sub-command.
+
+It parses a stage's flags before it imports the stage, so `--help` and a wrong flag need no torch, Ray or MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.inputs import require_inputs
+from pipeline.cli.program import run_stage
+
+PROGRAM = "ast-pipeline"
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """Place of a stage and of its settings, as names: nothing is imported before it is needed."""
+
+    module: str
+    """Module of the stage; its function with the module's last name runs the stage."""
+    settings: str
+    """Class of its settings."""
+    settings_module: str = "pipeline.cli.stages"
+
+    def load_settings_class(self) -> type[Any]:
+        """Return the class of the stage's settings."""
+        found: type[Any] = getattr(importlib.import_module(self.settings_module), self.settings)
+        return found
+
+    def read_docstring(self) -> str:
+        """Return the docstring of the stage's module, which is read but not imported."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"{self.module} is not installed.")
+        return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+    def run(self, settings: Any) -> Any:
+        """Import the stage and run it with settings of its class."""
+        stage = getattr(importlib.import_module(self.module), self.module.rpartition(".")[2])
+        return stage(settings)
+
+
+STAGES = {
+    "run": StageEntry("pipeline.run", "RunSettings"),
+    "prepare": StageEntry("pipeline.prepare", "PrepareSettings"),
+    "train": StageEntry("pipeline.train", "TrainSettings"),
+    "combine": StageEntry("pipeline.combine", "CombineSettings"),
+    "evaluate": StageEntry("pipeline.evaluate", "EvaluateSettings"),
+    "calibrate": StageEntry("pipeline.calibrate", "CalibrateSettings"),
+    "register": StageEntry("pipeline.register", "RegisterSettings"),
+    "report": StageEntry("pipeline.report", "ReportSettings"),
+    "predict": StageEntry("pipeline.predict", "PredictSettings"),
+    "export": StageEntry("pipeline.export", "ExportSettings"),
+    "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings"),
+    "search": StageEntry("tune.search", "SearchSettings", "tune.settings"),
+    "ensemble": StageEntry("tune.ensemble", "EnsembleSettings", "tune.settings"),
+}
+"""Stages by the name of their sub-command, in the order of `--help`."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program `ast-pipeline`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    entry = STAGES.get(words[0]) if words else None
+    if entry is not None:
+        run_stage(lambda: entry.run(_parse_stage(words[0], entry, words[1:])))
+    elif not words:
+        _top_level_parser().print_help()
+    else:
+        _print_completion(_top_level_parser().parse_args(words).print_completion)
+
+
+def _parse_stage(name: str, entry: StageEntry, flags: Sequence[str]) -> Any:
+    settings = parse_settings(entry.load_settings_class(), entry.read_docstring(), flags, f"{PROGRAM} {name}")
+    require_inputs(settings)
+    return settings
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    """Return the parser of a command line that does not begin with a stage."""
+    width = max(map(len, STAGES)) + 2
+    lines = (f"  {name:{width}}{entry.read_docstring().splitlines()[0]}" for name, entry in STAGES.items())
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        usage=f"{PROGRAM} STAGE [flags of the stage]\n       {PROGRAM} STAGE --help",
+        description="The Audio Spectrogram Transformer as a pipeline on Ray and MLflow.",
+        epilog="\n".join(["stages:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        help="print the script with which this shell completes stages and flags, then exit",
+    )
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def _print_completion(shell: str) -> None:
+    stages: dict[str, Callable[..., Any]] = {name: entry.load_settings_class() for name, entry in STAGES.items()}
+    tyro.extras.subcommand_cli_from_dict(stages, prog=PROGRAM, args=["--tyro-print-completion", shell])
+
+
+if __name__ == "__main__":
+    main()
