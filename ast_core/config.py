@@ -87,6 +87,9 @@ class DataConfig:
     """Name of the split that chooses the best epoch; leave it empty to choose none."""
     test_split: str = "test"
     """Name of the split whose results are reported."""
+    group: str = ""
+    """Column of the manifest, or regular expression with one group that is searched in file names (in paths, if it has
+    a '/'), that names a clip's speaker, site or source recording. Clips of one group are never in two splits."""
     mean: float | None = None
     """Log-mel mean for normalisation; the default is computed from the training splits."""
     std: float | None = None

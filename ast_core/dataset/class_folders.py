@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,24 +22,18 @@ SPLIT_FOLDERS = {
 """Folder names that mean a split, and the split."""
 
 
-def hashed_split(key: str) -> str:
-    """Return `train`, `validation` or `test` (80, 10 and 10 %) by the SHA-256 of a clip's name, so it never changes."""
-    place = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
-    return "train" if place < 80 else "validation" if place < 90 else "test"
-
-
 def load_class_folders(source: Path, problems: Problems) -> Manifest:
     """Read SPLIT/CLASS/FILE or CLASS/FILE.
 
     A folder with the name of a split is a split if it holds folders and no audio files. Without such a folder, each
-    top folder is a class, and `hashed_split` splits the clips.
+    top folder is a class, and the clips have no split yet.
     """
     tree = FileTree(source)
     top = tree.folders(tree.root)
     splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
     if not splits:
         files = class_files(tree, tree.root, problems)
-        return manifest_by_class([(key, key.split("/")[0], path, hashed_split(key)) for key, path in files], "folders")
+        return manifest_by_class([(key, key.split("/")[0], path, "") for key, path in files], "folders")
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
             reason = f"this folder is not a split, but {', '.join(splits)} are; move it into one of them or elsewhere"

@@ -14,12 +14,14 @@ class Clip:
         path: absolute path of its file; "" if the file does not exist.
         labels: indices into `Manifest.labels`, ascending.
         split: name of its split, which can also be a folder's name.
+        group: id of its speaker, site or source recording, all of whose clips share a split; "" for a group of its own.
     """
 
     clip_id: str
     path: str
     labels: tuple[int, ...]
     split: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,5 @@ class Manifest:
     """Whether every clip has exactly one label."""
     layout: str
     """Layout that the data set was read as."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the list that the user should read, although nothing is wrong with it."""

@@ -5,17 +5,21 @@ All problems are reported together, with their row numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ast_core.config import Layout
 from ast_core.dataset.audioset import load_audioset
 from ast_core.dataset.class_folders import load_class_folders
+from ast_core.dataset.clip_groups import group_clips
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.esc50 import load_esc50
 from ast_core.dataset.file_tree import FileTree, is_audio
-from ast_core.dataset.problems import Problems
+from ast_core.dataset.problems import Problems, canonical_name, shorten
 from ast_core.dataset.speech_commands import load_speech_commands
+from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES, place_clips
 from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_user_table
 from ast_core.errors import UserError
 
@@ -38,15 +42,33 @@ _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
 }
 
 
-def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
+def load_manifest(
+    source: Path, layout: Layout = "auto", group: str = "", split_rule: int = TENTHS_OF_CLASSES
+) -> Manifest:
     """Read the lists of a data set. No audio is opened.
 
     Args:
         source: folder of the data set, or a manifest file.
         layout: layout of the source; `auto` detects it.
+        group: column of a manifest, or regular expression with one group, whose value is the group of a clip.
+        split_rule: rule for clips without a split, `TENTHS_OF_CLASSES` or `HASH_ALONE`.
 
     Raises:
         UserError: the source does not exist, has no known layout, is empty, or has bad rows, of which 20 are shown.
+    """
+    problems = Problems()
+    manifest = read_manifest(source, layout, group, split_rule, problems)
+    problems.check()
+    if not manifest.clips:
+        raise UserError(f"{source}, read with the layout {manifest.layout}, lists no clips. {ACCEPTED}")
+    return manifest
+
+
+def read_manifest(source: Path, layout: Layout, group: str, split_rule: int, problems: Problems) -> Manifest:
+    """Read the lists of a data set as `load_manifest` does, but add bad rows to `problems` and continue.
+
+    Raises:
+        UserError: the source does not exist or has no known layout, or `group` does not fit it.
     """
     if not source.exists():
         raise UserError(
@@ -55,12 +77,25 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
     chosen = detect_layout(source) if layout == "auto" else layout
     if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
-    problems = Problems()
-    manifest = _LOADERS[chosen](source, problems)
-    problems.check()
-    if not manifest.clips:
-        raise UserError(f"{source}, read with the layout {chosen}, lists no clips. {ACCEPTED}")
-    return manifest
+    loader = functools.partial(load_user_table, group=group) if chosen == "manifest" else _LOADERS[chosen]
+    manifest = loader(source, problems)
+    _report_similar_labels(source, manifest.labels, problems)
+    if group:
+        manifest = group_clips(manifest, group, source if source.is_dir() else source.parent, problems)
+    return dataclasses.replace(manifest, clips=place_clips(manifest.clips, split_rule))
+
+
+def _report_similar_labels(source: Path, labels: Sequence[str], problems: Problems) -> None:
+    """Add classes whose names differ only in case, spaces or Unicode form: some disks and people take them for one."""
+    spellings: dict[str, list[str]] = {}
+    for label in labels:
+        spellings.setdefault(canonical_name(label), []).append(label)
+    for names in spellings.values():
+        if len(names) > 1:
+            listed = " and ".join(shorten(name) for name in names)
+            problems.add(
+                source, None, f"the classes {listed} differ only in case, spaces or Unicode form; give them one name"
+            )
 
 
 def detect_layout(source: Path) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,16 +18,26 @@ LONGEST_LINE = 1 << 20
 
 
 class Problems:
-    """The problems found in a data set's lists so far."""
+    """The problems found in a data set's lists so far.
 
-    def __init__(self) -> None:
+    Args:
+        limit: number of problems whose text is kept; the others are only counted.
+    """
+
+    def __init__(self, limit: int = SHOWN) -> None:
+        self._limit = limit
         self._shown: list[str] = []
         self._count = 0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Texts of the problems that are kept."""
+        return tuple(text.strip() for text in self._shown)
 
     def add(self, file: Path | str, row: int | None, reason: str) -> None:
         """Add one problem; `row` counts the file's lines from 1 and is None for the file itself."""
         self._count += 1
-        if len(self._shown) < SHOWN:
+        if len(self._shown) < self._limit:
             name = str(file) if str(file).isprintable() else ascii(str(file))  # a terminal refuses lone surrogates
             self._shown.append(f"  {name}" + (f", row {row}" if row is not None else "") + f": {reason}")
 
@@ -41,6 +52,12 @@ class Problems:
 def shorten(text: str, width: int = 80) -> str:
     """Return a text as an ASCII literal of about `width` characters at most, which is safe to print."""
     return ascii(text if len(text) <= width else text[:width] + "...")
+
+
+def canonical_name(text: str) -> str:
+    """Return a name in the form that it shares with names that differ only in case, spaces or Unicode form."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
 
 
 def require_printable(what: str, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.dataset.class_folders import hashed_split
+from ast_core.dataset.clip_groups import read_group
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.csv_rows import csv_rows
 from ast_core.dataset.file_tree import LONGEST_PATH, FileTree
@@ -25,10 +25,11 @@ LONGEST_LABEL = 500
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-def load_user_table(source: Path, problems: Problems) -> Manifest:
+def load_user_table(source: Path, problems: Problems, group: str = "") -> Manifest:
     """Read a table's clips.
 
-    Paths are relative to the table's folder, labels are sorted by name. `hashed_split` places rows without a split.
+    Paths are relative to the table's folder, labels are sorted by name. Rows without a split have none yet, and `group`
+    may be a column.
 
     Raises:
         UserError: the file's content does not fit its suffix.
@@ -37,9 +38,11 @@ def load_user_table(source: Path, problems: Problems) -> Manifest:
     reader = _RowReader()
     rows: list[tuple[str, str, tuple[str, ...], str]] = []
     ids: set[str] = set()
-    for number, row in _read_rows(source, problems):
+    groups: dict[str, str] = {}
+    for number, row in _read_rows(source, problems, group):
         try:
             clip_id, given, names, split = reader.read_cells(row)
+            groups[clip_id] = read_group(row.get(group))
             if clip_id in ids:
                 raise ValueError(f"the clip {shorten(clip_id)} is listed twice")
             path = tree.find(given)
@@ -52,7 +55,7 @@ def load_user_table(source: Path, problems: Problems) -> Manifest:
     labels = sorted({name for names in label_sets for name in names})
     index = {name: number for number, name in enumerate(labels)}
     numbers = {names: tuple(sorted(index[name] for name in names)) for names in label_sets}
-    clips = tuple(Clip(clip_id, path, numbers[names], split) for clip_id, path, names, split in rows)
+    clips = tuple(Clip(clip_id, path, numbers[names], split, groups[clip_id]) for clip_id, path, names, split in rows)
     return Manifest(clips, tuple(labels), all(len(names) == 1 for names in label_sets), "manifest")
 
 
@@ -75,7 +78,7 @@ class _RowReader:
         names = self._read_labels(row["labels"])
         split = _read_text("split", row.get("split"))
         if not split:
-            return clip_id, path, names, hashed_split(clip_id)
+            return clip_id, path, names, ""
         if split not in self._splits and not _SPLIT.fullmatch(split):
             raise ValueError(f"the split {shorten(split)} is not a valid name; use letters, digits, '_', '-' and '.'")
         return clip_id, path, names, self._splits.setdefault(split, split)
@@ -113,13 +116,13 @@ def _split_labels(given: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_rows(source: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_rows(source: Path, problems: Problems, group: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row's number (the line in text files, else counted from 1) and its cells."""
     kind = source.suffix.lower()
     if kind == ".csv":
         yield from csv_rows(source, _COLUMNS, problems)
     elif kind == ".parquet":
-        yield from _read_parquet_rows(source, problems)
+        yield from _read_parquet_rows(source, problems, group)
     elif kind in {".json", ".jsonl"}:
         values = _read_json_lines(source, problems) if kind == ".jsonl" else enumerate(_read_json_list(source), 1)
         for number, value in values:
@@ -152,14 +155,14 @@ def _read_json_lines(source: Path, problems: Problems) -> Iterator[tuple[int, An
                 problems.add(source, number, f"the line is not JSON ({error})")
 
 
-def _read_parquet_rows(source: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet_rows(source: Path, problems: Problems, group: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pq.ParquetFile(source) as file:
             columns = file.schema_arrow.names
             for name in _COLUMNS:
                 if columns.count(name) != 1:
                     raise UserError(f"{source} has {columns.count(name)} columns named {name}; give exactly one.")
-            wanted = [name for name in (*_COLUMNS, "clip_id", "split") if name in columns]
+            wanted = [name for name in (*_COLUMNS, "clip_id", "split", group) if name in columns]
             first = 1
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 yield from _number_rows(batch, first, source, problems)
