@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
-from ast_core.dataset.manifest import Clip, Manifest, load_manifest
+from ast_core.dataset.manifest import Clip, Manifest
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
 from ast_core.shards.index import REJECTS, ShardIndex
@@ -31,13 +31,12 @@ from pipeline.ray_runtime import connection
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata, ShardPart, write_part_row
 from pipeline.reporting import prometheus
+from pipeline.reporting.class_counts import classes_table, warn_of_empty_classes
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
 from pipeline.run_folder.shard_folder import ShardFolder, Splits
-
-SYNTHETIC = "synthetic"
-"""The source of the demo: recordings that the project makes."""
 
 
 def prepare(settings: PrepareSettings) -> ShardIndex:
@@ -52,7 +51,9 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     with opened(settings, exclusive="prepare") as run:
         started = time.monotonic()
         source = _source(settings, run)
-        manifest = load_manifest(source, "audioset" if settings.data.source == SYNTHETIC else settings.data.layout)
+        manifest, split_rule = list_clips(settings.data, source, run.shards)
+        for note in manifest.notes:
+            Console(soft_wrap=True, highlight=False).print(note, markup=False)
         shards = ShardFolder(run.shards, plan(settings, manifest, source))
         pending = shards.pending()
         if pending:
@@ -65,7 +66,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         splits, rejects = shards.count()
         _report(run.shards, splits)
         _check_rejects(settings, splits, rejects)
-        index = shards.write_index(manifest, settings.front_end, splits)
+        index = shards.write_index(manifest, settings.front_end, splits, split_rule)
+        _report_classes(index, settings)
     _report_statistics(index, settings, sum(len(part.clips) for part in pending), time.monotonic() - started)
     return index
 
@@ -152,6 +154,14 @@ def _report(shards: Path, splits: Splits) -> None:
         numbers = [counts.listed, counts.kept, counts.rejected, counts.missing, len(counts.parts)]
         table.add_row(split, *(str(number) for number in numbers))
     Console(soft_wrap=True).print(table)
+
+
+def _report_classes(index: ShardIndex, settings: PrepareSettings) -> None:
+    """Print the clips of each class and split, and name the classes that a split lacks."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(classes_table(index.labels, index.class_counts))
+    for sentence in warn_of_empty_classes(index.labels, index.class_counts, settings.data):
+        console.print(f"Warning: {sentence}", markup=False)
 
 
 def _report_statistics(index: ShardIndex, settings: PrepareSettings, clips: int, seconds: float) -> None:

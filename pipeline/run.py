@@ -16,7 +16,6 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import write_json
@@ -42,6 +41,7 @@ from pipeline.ray_runtime import connection
 from pipeline.register import register
 from pipeline.report import report
 from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
 from pipeline.tracking import registry
 from pipeline.tracking.registry import CHAMPION
@@ -88,10 +88,9 @@ def run(settings: RunSettings) -> None:
 
 def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[Path, ...]:
     """Return the first recordings of the test split that have a file."""
-    synthetic = settings.data.source == "synthetic"
-    source = folder.synthetic_audio if synthetic else Path(settings.data.source)
-    clips = load_manifest(source, "audioset" if synthetic else settings.data.layout).clips
-    found = [Path(clip.path) for clip in clips if clip.split == settings.data.test_split and clip.path]
+    source = folder.synthetic_audio if settings.data.source == SYNTHETIC else Path(settings.data.source)
+    manifest, _ = list_clips(settings.data, source, folder.shards)
+    found = [Path(clip.path) for clip in manifest.clips if clip.split == settings.data.test_split and clip.path]
     return tuple(found[:SHOWN_RECORDINGS])
 
 

@@ -31,6 +31,7 @@ _SHARES = ((TEST, 10), (VALIDATION, 20))
 
 HASH_ALONE, TENTHS_OF_CLASSES = 1, 2
 """Rules that place clips: the one of version 0.1.0, which its run folders keep, and the one described above."""
+SPLIT_RULES = (HASH_ALONE, TENTHS_OF_CLASSES)
 _GAP_WEIGHTS = {TRAIN: 4, TEST: 2, VALIDATION: 1}
 """How much it matters that a class lacks a split."""
 

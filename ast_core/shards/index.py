@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ast_core.config import MOST_FRAMES
+from ast_core.dataset.stratified_split import HASH_ALONE, SPLIT_RULES
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.serialization import NAN_ALLOWED, from_dict
 from ast_core.storage.json_files import read_hashed_json
@@ -58,15 +60,21 @@ class SplitCounts:
     sum_sq: float = field(metadata=NAN_ALLOWED)
     """Sum of their squares."""
     parts: tuple[PartEntry, ...]
+    classes: tuple[int, ...] = ()
+    """Kept clips of each label, in the order of the labels; empty in indices of version 0.1.0."""
 
     def __post_init__(self) -> None:
         """Check the counts."""
         for name in ("listed", "kept", "rejected", "missing", "count"):
             _require_count(name, getattr(self, name))
+        for count in self.classes:
+            _require_count("classes", count)
 
     def __add__(self, other: SplitCounts) -> SplitCounts:
-        """Return the counts of two sets of parts together."""
-        return SplitCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        """Return the counts of two sets of parts with the same labels together."""
+        together = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        together["classes"] = tuple(map(operator.add, self.classes, other.classes))
+        return SplitCounts(**together)
 
     @property
     def rows(self) -> int:
@@ -95,14 +103,22 @@ class ShardIndex:
     """Counts, sums and parts by split."""
     data_hash: str
     """Hash of all parts' hashes, the labels and the front end; the same data has the same hash."""
+    split_rule: int = HASH_ALONE
+    """Rule that placed clips without a split, as `ast_core.dataset.stratified_split` numbers them."""
 
     def __post_init__(self) -> None:
         """Check sizes, which become memory, and names of splits, which become paths."""
+        require(
+            self.split_rule in SPLIT_RULES,
+            f"split_rule is {self.split_rule}; this version knows {', '.join(map(str, SPLIT_RULES))}.",
+        )
         for key in ("target_frames", "num_mel_bins"):
             size = self.front_end.get(key)
             fits = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MOST_FRAMES
             require(fits, f"front_end.{key} is {str(size)[:99]!a}; give 1 to {MOST_FRAMES}.")
-        for name in self.splits:
+        for name, split in self.splits.items():
+            fits = len(split.classes) in {0, len(self.labels)}
+            require(fits, f"classes of {name[:99]!a} has {len(split.classes)} counts; give {len(self.labels)}.")
             require(re.fullmatch(r"\w[\w.-]*", name) is not None, f"{name[:99]!a} is not a name of a split.")
 
     @staticmethod
@@ -120,6 +136,11 @@ class ShardIndex:
             return from_dict(ShardIndex, values)
         except UserError as error:
             raise DamagedError(f"{path} is not an index of shards: {error} Run prepare again.") from None
+
+    @property
+    def class_counts(self) -> dict[str, tuple[int, ...]]:
+        """Kept clips of each label, by split; empty if the index is one of version 0.1.0, which lacks them."""
+        return {name: split.classes for name, split in self.splits.items() if split.classes}
 
     def require_splits(self, splits: Sequence[str]) -> None:
         """Raise UserError, which names the existing splits, if one of `splits` does not exist."""

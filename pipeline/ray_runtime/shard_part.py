@@ -213,16 +213,16 @@ def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]
                 raise ClipError("missing", "listed, but there is no file")
             fbank_TM = fbank(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
         except ClipError as error:
-            entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
+            entry = {"clip_id": utf8_name(clip.clip_id), "split": part.split, "path": utf8_name(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
         except OSError as error:
             raise UserError(f"{clip.path} could not be read: {error}. Fix the disk or mount and run again.") from error
         else:
             fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
-            yield Row(_utf8(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
+            yield Row(utf8_name(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
 
 
-def _utf8(name: str) -> str:
+def utf8_name(name: str) -> str:
     """Return a file's name as Parquet can store it: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -20,7 +20,7 @@ from ast_core.shards.index import INDEX, REJECTS, PartEntry, ShardIndex, SplitCo
 from ast_core.storage.atomic_files import atomic_write, list_stored, remove_file, remove_temporary_files
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import store_of
-from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, is_complete_in_store
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, is_complete_in_store, utf8_name
 from pipeline.run_folder import downloads
 
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("clip_id", "split", "path", "stage", "reason")])
@@ -81,7 +81,9 @@ class ShardFolder:
             pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
         return splits, rejects
 
-    def write_index(self, manifest: Manifest, front_end: FrontEndConfig, splits: Splits) -> ShardIndex:
+    def write_index(
+        self, manifest: Manifest, front_end: FrontEndConfig, splits: Splits, split_rule: int
+    ) -> ShardIndex:
         """Write the index, remove parts that it does not name and what killed writers left, and return the index."""
         hashes = [[split, *(entry.sha256 for entry in counts.parts)] for split, counts in splits.items()]
         meaning = to_dict(ShardMetadata(front_end, manifest.labels, manifest.single_label))
@@ -93,6 +95,7 @@ class ShardFolder:
             manifest.layout,
             splits=splits,
             data_hash=data_hash,
+            split_rule=split_rule,
         )
         write_hashed_json(self.folder / INDEX, to_dict(index))
         self._remove_stale()
@@ -112,8 +115,11 @@ class ShardFolder:
 def _read_counts(part: ShardPart, marker: dict[str, Any]) -> SplitCounts:
     """Return what one part's marker counts."""
     missing = Counter(reject["stage"] for reject in marker["rejects"])["missing"]
+    rejected = {reject["clip_id"] for reject in marker["rejects"]}
+    kept = Counter(label for clip in part.clips if utf8_name(clip.clip_id) not in rejected for label in clip.labels)
     return SplitCounts(
         listed=len(part.clips), kept=marker["rows"], rejected=len(marker["rejects"]) - missing, missing=missing,
         count=marker["count"], sum=marker["sum"], sum_sq=marker["sum_sq"],
         parts=(PartEntry(f"{part.name}.parquet", marker["rows"], marker["sha256"]),),
+        classes=tuple(kept[label] for label in range(len(part.metadata.labels))),
     )  # fmt: skip

@@ -1,0 +1,33 @@
+"""Read the clips of a run's data set, with the rule for splits that its shards were made by."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from ast_core.config import DataConfig
+from ast_core.dataset.manifest import Manifest, load_manifest
+from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
+from ast_core.errors import DamagedError
+from ast_core.shards.index import INDEX, ShardIndex
+
+SYNTHETIC = "synthetic"
+"""Source of the demo: recordings that the project makes."""
+
+
+def list_clips(data: DataConfig, source: Path, shards: Path) -> tuple[Manifest, int]:
+    """Return the clips of the data set, and the rule that placed those without a split.
+
+    Shards of version 0.1.0 keep its rule: the members of their run are trained on its training clips.
+
+    Args:
+        data: settings of the data set.
+        source: its folder or manifest; the demo's was made before.
+        shards: folder of the shards, which may not exist yet.
+    """
+    rule = TENTHS_OF_CLASSES
+    if (shards / INDEX).is_file() and not data.group:
+        with contextlib.suppress(DamagedError):  # prepare writes a damaged index again
+            rule = ShardIndex.load(shards).split_rule
+    layout = "audioset" if data.source == SYNTHETIC else data.layout
+    return load_manifest(source, layout, data.group, rule), rule
