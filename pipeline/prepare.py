@@ -34,7 +34,7 @@ from pipeline.reporting import prometheus
 from pipeline.reporting.class_counts import classes_table, warn_of_empty_classes
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
-from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
+from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips, missing_splits
 from pipeline.run_folder.opened import opened
 from pipeline.run_folder.shard_folder import ShardFolder, Splits
 
@@ -89,13 +89,8 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
     by_split: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
         by_split.setdefault(clip.split, []).append(clip)
-    named = [*settings.data.train_splits, settings.data.validation_split, settings.data.test_split]
-    unknown = [split for split in named if split and split not in by_split]
-    require(
-        not unknown,
-        f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(by_split))}. Say which to use with "
-        "--data.train-splits, --data.test-split and --data.validation-split ('' for none).",
-    )
+    sentence = missing_splits(settings.data, source, by_split)
+    require(not sentence, sentence)
     metadata = ShardMetadata(settings.front_end, manifest.labels, manifest.single_label)
     root, size = os.path.realpath(source), settings.prepare.clips_per_part
     parts = []

@@ -19,6 +19,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
+from ast_core.dataset.problems import shorten
 from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
@@ -33,6 +34,9 @@ from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.model_card import model_card
 from pipeline.tracking.pyfunc import AUDIO
 from pipeline.tracking.registry import CHALLENGER, CHAMPION
+
+MOST_NAMES = 10
+"""Classes without test clips that the screen names."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Candidate:
     def decisions_digest(self) -> str:
         """Digest of its thresholds; "" if it has none."""
         return self.bundle.decisions.digest if self.bundle.decisions else ""
+
+    @property
+    def untested_labels(self) -> list[str]:
+        """Labels without a clip in the test split."""
+        return [label for label, row in self.evaluation["per_class"].items() if not row["positives"]]
 
     @property
     def tags(self) -> dict[str, str]:
@@ -76,8 +85,8 @@ def register(settings: RegisterSettings) -> dict[str, int]:
     """Register the largest ensemble (or the only member) as NAME, other bundles as NAME-BUNDLE.
 
     A bundle that is registered already keeps its version. An alias is set only after its version was fetched back and
-    its hashes were verified: `challenger` always, `champion` if the model has no champion or if the score is better
-    than the champion's on the same test clips.
+    its hashes were verified: `challenger` always, `champion` if the test split has clips of every class, and the model
+    has no champion or the score is better than the champion's on the same test clips.
 
     Returns:
         The version by model name.
@@ -160,17 +169,25 @@ def _version(own: Candidate, run_id: str) -> int:
 
 
 def _set_aliases(own: Candidate, version: int, force: bool) -> str:
-    """Set the aliases; return why another version stays the champion, "" if this one is the champion."""
+    """Set the aliases; return why this version does not become the champion, "" if it is the champion."""
     registry.set_alias(own.name, CHALLENGER, version)
     champion = registry.version_of_alias(own.name, CHAMPION)
-    if champion is not None and champion.number != version and not force:
+    is_champion = champion is not None and champion.number == version
+    if own.untested_labels and not is_champion and not force:
+        who = f"version {champion.number} stays champion" if champion else "it is not champion"
+        names = ", ".join(shorten(label) for label in own.untested_labels[:MOST_NAMES])
+        return (
+            f"{who}: {len(own.untested_labels)} of {len(own.bundle.labels)} classes have no clips in the test split "
+            f"({names}); --force promotes this one"
+        )
+    if champion is not None and not is_champion and not force:
         score, theirs = float(own.tags["score"]), champion.tags.get("score", "")
         if champion.tags.get("evaluated_on") != own.tags["evaluated_on"] or not theirs:
             return f"version {champion.number} stays champion: it was tested on other clips; --force promotes this one"
         retuned = champion.tags.get("bundle_digest") == own.bundle.digest
         if not (score > float(theirs) or retuned):
             return f"version {champion.number} stays champion: {float(theirs):.4f}, this one {score:.4f}"
-    if champion is None or champion.number != version:
+    if not is_champion:
         registry.set_alias(own.name, CHAMPION, version)
     return ""
 

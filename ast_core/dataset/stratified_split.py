@@ -3,7 +3,7 @@
 The place of a clip depends on the SHA-256 of its id, or of its group, and on the other clips of its classes:
 
 1. The hash gives each clip a number from 0 to 99. Below 10 means test, below 20 validation, anything else train.
-2. For each class, rarest first, the shares are corrected in the order of the hashes: 5 to 15 % of its clips are test
+2. For each class, rarest first, the shares are corrected in the order of the hashes: 7 to 13 % of its clips are test
    clips, as many are validation clips, and each split has one at least. Of two clips (or groups), one is for training
    and one for the test; a single one is for training.
 3. Clips with several classes, and groups that span classes, may leave a class without one of the splits. Then one or
@@ -108,8 +108,8 @@ def _make_units(clips: Iterable[Clip]) -> dict[tuple[bool, str], _Unit]:
 
 
 def _limits(clips: int) -> tuple[int, int]:
-    """Return the smallest and largest number of test (or validation) clips of a class: a tenth, give or take half."""
-    return max(1, clips // 20), max(1, 3 * clips // 20)
+    """Return the smallest and largest number of test (or validation) clips of a class: a tenth, give or take a third."""
+    return max(1, clips // 15), max(1, 2 * clips // 15)
 
 
 def _needed(units: int) -> tuple[str, ...]:

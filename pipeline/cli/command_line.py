@@ -13,7 +13,7 @@ from ast_core.config import Recipe
 from ast_core.serialization import to_dict
 from pipeline.cli.recipe_file import last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
-from pipeline.cli.stages import Common
+from pipeline.cli.stages import CheckSettings, Common
 
 SettingsT = TypeVar("SettingsT")
 
@@ -64,10 +64,10 @@ def parse_settings(
         SystemExit: a flag, key or type is wrong; tyro prints a suggestion.
     """
     flags = list(sys.argv[1:] if argv is None else argv)
-    if issubclass(kind, Common):
+    if issubclass(kind, Common | CheckSettings):
         recipe, variant = (
-            last_flag_value(flags, "--recipe", Common.recipe),
-            last_flag_value(flags, "--variant", Common.variant),
+            last_flag_value(flags, "--recipe", kind.recipe),
+            last_flag_value(flags, "--variant", kind.variant),
         )
         load_recipe(recipe, variant)  # reports a wrong key even in a section that this stage does not take
         flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags

@@ -55,6 +55,7 @@ class StageEntry:
 
 STAGES = {
     "run": StageEntry("pipeline.run", "RunSettings"),
+    "check": StageEntry("pipeline.check", "CheckSettings"),
     "prepare": StageEntry("pipeline.prepare", "PrepareSettings"),
     "train": StageEntry("pipeline.train", "TrainSettings"),
     "combine": StageEntry("pipeline.combine", "CombineSettings"),

@@ -69,6 +69,23 @@ class PrepareSettings(Common):
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """Settings of `check`."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
+    recipe: str = "own"
+    """Recipe whose splits and front end to check with: a name from pipeline/recipes or a TOML file."""
+    variant: Variant = "published"
+    """Choice where the paper's text and its published code differ, as for the other stages."""
+    workers: Annotated[int, _show_default("one a core")] = 0
+    """Number of decoders that run at the same time."""
+    data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+
+
+@dataclass(frozen=True)
 class TrainSettings(Common):
     """Settings of `train`."""
 
@@ -129,7 +146,7 @@ class RegisterSettings(Common):
     model_name: Annotated[str, _show_default("ast-RECIPE")] = ""
     """Name of the model in the registry. Members are registered as NAME-seed-0 and so on."""
     force: bool = False
-    """Promotion to champion whatever the score and the test data."""
+    """Promotion to champion whatever the score and the test data, even if the test split lacks classes."""
 
 
 @dataclass(frozen=True)

@@ -204,14 +204,10 @@ def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
 
 
 def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
-    fbank, decoder = _front_end(config), _decoder(part.decode_limit_s)
-    # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
-    seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
+    decoder = _decoder(part.decode_limit_s)
     for clip in part.clips:
         try:
-            if not clip.path:
-                raise ClipError("missing", "listed, but there is no file")
-            fbank_TM = fbank(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
+            fbank_TM = read_fbank(clip, config, decoder)
         except ClipError as error:
             entry = {"clip_id": utf8_name(clip.clip_id), "split": part.split, "path": utf8_name(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
@@ -220,6 +216,20 @@ def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]
         else:
             fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
             yield Row(utf8_name(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
+
+
+def read_fbank(clip: Clip, config: FrontEndConfig, decoder: Decoder) -> torch.Tensor:
+    """Return a clip's log-mel [T, M] before it is padded or cut.
+
+    Raises:
+        ClipError: the clip has no file, or its audio cannot be used.
+        OSError: the fault of the disk or the system, not of the clip.
+    """
+    if not clip.path:
+        raise ClipError("missing", "listed, but there is no file")
+    # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
+    seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
+    return _front_end(config)(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
 
 
 def utf8_name(name: str) -> str:

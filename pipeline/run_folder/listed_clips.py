@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
 from ast_core.config import DataConfig
@@ -31,3 +32,15 @@ def list_clips(data: DataConfig, source: Path, shards: Path) -> tuple[Manifest, 
             rule = ShardIndex.load(shards).split_rule
     layout = "audioset" if data.source == SYNTHETIC else data.layout
     return load_manifest(source, layout, data.group, rule), rule
+
+
+def missing_splits(data: DataConfig, source: Path, splits: Collection[str]) -> str:
+    """Return the sentence for splits that the settings name and the data set does not have; "" if it has all."""
+    named = [*data.train_splits, data.validation_split, data.test_split]
+    unknown = [split for split in named if split and split not in splits]
+    if not unknown:
+        return ""
+    return (
+        f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(splits))}. Say which to use with "
+        "--data.train-splits, --data.test-split and --data.validation-split ('' for none)."
+    )

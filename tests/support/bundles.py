@@ -46,7 +46,7 @@ def write_run(
         digest = write_bundle(folder / "bundles" / name, members, False, facts)
         scores = {"mAP": score, "mAUC": 0.6, "d_prime": None, "chance_mAP": 0.3}
         clips = {"clips_listed": 9, "clips_evaluated": 8}
-        rows = {label: {"ap": 0.1 * n, "positives": n} for n, label in enumerate(LABELS)}
+        rows = {label: {"ap": 0.1 * n, "positives": n + 1} for n, label in enumerate(LABELS)}
         evaluation = {"bundle_digest": digest, "split": "test", "metrics": scores, "per_class": rows, **clips}
         write_json(folder / "evaluation" / f"{name}.json", {**evaluation, "evaluated_on": clips_of})
         (folder / "evaluation" / f"{name}-per-class.csv").write_text("label,ap\n")

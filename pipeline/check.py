@@ -1,0 +1,136 @@
+"""List all problems of a data set without preparing it: exit status 1 if clips would be lost, or the set refused.
+
+python pipeline/check.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from ast_core.audio.decoder import Decoder
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.manifest import read_manifest
+from ast_core.dataset.problems import Problems, shorten
+from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
+from ast_core.errors import ClipError, require
+from ast_core.storage.atomic_files import sha256_of
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.program import run_stage
+from pipeline.cli.stages import CheckSettings
+from pipeline.ray_runtime.shard_part import read_fbank
+from pipeline.reporting.class_counts import classes_table, warn_of_empty_classes
+from pipeline.run_folder.listed_clips import missing_splits
+
+
+def check(settings: CheckSettings) -> None:
+    """Print the problems of the lists and of every recording, the clips of each class and split, and warnings.
+
+    Raises:
+        UserError: prepare would lose clips or refuse the data set; or the source does not exist or has no known layout.
+    """
+    data, source, problems = settings.data, settings.source.absolute(), Problems(sys.maxsize)
+    manifest = read_manifest(source, data.layout, data.group, TENTHS_OF_CLASSES, problems)
+    if sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
+        problems.add(source, None, sentence)
+    kept = _decode(settings, manifest, problems)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{source} ({manifest.layout}): {len(manifest.clips)} clips, {len(kept)} can be used; "
+        f"{len(manifest.labels)} classes",
+        markup=False,
+    )
+    for note in manifest.notes:
+        console.print(note, markup=False)
+    counts = _count_classes(manifest, kept)
+    console.print(classes_table(manifest.labels, counts))
+    for text in problems.texts:
+        console.print(f"Problem: {text}", markup=False)
+    for sentence in [*warn_of_empty_classes(manifest.labels, counts, data), *_unlabelled(kept), *_duplicates(kept)]:
+        console.print(f"Warning: {sentence}", markup=False)
+    count = len(problems.texts)
+    require(not count, f"{source} has {count} problem(s): prepare would lose these clips or refuse the data set.")
+    console.print("Every listed clip can be used.")
+
+
+def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems) -> list[Clip]:
+    """Read every clip as `prepare` does, each thread with a decoder's process; return the clips that can be used."""
+    torch.set_num_threads(1)
+    own = threading.local()
+
+    def find_fault(clip: Clip) -> str:
+        if not hasattr(own, "decoder"):
+            own.decoder = Decoder(settings.prepare.decode_limit_s)
+        try:
+            read_fbank(clip, settings.front_end, own.decoder)
+        except ClipError as error:
+            return str(error)
+        except OSError as error:
+            return f"could not be read: {error}"
+        return ""
+
+    kept = []
+    workers = settings.workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
+        faults = pool.map(find_fault, manifest.clips)
+        for clip, fault in progress.track(
+            zip(manifest.clips, faults, strict=True), len(manifest.clips), description="check"
+        ):
+            if fault:
+                problems.add(clip.path or clip.clip_id, None, fault)
+            else:
+                kept.append(clip)
+    return kept
+
+
+def _count_classes(manifest: Manifest, kept: Sequence[Clip]) -> dict[str, list[int]]:
+    """Return the usable clips of each label, by split."""
+    found: dict[str, Counter[int]] = {clip.split: Counter() for clip in manifest.clips}
+    for clip in kept:
+        found[clip.split].update(clip.labels)
+    return {split: [own[label] for label in range(len(manifest.labels))] for split, own in found.items()}
+
+
+def _unlabelled(kept: Sequence[Clip]) -> list[str]:
+    names = [clip.clip_id for clip in kept if not clip.labels]
+    return [f"{len(names)} clips have no label, e.g. {shorten(names[0])}."] if names else []
+
+
+def _duplicates(kept: Sequence[Clip]) -> Iterator[str]:
+    """Yield a sentence for each set of different files with the same bytes."""
+    clips = {clip.path: clip for clip in kept}
+    sizes: dict[int, list[str]] = defaultdict(list)
+    for path in clips:
+        sizes[Path(path).stat().st_size].append(path)
+    same: dict[str, list[Clip]] = defaultdict(list)
+    for paths in sizes.values():
+        for path in paths if len(paths) > 1 else ():
+            same[sha256_of(Path(path))].append(clips[path])
+    for copies in same.values():
+        if len(copies) > 1:
+            names = ", ".join(shorten(clip.clip_id) for clip in copies)
+            splits = sorted({clip.split for clip in copies})
+            faults = ["different labels"] if len({clip.labels for clip in copies}) > 1 else []
+            faults += [f"the splits {' and '.join(splits)}"] if len(splits) > 1 else []
+            yield f"{names} are identical files" + (f" with {' in '.join(faults)}" if faults else "") + "."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage as a program."""
+    run_stage(lambda: check(parse_settings(CheckSettings, __doc__, argv)))
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.check import main
+
+    main()
