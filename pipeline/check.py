@@ -28,7 +28,7 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CheckSettings
 from pipeline.ray_runtime.shard_part import read_fbank
-from pipeline.reporting.class_counts import classes_table, warn_of_empty_classes
+from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder.listed_clips import missing_splits
 
 
@@ -51,7 +51,7 @@ def check(settings: CheckSettings) -> None:
     )
     for note in manifest.notes:
         console.print(note, markup=False)
-    counts = _count_classes(manifest, kept)
+    counts = order_splits(_count_classes(manifest, kept), data)
     console.print(classes_table(manifest.labels, counts))
     for text in problems.texts:
         console.print(f"Problem: {text}", markup=False)

@@ -31,7 +31,7 @@ from pipeline.ray_runtime import connection
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata, ShardPart, write_part_row
 from pipeline.reporting import prometheus
-from pipeline.reporting.class_counts import classes_table, warn_of_empty_classes
+from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips, missing_splits
@@ -154,8 +154,9 @@ def _report(shards: Path, splits: Splits) -> None:
 def _report_classes(index: ShardIndex, settings: PrepareSettings) -> None:
     """Print the clips of each class and split, and name the classes that a split lacks."""
     console = Console(soft_wrap=True, highlight=False)
-    console.print(classes_table(index.labels, index.class_counts))
-    for sentence in warn_of_empty_classes(index.labels, index.class_counts, settings.data):
+    counts = order_splits(index.class_counts, settings.data)
+    console.print(classes_table(index.labels, counts))
+    for sentence in warn_of_empty_classes(index.labels, counts, settings.data):
         console.print(f"Warning: {sentence}", markup=False)
 
 

@@ -29,7 +29,7 @@ from ast_core.storage.json_files import read_json, write_text
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
-from pipeline.reporting.class_counts import class_rows, warn_of_empty_classes
+from pipeline.reporting.class_counts import class_rows, order_splits, warn_of_empty_classes
 from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
 from pipeline.reporting.paper_results import PAPER_RESULTS
@@ -102,12 +102,13 @@ def report(settings: ReportSettings) -> Path:
     with opened(settings, READS, [settings.data.test_split]) as run:
         index = ShardIndex.load(run.shards)
         summary = _json(run.summary)
+        counts = order_splits(index.class_counts, settings.data)
         page = {
             "title": settings.experiment,
             "data": _data(settings, index),
-            "class_splits": list(index.class_counts),
-            "class_counts": class_rows(index.labels, index.class_counts),
-            "class_warnings": warn_of_empty_classes(index.labels, index.class_counts, settings.data),
+            "class_splits": list(counts),
+            "class_counts": class_rows(index.labels, counts),
+            "class_warnings": warn_of_empty_classes(index.labels, counts, settings.data),
             "rejects": _rejects(run.shards),
             "headlines": {key: name for key, name in HEADLINES.items() if any(key in row for row in summary.values())},
             "results": summary,

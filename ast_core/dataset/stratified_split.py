@@ -108,7 +108,7 @@ def _make_units(clips: Iterable[Clip]) -> dict[tuple[bool, str], _Unit]:
 
 
 def _limits(clips: int) -> tuple[int, int]:
-    """Return the smallest and largest number of test (or validation) clips of a class: a tenth, give or take a third."""
+    """Return the fewest and most test (or validation) clips of a class: a tenth, give or take a third."""
     return max(1, clips // 15), max(1, 2 * clips // 15)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
-from pipeline.cli.stages import Common, EvaluateSettings, ExportSettings, PredictSettings, RunSettings, TrainSettings
+from pipeline.cli.stages import CheckSettings, Common, EvaluateSettings, ExportSettings, PredictSettings, RunSettings, TrainSettings
 
 
 def _default_name(settings: Common) -> str:
@@ -53,6 +53,8 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     """Return the changes that make the paths of data, teacher and initial weights absolute."""
     changes: dict[str, Any] = {}
     data = getattr(settings, "data", None)
+    if isinstance(settings, CheckSettings):
+        data = dataclasses.replace(settings.data, source=str(settings.source))
     if data is not None and data.source and data.source != "synthetic":
         changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
     distil = getattr(settings, "distil", None)

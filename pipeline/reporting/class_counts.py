@@ -18,6 +18,12 @@ Counts = Mapping[str, Sequence[int]]
 """Number of clips of each label, by split."""
 
 
+def order_splits(counts: Counts, data: DataConfig) -> dict[str, Sequence[int]]:
+    """Return the counts in the order training, validation, test, other splits."""
+    known = [*data.train_splits, data.validation_split, data.test_split]
+    return {split: counts[split] for split in dict.fromkeys([*known, *counts]) if split in counts}
+
+
 def class_rows(labels: Sequence[str], counts: Counts) -> list[tuple[str, list[int]]]:
     """Return each class and its clips in each split, in the order of the labels."""
     return [(label, [own[number] for own in counts.values()]) for number, label in enumerate(labels)]

@@ -88,6 +88,7 @@ def test_shards_hold_the_filterbanks_of_kaldi(settings: PrepareSettings) -> None
     assert reader.clip_ids == [f"{split}-{n}" for split, count in CLIPS.items() for n in range(count)]
     assert index.labels == ("high", "low")
     assert reader.labels_NC[:3].tolist() == [[0, 1], [0, 1], [1, 0]]
+    assert index.splits["train"].classes == tuple(reader.labels_NC[:7].sum(0))
     for n, fbank_TM in enumerate(reader.read(np.arange(7))):
         wave = torch.from_numpy(load_waveform(data(settings) / f"train-{n}.wav", 16_000))
         expected_TM = kaldi.fbank(

@@ -116,6 +116,27 @@ def test_only_a_better_version_on_the_same_clips_becomes_champion(settings: Regi
     assert (tags["seeds"], tags["train_runs"], tags["score"]) == ("0, 4", "run-0, run-4", "0.91")
 
 
+def test_a_version_that_was_not_tested_on_every_class_becomes_champion_only_by_force(
+    settings: RegisterSettings, capsys
+) -> None:
+    for path in (settings.run_dir / "evaluation").glob("*.json"):
+        result = json.loads(path.read_text())
+        result["per_class"]["dog"]["positives"] = 0
+        path.write_text(json.dumps(result))
+    assert register(settings)["ast-test"] == 1
+    assert registry.version_of_alias("ast-test", "champion") is None
+    text = capsys.readouterr().out
+    assert (
+        "it is not champion: 1 of 3 classes have no clips in the test split ('dog'); --force promotes this one" in text
+    )
+    register(dataclasses.replace(settings, force=True))
+    assert champion() == 1
+
+    replace_run(settings, (0, 5), score=0.9)
+    register(settings)
+    assert champion() == 2
+
+
 def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterSettings) -> None:
     register(settings)
     folder = settings.run_dir / "bundles" / "ensemble"

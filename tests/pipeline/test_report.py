@@ -62,6 +62,19 @@ def test_before_any_training_the_page_shows_the_data_only(run_dir: Path) -> None
     assert "Hardest" not in page
 
 
+def test_the_page_shows_clips_of_each_class_and_split_and_names_classes_without_test_clips(run_dir: Path) -> None:
+    path = run_dir / "shards" / "index.json"
+    index = read_hashed_json(path, "Index")
+    for number, split in enumerate(index["splits"].values()):
+        split["classes"] = [90 + number, 80 + number, 0]
+    write_hashed_json(path, index)
+    page = report(dataclasses.replace(settings_of(run_dir, ReportSettings), run_dir=run_dir / "nothing")).read_text()
+    assert "Clips of each class and split" in page
+    assert "<td>90</td><td>91</td>" in page
+    assert "1 of 3 classes" in page
+    assert "are without test clips" in page
+
+
 def test_losses_and_confusion_of_a_known_table_are_correct() -> None:
     scores_NC = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.5, 0.4, 0.1]], np.float32)
     labels_NC = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]

@@ -160,7 +160,7 @@ def test_folders_with_splits(tmp_path: Path) -> None:
     assert "this folder is not a split, but" in refusal(tmp_path)
 
 
-def test_folders_without_splits_are_hashed(tmp_path: Path) -> None:
+def test_folders_without_splits_get_a_tenth_of_each_class(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}/{number}.wav" for name in ("train", "car") for number in range(300)))
     manifest = load_manifest(tmp_path)
     assert manifest.labels == ("car", "train")  # a class named as a split stays a class: audio lies in it
