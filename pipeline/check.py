@@ -31,6 +31,9 @@ from pipeline.ray_runtime.shard_part import read_fbank
 from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder.listed_clips import missing_splits
 
+_AT_A_TIME = 10_000
+"""Clips that wait for a decoder at a time; each needs about 1 KB of memory."""
+
 
 def check(settings: CheckSettings) -> None:
     """Print the problems of the lists and of every recording, the clips of each class and split, and warnings.
@@ -78,17 +81,21 @@ def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems) -> 
             return f"could not be read: {error}"
         return ""
 
-    kept = []
-    workers = settings.workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
-        faults = pool.map(find_fault, manifest.clips)
-        for clip, fault in progress.track(
-            zip(manifest.clips, faults, strict=True), len(manifest.clips), description="check"
-        ):
-            if fault:
-                problems.add(clip.path or clip.clip_id, None, fault)
-            else:
-                kept.append(clip)
+    kept, clips = [], manifest.clips
+    pool = ThreadPoolExecutor(settings.workers or os.cpu_count() or 1)
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("check", total=len(clips))
+            for start in range(0, len(clips), _AT_A_TIME):
+                chosen = clips[start : start + _AT_A_TIME]
+                for clip, fault in zip(chosen, pool.map(find_fault, chosen), strict=True):
+                    progress.advance(task)
+                    if fault:
+                        problems.add(clip.path or clip.clip_id, None, fault)
+                    else:
+                        kept.append(clip)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
     return kept
 
 
