@@ -13,13 +13,12 @@ from pathlib import Path
 from ast_core.config import Layout
 from ast_core.dataset.audioset import load_audioset
 from ast_core.dataset.class_folders import load_class_folders
-from ast_core.dataset.clip_groups import group_clips
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.esc50 import load_esc50
 from ast_core.dataset.file_tree import FileTree, is_audio
 from ast_core.dataset.problems import Problems, canonical_name, shorten
 from ast_core.dataset.speech_commands import load_speech_commands
-from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES, place_clips
+from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES, group_clips, place_clips
 from ast_core.dataset.user_table import MANIFEST_SUFFIXES, load_user_table
 from ast_core.errors import UserError
 

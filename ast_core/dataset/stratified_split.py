@@ -9,6 +9,8 @@ The place of a clip depends on the SHA-256 of its id, or of its group, and on th
 3. Clips with several classes, and groups that span classes, may leave a class without one of the splits. Then one or
    two clips or groups move if fewer classes lack a split after that.
 
+Clips of one file without a group are a group.
+
 What is stable when clips are added, with one class a clip and no groups: a new clip moves no other clip, except where
 step 2 corrected the shares of its class. There it moves at most three clips of its class, each by one place in the
 order test, validation, train: no clip goes from test to train by one new clip. A class of three clips that grows to
@@ -19,11 +21,17 @@ a test clip, so if test clips never moved, all but two clips would be test clips
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ast_core.dataset.clips import Clip
+from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.problems import Problems, canonical_name, shorten
+from ast_core.errors import UserError, require
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SHARES = ((TEST, 10), (VALIDATION, 20))
@@ -31,6 +39,8 @@ _SHARES = ((TEST, 10), (VALIDATION, 20))
 
 HASH_ALONE, TENTHS_OF_CLASSES = 1, 2
 """Rules that place clips: the one of version 0.1.0, which its run folders keep, and the one described above."""
+GROUPED_LAYOUTS = ("folders", "manifest")
+"""Layouts of one's own data. The other layouts come with published splits."""
 SPLIT_RULES = (HASH_ALONE, TENTHS_OF_CLASSES)
 _GAP_WEIGHTS = {TRAIN: 4, TEST: 2, VALIDATION: 1}
 """How much it matters that a class lacks a split."""
@@ -45,7 +55,7 @@ def hashed_split(key: str) -> str:
 def place_clips(clips: Sequence[Clip], split_rule: int = TENTHS_OF_CLASSES) -> tuple[Clip, ...]:
     """Return the clips with a split for those whose split is "".
 
-    Clips that have a split keep it, and the other clips of their group follow them.
+    Clips that have a split keep it, and the other clips of their group or file follow them.
 
     Args:
         clips: all clips of a data set.
@@ -55,7 +65,8 @@ def place_clips(clips: Sequence[Clip], split_rule: int = TENTHS_OF_CLASSES) -> t
         return tuple(clips)
     if split_rule == HASH_ALONE:
         return tuple(clip if clip.split else replace(clip, split=hashed_split(clip.clip_id)) for clip in clips)
-    units = _make_units(clips)
+    keys = _find_keys(clips)
+    units = _make_units(clips, keys)
     by_label: dict[int, list[_Unit]] = {}
     for unit in units.values():
         for label in unit.labels:
@@ -67,15 +78,17 @@ def place_clips(clips: Sequence[Clip], split_rule: int = TENTHS_OF_CLASSES) -> t
     for unit in units.values():
         unit.split = unit.split or (TEST if unit.order[0] < 10 else VALIDATION if unit.order[0] < 20 else TRAIN)
     _GapFiller(rarest_first, by_label).fill()
-    return tuple(clip if clip.split else replace(clip, split=units[_key(clip)].split) for clip in clips)
+    return tuple(
+        clip if clip.split else replace(clip, split=units[key].split) for clip, key in zip(clips, keys, strict=True)
+    )
 
 
 @dataclass(slots=True, eq=False)
 class _Unit:
-    """Clips that must share a split: one clip, or a group."""
+    """Clips that must share a split: one clip, those of one file, or a group."""
 
-    order: tuple[int, int]
-    """Number from 0 to 99 by the hash, and the hash: smaller ones are test clips first."""
+    order: tuple[int, int, str]
+    """Number from 0 to 99 by the hash, the hash, and the name: smaller ones are test clips first."""
     labels: dict[int, int]
     """Number of its clips with each label."""
     split: str = ""
@@ -89,17 +102,23 @@ def _hash(key: str) -> tuple[int, int]:
     return 99 - value % 100, value  # 99 - x: version 0.1.0 took the test clips from the end
 
 
-def _key(clip: Clip) -> tuple[bool, str]:
-    return (True, clip.group) if clip.group else (False, clip.clip_id)
+def _find_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
+    """Return what each clip shares with the other clips of its unit: a group, a file, or its own id."""
+    files = Counter(clip.path for clip in clips if clip.path)
+    return [
+        ("group", clip.group) if clip.group else ("file", clip.path) if files[clip.path] > 1 else ("clip", clip.clip_id)
+        for clip in clips
+    ]
 
 
-def _make_units(clips: Iterable[Clip]) -> dict[tuple[bool, str], _Unit]:
-    units: dict[tuple[bool, str], _Unit] = {}
-    for clip in clips:
-        key = _key(clip)
+def _make_units(clips: Sequence[Clip], keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Unit]:
+    units: dict[tuple[str, str], _Unit] = {}
+    for clip, key in zip(clips, keys, strict=True):
         unit = units.get(key)
         if unit is None:
-            unit = units[key] = _Unit(_hash(key[1]), {})
+            # A file's name without folders, because a data set that moves keeps its splits.
+            name = key[1].rpartition("/")[2] if key[0] == "file" else key[1]
+            unit = units[key] = _Unit((*_hash(name), key[1]), {})
         for label in clip.labels:
             unit.labels[label] = unit.labels.get(label, 0) + 1
         if clip.split:
@@ -220,3 +239,91 @@ class _GapFiller:
             self._counts[label][unit.split] -= 1
             self._counts[label][split] += 1
         unit.split = split
+
+
+def read_group(cell: object) -> str:
+    """Return the group of a table's cell; "" if the cell is empty. ValueError says what is wrong with it.
+
+    Names that differ only in case, spaces or Unicode form are one group: two spellings of a speaker must not be in two
+    splits.
+    """
+    if isinstance(cell, float):  # pandas writes a column of whole numbers with gaps as floats
+        cell = "" if math.isnan(cell) else int(cell) if cell.is_integer() else cell
+    if cell is not None and (isinstance(cell, bool) or not isinstance(cell, str | int | float)):
+        raise ValueError(f"the group is {shorten(str(cell))}; give a text or a number")
+    return "" if cell is None else canonical_name(str(cell))
+
+
+def group_clips(manifest: Manifest, group: str, root: Path, problems: Problems) -> Manifest:
+    """Return a manifest whose clips have groups. A group with more than one given split is added to `problems`.
+
+    Args:
+        manifest: its clips have groups already if `group` is a column of the user's table.
+        group: that column, or a regular expression with one group. It is searched in the name of a clip's file, or in
+            the path below `root` if it has a '/'. Clips that it does not match are groups of their own.
+        root: folder of the data set.
+        problems: collects the groups that the data set's own splits cut.
+
+    Raises:
+        UserError: the layout has published splits, or `group` is neither a column nor a pattern that matches a clip.
+    """
+    require(
+        manifest.layout in GROUPED_LAYOUTS,
+        f"data.group is {group!r}, but the layout {manifest.layout} has splits of its own. Leave data.group empty.",
+    )
+    clips = manifest.clips
+    if clips and not any(clip.group for clip in clips):
+        clips = _match_pattern(clips, group, root)
+    _report_cut_groups(clips, root, problems)
+    alone = [clip.clip_id for clip in clips if not clip.group]
+    note = f"{len({clip.group for clip in clips if clip.group})} groups by data.group {group!r}"
+    if alone:
+        note += (
+            f"; {len(alone)} of {len(clips)} clips have no group and are placed one by one, e.g. {shorten(alone[0])}"
+        )
+    return replace(manifest, clips=clips, notes=(*manifest.notes, note))
+
+
+def _match_pattern(clips: Sequence[Clip], group: str, root: Path) -> tuple[Clip, ...]:
+    """Return the clips with what the pattern's group matches in their file names, or in their paths."""
+    expected = "Give a column of the manifest, or a regular expression with one group, such as '_([a-z]+)_'."
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise UserError(f"data.group is {group!r}, which is not a regular expression ({error}). {expected}") from None
+    require(
+        pattern.groups == 1,
+        f"data.group is {group!r}: no clip has a value in such a column, and as a regular expression it has "
+        f"{pattern.groups} groups. {expected}",
+    )
+    top = os.path.realpath(root)
+    found = []
+    for clip in clips:
+        path = clip.path or clip.clip_id
+        text = (
+            os.path.relpath(path, top)
+            if "/" in group and clip.path
+            else path
+            if "/" in group
+            else path.rpartition("/")[2]
+        )
+        match = pattern.search(text)
+        found.append(replace(clip, group=canonical_name(match[1] or "") if match else ""))
+    require(
+        any(clip.group for clip in found),
+        f"data.group is {group!r}, which matches none of the {len(found)} clips, such as {shorten(text)}. {expected}",
+    )
+    return tuple(found)
+
+
+def _report_cut_groups(clips: Sequence[Clip], root: Path, problems: Problems) -> None:
+    splits: dict[str, set[str]] = {}
+    for clip in clips:
+        if clip.group and clip.split:
+            splits.setdefault(clip.group, set()).add(clip.split)
+    for name, own in sorted(splits.items()):
+        if len(own) > 1:
+            where = ", ".join(sorted(own))
+            problems.add(
+                root, None, f"the group {shorten(name)} is in the splits {where}; give all its clips one split"
+            )

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.dataset.clip_groups import read_group
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.csv_rows import csv_rows
 from ast_core.dataset.file_tree import LONGEST_PATH, FileTree
 from ast_core.dataset.problems import Problems, read_lines, require_printable, shorten
+from ast_core.dataset.stratified_split import read_group
 from ast_core.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")

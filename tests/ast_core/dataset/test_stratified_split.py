@@ -148,3 +148,16 @@ def test_shards_of_version_0_1_0_keep_its_rule() -> None:
     expected = {"dog/3.wav": "train", "dog/4.wav": "validation", "dog/11.wav": "validation", "dog/13.wav": "test"}
     clips = [Clip(name, "", (0,), "") for name in expected]
     assert splits_of(place_clips(clips, HASH_ALONE)) == expected
+
+
+def test_rows_of_one_file_share_a_split_that_does_not_depend_on_the_folder_or_the_number_of_rows() -> None:
+    def place(folder: str, rows: int) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        names = [(f"talk{n}.wav", row) for n in range(30) for row in range(rows)]
+        for clip in place_clips([Clip(f"{name}#{row}", f"{folder}/{name}", (0,), "") for name, row in names]):
+            found[clip.clip_id.partition("#")[0]].add(clip.split)
+        return found
+
+    first = place("/data/a", 4)
+    assert all(len(splits) == 1 for splits in first.values())
+    assert first == place("/mnt/elsewhere", 6)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ast_core.dataset.clip_groups import read_group
 from ast_core.dataset.manifest import load_manifest
+from ast_core.dataset.stratified_split import read_group
 from ast_core.errors import UserError
 
 SPEAKERS = ("anna", "Bob", "chris", "dora", "emil", "fay")
