@@ -59,7 +59,7 @@ class Candidate:
     @property
     def untested_labels(self) -> list[str]:
         """Labels without a clip in the test split."""
-        return [label for label, row in self.evaluation["per_class"].items() if not row["positives"]]
+        return [label for label, row in self.evaluation.per_class.items() if not row.positives]
 
     @property
     def tags(self) -> dict[str, str]:

@@ -9,7 +9,15 @@ from typing import Any
 
 from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
-from pipeline.cli.stages import CheckSettings, Common, EvaluateSettings, ExportSettings, PredictSettings, RunSettings, TrainSettings
+from pipeline.cli.stages import (
+    CheckSettings,
+    Common,
+    EvaluateSettings,
+    ExportSettings,
+    PredictSettings,
+    RunSettings,
+    TrainSettings,
+)
 
 
 def _default_name(settings: Common) -> str:

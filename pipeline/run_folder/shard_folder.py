@@ -81,9 +81,7 @@ class ShardFolder:
             pq.write_table(pa.Table.from_pylist(rejects, REJECTS_SCHEMA), file)
         return splits, rejects
 
-    def write_index(
-        self, manifest: Manifest, front_end: FrontEndConfig, splits: Splits, split_rule: int
-    ) -> ShardIndex:
+    def write_index(self, manifest: Manifest, front_end: FrontEndConfig, splits: Splits, split_rule: int) -> ShardIndex:
         """Write the index, remove parts that it does not name and what killed writers left, and return the index."""
         hashes = [[split, *(entry.sha256 for entry in counts.parts)] for split, counts in splits.items()]
         meaning = to_dict(ShardMetadata(front_end, manifest.labels, manifest.single_label))
