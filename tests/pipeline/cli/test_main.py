@@ -55,6 +55,7 @@ def test_help_lists_every_stage_with_one_line_and_imports_nothing_heavy() -> Non
         (["prepare", "--recipe", "nowhere.toml"], 1, "Recipe 'nowhere.toml' does not exist"),
         (["train", "--recipe", "demo", "--run-dir", "nowhere"], 1, "There are no shards in"),
         (["train", "--recipe", "demo", "--model.init", "nowhere.pth"], 1, "nowhere.pth does not exist"),
+        (["check", "nowhere"], 1, "nowhere does not exist"),
         (["predict", "nowhere.wav"], 1, "nowhere.wav does not exist"),
         (["predict", "README.md", "--model", "nowhere"], 1, "--model nowhere does not exist"),
     ],
@@ -70,7 +71,7 @@ def test_each_stage_is_a_function_that_takes_the_settings_of_the_table(name: str
     entry = STAGES[name]
     kind = entry.load_settings_class()
     assert kind.__name__.removesuffix("Settings") == name.title().replace("-", "")
-    words = ["README.md"] if name in {"predict", "export"} else []
+    words = ["README.md"] if name in {"check", "predict", "export"} else []
     assert isinstance(parse_settings(kind, "", words), kind)
     text = (ROOT / f"{entry.module.replace('.', '/')}.py").read_text()
     stem = entry.module.rpartition(".")[2]
