@@ -5,7 +5,7 @@ All problems are reported together, with their row numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ast_core.config import Layout
@@ -29,7 +29,7 @@ ACCEPTED = """Accepted are
   folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
   manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id, split"""
 
-_LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
+_LOADERS: dict[str, Callable[[Path, FileTree, Problems], Manifest]] = {
     "audioset": load_audioset,
     "esc50": load_esc50,
     "speech_commands": load_speech_commands,
@@ -38,12 +38,18 @@ _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
 }
 
 
-def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
-    """Read the lists of a data set. No audio is opened.
+def load_manifest(
+    source: Path, layout: Layout = "auto", roots: Sequence[Path] = (), follow_links: bool = False
+) -> Manifest:
+    """Read the lists of a data set.
+
+    No audio is decoded. Of files without an audio suffix the first bytes are read.
 
     Args:
         source: folder of the data set, or a manifest file.
         layout: layout of the source; `auto` detects it.
+        roots: further folders in which listed files or the targets of links may lie.
+        follow_links: whether links may lead anywhere.
 
     Raises:
         UserError: the source does not exist, has no known layout, is empty, or has bad rows, of which 20 are shown.
@@ -52,18 +58,22 @@ def load_manifest(source: Path, layout: Layout = "auto") -> Manifest:
         raise UserError(
             f"The data set {source} does not exist. Set data.source to an existing folder or manifest file."
         )
-    chosen = detect_layout(source) if layout == "auto" else layout
+    chosen = detect_layout(source, roots, follow_links) if layout == "auto" else layout
     if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        raise UserError(f"data.root {', '.join(missing)} is not a folder; give an existing folder.")
     problems = Problems()
-    manifest = _LOADERS[chosen](source, problems)
+    tree = FileTree(source if source.is_dir() else source.parent, roots, follow_links)
+    manifest = _LOADERS[chosen](source, tree, problems)
     problems.check()
     if not manifest.clips:
         raise UserError(f"{source}, read with the layout {chosen}, lists no clips. {ACCEPTED}")
     return manifest
 
 
-def detect_layout(source: Path) -> Layout:
+def detect_layout(source: Path, roots: Sequence[Path] = (), follow_links: bool = False) -> Layout:
     """Detect the layout of an existing folder or file by the files that only this layout has.
 
     Raises:
@@ -77,7 +87,7 @@ def detect_layout(source: Path) -> Layout:
         return "esc50"
     if (source / "testing_list.txt").is_file() or (source / "validation_list.txt").is_file():
         return "speech_commands"
-    if source.is_dir() and _has_class_folders(FileTree(source)):
+    if source.is_dir() and _has_class_folders(FileTree(source, roots, follow_links)):
         return "folders"
     raise UserError(f"The layout of {source} is not recognised. {ACCEPTED}")
 
@@ -87,6 +97,8 @@ def _has_class_folders(tree: FileTree) -> bool:
     try:
         classes = [f"{tree.root}/{name}" for name in tree.folders(tree.root)]
         deeper = [f"{folder}/{name}" for folder in classes for name in tree.folders(folder)]
-        return any(is_audio(name, kind) for folder in classes + deeper for name, kind in tree.entries(folder).items())
+        if any(is_audio(name, kind) for folder in classes + deeper for name, kind in tree.entries(folder).items()):
+            return True
+        return any(True for folder in classes + deeper for _ in tree.audio_in(folder))
     except ValueError as error:
         raise UserError(f"{error}.") from error

@@ -25,7 +25,7 @@ LONGEST_LABEL = 500
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-def load_user_table(source: Path, problems: Problems) -> Manifest:
+def load_user_table(source: Path, tree: FileTree, problems: Problems) -> Manifest:
     """Read a table's clips.
 
     Paths are relative to the table's folder, labels are sorted by name. `hashed_split` places rows without a split.
@@ -33,7 +33,6 @@ def load_user_table(source: Path, problems: Problems) -> Manifest:
     Raises:
         UserError: the file's content does not fit its suffix.
     """
-    tree = FileTree(source.parent)
     reader = _RowReader()
     rows: list[tuple[str, str, tuple[str, ...], str]] = []
     ids: set[str] = set()
