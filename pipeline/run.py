@@ -16,6 +16,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from ast_core.config import Layout
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
@@ -90,7 +91,9 @@ def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[Path, ..
     """Return the first recordings of the test split that have a file."""
     synthetic = settings.data.source == "synthetic"
     source = folder.synthetic_audio if synthetic else Path(settings.data.source)
-    clips = load_manifest(source, "audioset" if synthetic else settings.data.layout).clips
+    layout: Layout = "audioset" if synthetic else settings.data.layout
+    roots = [Path(root) for root in settings.data.root]
+    clips = load_manifest(source, layout, roots, settings.data.follow_links).clips
     found = [Path(clip.path) for clip in clips if clip.split == settings.data.test_split and clip.path]
     return tuple(found[:SHOWN_RECORDINGS])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,14 +114,11 @@ def _audio_files(tree: FileTree, problems: Problems) -> Iterator[str]:
 
     Folders that cannot be read are problems only where audio is expected; elsewhere they are counted.
     """
-    expected = [os.path.join(tree.root, name) for name in _AUDIO_FOLDERS]
     seen: set[str] = set()
-    for folder in expected:
-        for path in tree.audio(folder, problems):
-            seen.add(path)
-            yield path
+    for name in _AUDIO_FOLDERS:
+        yield from tree.audio(f"{tree.root}/{name}", problems, seen)
     for folder in tree.roots:
-        yield from (path for path in tree.audio(folder, Problems()) if path not in seen)
+        yield from tree.audio(folder, Problems(), seen)
 
 
 def _keep_used_labels(clips: list[Clip], names: list[str], unlisted: tuple[UnlistedFiles, ...]) -> Manifest:

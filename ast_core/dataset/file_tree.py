@@ -132,13 +132,18 @@ class FileTree:
         self.skipped.update(os.path.join(folder, name) for name in names if name[0] in "._")
         return sorted(name for name in names if name[0] not in "._")
 
-    def audio(self, folder: str, problems: Problems) -> Iterator[str]:
+    def audio(self, folder: str, problems: Problems, seen: set[str] | None = None) -> Iterator[str]:
         """Yield the absolute paths of all audio files below a folder, in a fixed order.
 
         A file is audio if it has an audio suffix or begins as an audio file does, and is not hidden. Folders that
         cannot be read are added to `problems`.
+
+        Args:
+            folder: absolute path.
+            problems: where folders that cannot be read are added.
+            seen: real paths of folders to leave out; those that are walked are added.
         """
-        waiting, seen = [folder], set()
+        waiting, seen = [folder], set() if seen is None else seen
         while waiting:
             current = waiting.pop()
             real = os.path.realpath(current)
@@ -150,18 +155,16 @@ class FileTree:
             except ValueError as error:
                 problems.add(current, None, str(error))
                 continue
-            for name in sorted(found, reverse=True):
-                path = os.path.join(current, name)
-                if name[0] != "." and _is_folder(path, found[name]):
-                    waiting.append(path)
+            names = (name for name, kind in found.items() if kind & 3 != _FILE and name[0] != ".")
+            inner = sorted((f"{current}/{name}" for name in names), reverse=True)
+            waiting += [path for path in inner if _is_folder(path, found[path[len(current) + 1 :]])]
             yield from self.audio_in(current)
 
     def audio_in(self, folder: str) -> Iterator[str]:
         """Yield the absolute paths of the audio files in a folder, sorted by name."""
         for name, kind in sorted(self.entries(folder).items()):
-            path = os.path.join(folder, name)
-            if is_audio(name, kind) or (name[0] != "." and self._starts_like_audio(path, kind)):
-                yield path
+            if is_audio(name, kind) or (name[0] != "." and self._starts_like_audio(f"{folder}/{name}", kind)):
+                yield f"{folder}/{name}"
 
     def count_unlisted(self, counts: UnlistedCounts, lists: Sequence[Path], unnamed: str, below: Sequence[str]) -> None:
         """Count every file below some folders that was not found with `find`.
@@ -190,8 +193,8 @@ class FileTree:
             counts.add("not read: links elsewhere or without access (see --data.follow-links)", folder, 1, "folder")
             return []
         for name, kind in found:
-            path = os.path.join(folder, name)
-            if _is_folder(path, kind):
+            path = f"{folder}/{name}"
+            if kind & 3 != _FILE and _is_folder(path, kind):
                 if name[0] != "." and path not in self.skipped:
                     folders.append(path)
                 elif files := sum(len(names) for _, _, names in os.walk(path)):

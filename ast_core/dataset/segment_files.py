@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -44,8 +43,8 @@ class SegmentFiles:
     A file may be named ID, ID_START, ID_START_END or ID_START-END, with `Y` before it and any suffix. Times are in
     seconds (30, 30.0, 30.000, VGGSound's 000030; fractions may be cut) or in milliseconds (30000). Of several files for
     a row, this one is taken: the one whose name says more (start and end, start, ID); then the one without `Y`; then
-    the one below a folder that is named as the row's split; then the one whose suffix comes first in `AUDIO_SUFFIXES`; then
-    the first by path.
+    the one below a folder that is named as the row's split; then the one whose suffix comes first in `AUDIO_SUFFIXES`;
+    then the first by path.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -108,7 +107,7 @@ def _read_names(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     IDs may contain '_' and '-', begin with them, and begin with Y or end in digits; only the rows say which it is.
     """
-    stem = os.path.splitext(name)[0] if has_audio_suffix(name) else name  # noqa: PTH122
+    stem = name[: name.rfind(".")] if has_audio_suffix(name) else name
     found: list[tuple[str, tuple[str, ...]]] = []
     if "_" in stem:
         both, one = _START_END.fullmatch(stem), _START.fullmatch(stem)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ast_core.config import MOST_FRAMES
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.serialization import NAN_ALLOWED, from_dict
 from ast_core.storage.json_files import read_hashed_json
@@ -95,6 +96,8 @@ class ShardIndex:
     """Counts, sums and parts by split."""
     data_hash: str
     """Hash of all parts' hashes, the labels and the front end; the same data has the same hash."""
+    unlisted: tuple[UnlistedFiles, ...] = ()
+    """Files of the data set that are no clips, by reason."""
 
     def __post_init__(self) -> None:
         """Check sizes, which become memory, and names of splits, which become paths."""

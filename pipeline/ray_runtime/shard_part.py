@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from ast_core.audio.decoder import LIMIT_S, Decoder
 from ast_core.audio.fbank import Fbank, fit_length
+from ast_core.audio.segments import SegmentReader
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import ClipError, DamagedError, UserError
@@ -62,14 +63,17 @@ class ShardPart:
 
     def packed(self) -> str:
         """Return the part as JSON."""
-        clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
+        clips = [[c.clip_id, c.path, c.labels, c.split, c.start_s, c.end_s] for c in self.clips]
         return json.dumps({**vars(self), "clips": clips, "metadata": to_dict(self.metadata)})
 
     @staticmethod
     def unpacked(text: str) -> ShardPart:
         """Return the part of which `packed` made JSON."""
         values = json.loads(text)
-        clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
+        clips = tuple(
+            Clip(name, path, tuple(labels), split, start_s=start_s, end_s=end_s)
+            for name, path, labels, split, start_s, end_s in values["clips"]
+        )
         return ShardPart(**{**values, "clips": clips, "metadata": from_dict(ShardMetadata, values["metadata"])})
 
     def key(self) -> str:
@@ -120,7 +124,13 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
         seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
     except OSError as error:
         seen = [error.errno or 0]
-    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
+    times = [clip.start_s, clip.end_s] if _is_segment(clip) else []  # complete recordings keep the keys they had
+    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen, *times]
+
+
+def _is_segment(clip: Clip) -> bool:
+    """Return whether a clip is a part of its file."""
+    return clip.start_s > 0 or clip.end_s is not None
 
 
 @dataclass(frozen=True)
@@ -207,11 +217,17 @@ def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]
     fbank, decoder = _front_end(config), _decoder(part.decode_limit_s)
     # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
     seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
+    segments = SegmentReader(decoder, config.sample_rate_hz, _segment_limits(part.clips, seconds))
     for clip in part.clips:
         try:
             if not clip.path:
                 raise ClipError("missing", "listed, but there is no file")
-            fbank_TM = fbank(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
+            if _is_segment(clip):
+                waveform = segments.load(clip.path, clip.start_s, clip.end_s, seconds)
+            else:
+                segments.close()
+                waveform = decoder.load(clip.path, config.sample_rate_hz, seconds)
+            fbank_TM = fbank(torch.from_numpy(waveform))
         except ClipError as error:
             entry = {"clip_id": _utf8(clip.clip_id), "split": part.split, "path": _utf8(clip.path)}
             rejects.append({**entry, "stage": error.stage, "reason": error.reason})
@@ -220,6 +236,16 @@ def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]
         else:
             fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
             yield Row(_utf8(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
+    segments.close()
+
+
+def _segment_limits(clips: Sequence[Clip], seconds: float) -> dict[str, float]:
+    """Return how many seconds of each recording its segments need."""
+    limits: dict[str, float] = {}
+    for clip in filter(_is_segment, clips):
+        end_s = clip.start_s + seconds if clip.end_s is None else clip.end_s
+        limits[clip.path] = max(limits.get(clip.path, 0.0), end_s)
+    return limits
 
 
 def _utf8(name: str) -> str:
