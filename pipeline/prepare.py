@@ -133,11 +133,11 @@ def _check_missing(settings: PrepareSettings, manifest: Manifest) -> None:
     missing = Counter(clip.split for clip in manifest.clips if not clip.path)
     for splits in dict.fromkeys([tuple(data.train_splits), (data.validation_split,), (data.test_split,)]):
         total, absent = (sum(counts[split] for split in splits) for counts in (listed, missing))
-        example = next((clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path), "")
+        first = next((clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path), "")
         require(
             absent <= limit * total,
-            f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(example)}. This "
-            f"is more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder of "
+            f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
+            f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder of "
             "the files with --data.root, or raise the limit.",
         )
 

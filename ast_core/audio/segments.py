@@ -61,10 +61,10 @@ class SegmentReader:
         if self._length is not None:
             recording_s = self._length / self._rate_hz
             if end_s is not None and end_s > recording_s + ROUNDING_S:
-                raise ClipError("segment", f"the segment ends at {end_s:g} s, but the recording at {recording_s:g} s")
+                raise ClipError("segment", f"the segment ends at {end_s:g} s, the recording at {recording_s:g} s")
             if first >= self._length:
                 raise ClipError(
-                    "segment", f"the segment starts at {start_s:g} s, but the recording ends at {recording_s:g} s"
+                    "segment", f"the segment starts at {start_s:g} s, the recording ends at {recording_s:g} s"
                 )
         return segment
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ast_core.dataset.audio_suffixes import has_audio_suffix, starts_like_audio
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.problems import Problems, UnlistedCounts, shorten
 
 LONGEST_PATH = 4096
@@ -15,7 +16,7 @@ _FILE, _LINK, _FOLDER, _SPECIAL, _USED = 0, 1, 2, 3, 4
 """Kinds of entries (`_SPECIAL` is a pipe, socket or device), and the bit that `find` sets for a file that it found."""
 _NO_NAMES = {"", ".", ".."}
 _ROOT_HINT = "give its folder with --data.root"
-_LINK_HINT = "--data.follow-links allows links, --data.root FOLDER allows that folder"
+_LINK_HINT = "put the file itself there, or allow it with --data.follow-links or --data.root FOLDER"
 _Place = tuple[str, dict[str, int]]
 """An absolute folder with a '/' at its end, and its entries."""
 
@@ -236,9 +237,7 @@ class FileTree:
     def _require_inside(self, path: str) -> None:
         """Raise ValueError if a link leads out of the roots and links may not."""
         if not (self._follow_links or self._is_inside(os.path.realpath(path))):
-            raise ValueError(
-                f"{shorten(path)} is a link out of {self.root}; put the file itself there, or allow it ({_LINK_HINT})"
-            )
+            raise ValueError(f"{shorten(path)} is a link out of {self.root}; {_LINK_HINT}")
 
     def _is_inside(self, real: str) -> bool:
         """Return whether a real path is a root or below one."""
@@ -254,6 +253,30 @@ def _scan(folder: str) -> dict[str, int]:
         return {}
     except OSError as error:
         raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
+
+
+def list_recordings(folder: Path) -> tuple[list[Path], tuple[UnlistedFiles, ...]]:
+    """Return the audio files below a folder, sorted, hidden ones and links too, and the counts of all other files.
+
+    Links to folders are not followed.
+    """
+    counts = UnlistedCounts(str(folder))
+    files: list[Path] = []
+
+    def count_unreadable(error: OSError) -> None:
+        counts.add("not readable", str(error.filename), 1, "folder")
+
+    for current, folders, names in os.walk(folder, onerror=count_unreadable):
+        folders.sort()
+        for name in folders:
+            if os.path.islink(f"{current}/{name}"):
+                counts.add("links, which are not followed (name them to read them)", f"{current}/{name}", 1, "folder")
+        for name in sorted(names):
+            if has_audio_suffix(name) or starts_like_audio(f"{current}/{name}"):
+                files.append(Path(current, name))
+            else:
+                counts.add("not audio", f"{current}/{name}")
+    return sorted(files), counts.counts()
 
 
 def is_audio(name: str, kind: int = _FILE) -> bool:

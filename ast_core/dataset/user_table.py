@@ -224,10 +224,7 @@ def _read_rows(source: Path, displayed: dict[str, str], problems: Problems) -> I
     elif kind == ".parquet":
         yield from _read_parquet_rows(source, problems)
     elif kind in {".json", ".jsonl"}:
-        if kind == ".jsonl":
-            values = _read_json_lines(source, problems)
-        else:
-            values = enumerate(_read_json_list(source), 1)
+        values = _read_json_lines(source, problems) if kind == ".jsonl" else enumerate(_read_json_list(source), 1)
         for number, value in values:
             try:
                 row = _convert_ast_row(value, displayed)
@@ -247,8 +244,8 @@ def _read_json_list(source: Path) -> list[Any]:
         value = json.loads(source.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON in UTF-8: {error}. Save it as UTF-8.") from error
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        return value["data"]
+    if isinstance(value, dict):
+        value = value.get("data")
     if not isinstance(value, list):
         raise UserError(
             f"{source} is not a JSON list; give a list of objects with path and labels, or AST's own "
