@@ -27,7 +27,8 @@ ACCEPTED = """Accepted are
   esc50            meta/esc50.csv, audio/
   speech_commands  WORD/*.wav, validation_list.txt, testing_list.txt
   folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
-  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id, split"""
+  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id,
+                   split, start_s, end_s; or one of AST's own JSON lists"""
 
 _LOADERS: dict[str, Callable[[Path, FileTree, Problems], Manifest]] = {
     "audioset": load_audioset,
