@@ -67,13 +67,7 @@ def test_a_segment_before_the_last_one_decodes_again(recording: Path, decoder: C
 
 
 @pytest.mark.parametrize(
-    ("start_s", "end_s", "numbers"),
-    [
-        (58, 61, ("61 s", "60 s")),
-        (70, None, ("70 s", "60 s")),
-        (61, 62, ("62 s", "60 s")),
-        (0, 3600, ("3600 s", "60 s")),
-    ],
+    ("start_s", "end_s", "number"), [(58, 61, "61 s"), (70, None, "70 s"), (61, 62, "62 s"), (0, 3600, "3600 s")]
 )
 def test_a_segment_beyond_the_end_is_refused_with_both_numbers(
     recording: Path, decoder: CountingDecoder, start_s: float, end_s: float | None, number: str
