@@ -81,6 +81,10 @@ class DataConfig:
     """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
     layout: Layout = "auto"
     """Layout of the source; `auto` detects it."""
+    root: tuple[str, ...] = ()
+    """Further folders in which the files of a list, or the targets of links, may lie. Repeat the flag for several."""
+    follow_links: bool = False
+    """Permission to follow links out of the source. Allow it only for lists and folders that you trust."""
     train_splits: tuple[str, ...] = ("train",)
     """Names of the training splits, joined in this order."""
     validation_split: str = ""
@@ -114,6 +118,9 @@ class PrepareConfig:
     """Number of listed clips for each Parquet part."""
     max_reject_share: float = 0.01
     """Largest share of the clips with audio that may be rejected; above it, the stage fails."""
+    max_missing_share: float = 0.5
+    """Largest share of the listed clips that may have no file, of the training splits together and of each other split
+    that is used; above it, the stage fails before it decodes anything."""
     decode_limit_s: float = 120.0
     """Seconds to wait for the decoder's next block; a clip that exceeds this twice is rejected."""
 
@@ -121,7 +128,8 @@ class PrepareConfig:
         """Check ranges."""
         require(self.decode_limit_s > 0, f"prepare.decode-limit-s is {self.decode_limit_s}; give more than 0.")
         require(self.clips_per_part >= 1, f"prepare.clips-per-part is {self.clips_per_part}; give 1 or more.")
-        require(0 <= self.max_reject_share <= 1, f"prepare.max-reject-share is {self.max_reject_share}; give 0 to 1.")
+        for name, share in (("reject", self.max_reject_share), ("missing", self.max_missing_share)):
+            require(0 <= share <= 1, f"prepare.max-{name}-share is {share}; give 0 to 1.")
 
 
 @dataclass(frozen=True)

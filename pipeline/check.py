@@ -27,12 +27,12 @@ from ast_core.storage.atomic_files import sha256_of
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CheckSettings
-from pipeline.ray_runtime.shard_part import read_fbank
+from pipeline.ray_runtime.shard_part import read_fbanks
 from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder.listed_clips import missing_splits
 
-_AT_A_TIME = 10_000
-"""Clips that wait for a decoder at a time; each needs about 1 KB of memory."""
+_AT_A_TIME = 16
+"""Clips that a decoder reads at a time; segments of one recording that follow each other are read in one pass."""
 
 
 def check(settings: CheckSettings) -> None:
@@ -42,7 +42,8 @@ def check(settings: CheckSettings) -> None:
         UserError: prepare would lose clips or refuse the data set; or the source does not exist or has no known layout.
     """
     data, source, problems = settings.data, settings.source.absolute(), Problems(sys.maxsize)
-    manifest = read_manifest(source, data.layout, data.group, TENTHS_OF_CLASSES, problems)
+    roots = [Path(root) for root in data.root]
+    manifest = read_manifest(source, data.layout, problems, roots, data.follow_links, data.group, TENTHS_OF_CLASSES)
     if sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
         problems.add(source, None, sentence)
     kept = _decode(settings, manifest, problems)
@@ -52,7 +53,7 @@ def check(settings: CheckSettings) -> None:
         f"{len(manifest.labels)} classes",
         markup=False,
     )
-    for note in manifest.notes:
+    for note in [*manifest.notes, *(counts.sentence for counts in manifest.unlisted)]:
         console.print(note, markup=False)
     counts = order_splits(_count_classes(manifest, kept), data)
     console.print(classes_table(manifest.labels, counts))
@@ -70,26 +71,21 @@ def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems) -> 
     torch.set_num_threads(1)
     own = threading.local()
 
-    def find_fault(clip: Clip) -> str:
+    def find_faults(clips: Sequence[Clip]) -> list[str]:
         if not hasattr(own, "decoder"):
             own.decoder = Decoder(settings.prepare.decode_limit_s)
-        try:
-            read_fbank(clip, settings.front_end, own.decoder)
-        except ClipError as error:
-            return str(error)
-        except OSError as error:
-            return f"could not be read: {error}"
-        return ""
+        found = (result for _, result in read_fbanks(clips, settings.front_end, own.decoder))
+        return [str(result) if isinstance(result, ClipError | OSError) else "" for result in found]
 
     kept, clips = [], manifest.clips
+    portions = [clips[start : start + _AT_A_TIME] for start in range(0, len(clips), _AT_A_TIME)]
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count() or 1)
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("check", total=len(clips))
-            for start in range(0, len(clips), _AT_A_TIME):
-                chosen = clips[start : start + _AT_A_TIME]
-                for clip, fault in zip(chosen, pool.map(find_fault, chosen), strict=True):
-                    progress.advance(task)
+            for portion, faults in zip(portions, pool.map(find_faults, portions), strict=True):
+                progress.advance(task, len(portion))
+                for clip, fault in zip(portion, faults, strict=True):
                     if fault:
                         problems.add(clip.path or clip.clip_id, None, fault)
                     else:

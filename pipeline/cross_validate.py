@@ -113,7 +113,8 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
 def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     """Return the names of the folds: all splits of the data set."""
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    manifest = load_manifest(Path(settings.data.source), settings.data.layout)
+    roots = [Path(root) for root in settings.data.root]
+    manifest = load_manifest(Path(settings.data.source), settings.data.layout, roots, settings.data.follow_links)
     names = tuple(sorted({clip.split for clip in manifest.clips}))
     require(
         len(names) >= 3 and not {"train", "test", "eval"} & set(names),

@@ -6,16 +6,16 @@ python pipeline/predict.py RECORDING_OR_FOLDER ... --model models:/ast-demo@cham
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from ast_core.audio.decoder import Decoder, Recording
+from ast_core.dataset.file_tree import list_recordings
 from ast_core.errors import ClipError, require
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
@@ -23,8 +23,6 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.predictions import Predictions
-
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".oga", ".aif"}
 
 
 def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
@@ -41,7 +39,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
             settings.output.suffix in {".csv", ".json", ".parquet"},
             f"--output {settings.output} must end in .csv, .json or .parquet.",
         )
-    files = list(dict.fromkeys(_files(settings.inputs)))  # the user may name a folder and a file in it
+    files = list(dict.fromkeys(_list_files(settings.inputs)))  # the user may name a folder and a file in it
     require(bool(files), f"No audio file was found in {', '.join(map(str, settings.inputs))}.")
     bundle = Bundle.load(_bundle_folder(settings))
     require(
@@ -87,14 +85,22 @@ def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording)
         recording_pictures.write_pictures(settings, predictor, recording)
 
 
-def _files(inputs: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files that the user named, and those below the named folders that have an audio suffix."""
+def _list_files(inputs: Sequence[Path]) -> list[Path]:
+    """Return the files that the user named and the audio files below the named folders; print what the others are.
+
+    A file is audio if it has an audio suffix or begins as an audio file does.
+    """
+    files: list[Path] = []
     for path in inputs:
         require(path.exists(), f"{path} does not exist; give a file or a folder.")
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-        else:
-            yield path
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found, unlisted = list_recordings(path)
+        files += found
+        for counts in unlisted:
+            Console(soft_wrap=True, highlight=False).print(f"{path}: {counts.sentence}", markup=False)
+    return files
 
 
 def main(argv: Sequence[str] | None = None) -> None:

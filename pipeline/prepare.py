@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.manifest import Clip, Manifest
+from ast_core.dataset.problems import EXAMPLES, make_printable
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import require
 from ast_core.shards.index import REJECTS, ShardIndex
@@ -55,6 +57,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         for note in manifest.notes:
             Console(soft_wrap=True, highlight=False).print(note, markup=False)
         shards = ShardFolder(run.shards, plan(settings, manifest, source))
+        _report_listing(manifest)
+        _check_missing(settings, manifest)
         pending = shards.pending()
         if pending:
             shards.remove_index()
@@ -101,6 +105,36 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
             name, limit_s = f"part-{number:05d}", settings.prepare.decode_limit_s
             parts.append(ShardPart(folder, name, split, chunk, root, metadata, limit_s))
     return parts
+
+
+def _report_listing(manifest: Manifest) -> None:
+    """Print the counts of files that are no clips, of clips without a file, and of clips without a label."""
+    missing = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.path]
+    unlabelled = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.labels]
+    more = (
+        UnlistedFiles("listed, but have no file", len(missing), tuple(missing[:EXAMPLES]), "clip"),
+        UnlistedFiles(
+            "without a label, so negatives of every class", len(unlabelled), tuple(unlabelled[:EXAMPLES]), "clip"
+        ),
+    )
+    for counts in (*manifest.unlisted, *(counts for counts in more if counts.count)):
+        Console(soft_wrap=True, highlight=False).print(counts.sentence, markup=False)
+
+
+def _check_missing(settings: PrepareSettings, manifest: Manifest) -> None:
+    """Raise UserError if more clips of the splits that are used have no file than the settings allow."""
+    limit, data = settings.prepare.max_missing_share, settings.data
+    listed = Counter(clip.split for clip in manifest.clips)
+    missing = Counter(clip.split for clip in manifest.clips if not clip.path)
+    for splits in dict.fromkeys([tuple(data.train_splits), (data.validation_split,), (data.test_split,)]):
+        total, absent = (sum(counts[split] for split in splits) for counts in (listed, missing))
+        first = next((clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path), "")
+        require(
+            absent <= limit * total,
+            f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
+            f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder of "
+            "the files with --data.root, or raise the limit.",
+        )
 
 
 def _check_source(settings: PrepareSettings) -> None:

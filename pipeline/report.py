@@ -76,6 +76,8 @@ class DataSection:
     """Names of the training splits."""
     test: str
     """Name of the test split."""
+    unlisted: list[str]
+    """Sentences about the files of the data set that are no clips."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _data(settings: ReportSettings, index: ShardIndex) -> DataSection:
         front_end=index.front_end,
         train=" + ".join(settings.data.train_splits),
         test=settings.data.test_split,
+        unlisted=[counts.sentence for counts in index.unlisted],
     )
 
 

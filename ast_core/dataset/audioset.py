@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import AUDIO_SUFFIXES, FileTree
-from ast_core.dataset.problems import Problems, read_lines, require_printable, shorten
+from ast_core.dataset.file_tree import FileTree
+from ast_core.dataset.problems import Problems, UnlistedCounts, read_lines, require_printable, shorten
+from ast_core.dataset.segment_files import NO_ROW, Segment, SegmentFiles
 from ast_core.errors import UserError
 
 AUDIOSET_SPLITS = ("balanced_train", "unbalanced_train", "eval")
+_AUDIO_FOLDERS = ("audio", *AUDIOSET_SPLITS, *(f"{split}_segments" for split in AUDIOSET_SPLITS))
 _SECONDS = r"(\d{1,9}(?:\.\d{1,6})?)"
 _SEGMENT = re.compile(rf'([A-Za-z0-9_-]{{1,64}})\s*,\s*{_SECONDS}\s*,\s*{_SECONDS}\s*,\s*(?:"([^"]*)"|([^",]+))')
 
 
-def load_audioset(source: Path, problems: Problems) -> Manifest:
+def load_audioset(source: Path, tree: FileTree, problems: Problems) -> Manifest:
     """Read AudioSet's segments CSVs and find the audio of each clip.
 
     The labels are those of class_labels_indices.csv, in its order, that at least one clip has: a class without a
     positive clip has no average precision. Complete AudioSet has all 527, a subset may have fewer.
-    The audio is searched in `audio/` and in folders with the names of the splits. A file may be named ID, YID, ID_START
-    or YID_START (START in seconds or milliseconds), with any audio suffix.
+    The audio may lie anywhere below the source. `SegmentFiles` says how its files may be named.
 
     Raises:
         UserError: the labels or all segments CSVs are missing.
     """
-    names = _read_labels(source / "class_labels_indices.csv", problems)
+    label_list = source / "class_labels_indices.csv"
+    names = _read_labels(label_list, problems)
     lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
     if not any(path.is_file() for path in lists.values()):
         names_of_lists = ", ".join(path.name for path in lists.values())
         raise UserError(f"{source} has no segments file; add at least one of {names_of_lists}.")
-    tree = FileTree(source)
-    index = _index_audio(tree, problems)
-    mid_index = {mid: number for number, mid in enumerate(names)}
-    clips, ids = [], set[str]()
-    for split, path in lists.items():
-        for number, text in read_lines(path, problems) if path.is_file() else ():
-            if not text.strip() or text.lstrip().startswith("#"):
-                continue
-            try:
-                clip = _parse_segment(text, split, mid_index, index, tree)
-                if clip.clip_id in ids:
-                    raise ValueError(f"the clip {clip.clip_id} is listed twice")
-            except ValueError as error:
-                problems.add(path, number, str(error))
-                continue
-            ids.add(clip.clip_id)
-            clips.append(clip)
-    return _keep_used_labels(clips, list(names.values()))
+    segments, places = _read_segments(lists, {mid: number for number, mid in enumerate(names)}, problems)
+    counts = UnlistedCounts(tree.root)
+    matched = SegmentFiles(segments)
+    for file in _audio_files(tree, problems):
+        matched.add(file)
+    clips = []
+    for segment, file, (path, number) in zip(segments, matched.files, places, strict=True):
+        try:
+            found = tree.find(file) if file else ""
+        except ValueError as error:
+            problems.add(path, number, str(error))
+            continue
+        clips.append(Clip(segment.clip_id, found, segment.labels, segment.split))
+    for reason, file in matched.others():
+        counts.add(reason, file)
+        tree.mark(file)
+    tree.count_unlisted(counts, [label_list, *lists.values()], NO_ROW, tree.roots)
+    return _keep_used_labels(clips, list(names.values()), counts.counts())
 
 
 def _read_labels(path: Path, problems: Problems) -> dict[str, str]:
@@ -70,7 +72,29 @@ def _read_labels(path: Path, problems: Problems) -> dict[str, str]:
     return names
 
 
-def _parse_segment(text: str, split: str, mid_index: dict[str, int], index: dict[str, str], tree: FileTree) -> Clip:
+def _read_segments(
+    lists: dict[str, Path], mid_index: dict[str, int], problems: Problems
+) -> tuple[list[Segment], list[tuple[Path, int]]]:
+    """Read the segments CSVs that exist; return the segments, and the file and row of each."""
+    segments, places, ids = list[Segment](), list[tuple[Path, int]](), set[str]()
+    for split, path in lists.items():
+        for number, text in read_lines(path, problems) if path.is_file() else ():
+            if not text.strip() or text.lstrip().startswith("#"):
+                continue
+            try:
+                segment = _parse_segment(text, split, mid_index)
+                if segment.clip_id in ids:
+                    raise ValueError(f"the clip {segment.clip_id} is listed twice")
+            except ValueError as error:
+                problems.add(path, number, str(error))
+                continue
+            ids.add(segment.clip_id)
+            segments.append(segment)
+            places.append((path, number))
+    return segments, places
+
+
+def _parse_segment(text: str, split: str, mid_index: dict[str, int]) -> Segment:
     """Parse one row of a segments CSV; ValueError says what is wrong with it."""
     match = _SEGMENT.fullmatch(text.strip())
     if match is None:
@@ -82,35 +106,26 @@ def _parse_segment(text: str, split: str, mid_index: dict[str, int], index: dict
         raise ValueError(f"the labels {shorten(', '.join(unknown))} are not in class_labels_indices.csv")
     if end <= start:
         raise ValueError(f"the segment ends at {end:g} s, before it starts at {start:g} s")
-    short = f"{start:.3f}".rstrip("0").rstrip(".")
-    stems = (f"{ytid}_{short}", f"{ytid}_{start:.3f}", f"{ytid}_{round(start * 1000)}", ytid)
-    path = next((index[stem] for prefix in ("", "Y") for stem in (prefix + s for s in stems) if stem in index), "")
-    if path:
-        tree.find(path)
-    return Clip(f"{ytid}_{short}", path, tuple(sorted({mid_index[mid] for mid in mids})), split)
+    return Segment(ytid, start, end, tuple(sorted({mid_index[mid] for mid in mids})), split)
 
 
-def _index_audio(tree: FileTree, problems: Problems) -> dict[str, str]:
-    """Map each audio file's name without suffix to its path; of two files, prefer the suffix that comes first."""
-    folders = ["audio", *AUDIOSET_SPLITS, *(f"{split}_segments" for split in AUDIOSET_SPLITS)]
-    index: dict[str, str] = {}
-    for folder in folders:
-        for path in tree.audio(os.path.join(tree.root, folder), problems):
-            stem = os.path.splitext(os.path.basename(path))[0]
-            if stem not in index or _rank(path) < _rank(index[stem]):
-                index[stem] = path
-    return index
+def _audio_files(tree: FileTree, problems: Problems) -> Iterator[str]:
+    """Yield the audio files below all roots.
+
+    Folders that cannot be read are problems only where audio is expected; elsewhere they are counted.
+    """
+    seen: set[str] = set()
+    for name in _AUDIO_FOLDERS:
+        yield from tree.audio(f"{tree.root}/{name}", problems, seen)
+    for folder in tree.roots:
+        yield from tree.audio(folder, Problems(), seen)
 
 
-def _rank(path: str) -> int:
-    """Return the place of a path's suffix in `AUDIO_SUFFIXES`; the lowest is preferred."""
-    return AUDIO_SUFFIXES.index(os.path.splitext(path)[1].lower())
-
-
-def _keep_used_labels(clips: list[Clip], names: list[str]) -> Manifest:
+def _keep_used_labels(clips: list[Clip], names: list[str], unlisted: tuple[UnlistedFiles, ...]) -> Manifest:
     used = sorted({label for clip in clips for label in clip.labels})
     if len(used) == len(names):
-        return Manifest(tuple(clips), tuple(names), False, "audioset")
+        return Manifest(tuple(clips), tuple(names), False, "audioset", unlisted=unlisted)
     new = {old: number for number, old in enumerate(used)}
     renumbered = (Clip(c.clip_id, c.path, tuple(new[label] for label in c.labels), c.split) for c in clips)
-    return Manifest(tuple(renumbered), tuple(names[old] for old in used), False, "audioset")
+    labels = tuple(names[old] for old in used)
+    return Manifest(tuple(renumbered), labels, False, "audioset", unlisted=unlisted)

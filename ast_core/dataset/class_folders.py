@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.file_tree import FileTree, is_audio
-from ast_core.dataset.problems import Problems, require_printable
+from ast_core.dataset.problems import Problems, UnlistedCounts, require_printable
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -22,18 +22,18 @@ SPLIT_FOLDERS = {
 """Folder names that mean a split, and the split."""
 
 
-def load_class_folders(source: Path, problems: Problems) -> Manifest:
+def load_class_folders(_: Path, tree: FileTree, problems: Problems) -> Manifest:
     """Read SPLIT/CLASS/FILE or CLASS/FILE.
 
     A folder with the name of a split is a split if it holds folders and no audio files. Without such a folder, each
     top folder is a class, and the clips have no split yet.
     """
-    tree = FileTree(source)
     top = tree.folders(tree.root)
     splits = [name for name in top if name.lower() in SPLIT_FOLDERS and _holds_classes(tree, name)]
     if not splits:
         files = class_files(tree, tree.root, problems)
-        return manifest_by_class([(key, key.split("/")[0], path, "") for key, path in files], "folders")
+        rows = [(key, key.split("/")[0], path, "") for key, path in files]
+        return manifest_by_class(rows, "folders", count_outside_classes(tree))
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
             reason = f"this folder is not a split, but {', '.join(splits)} are; move it into one of them or elsewhere"
@@ -43,7 +43,7 @@ def load_class_folders(source: Path, problems: Problems) -> Manifest:
         for name in splits
         for key, path in class_files(tree, os.path.join(tree.root, name), problems)
     ]
-    return manifest_by_class(rows, "folders")
+    return manifest_by_class(rows, "folders", count_outside_classes(tree))
 
 
 def _holds_classes(tree: FileTree, name: str) -> bool:
@@ -66,9 +66,18 @@ def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple
                 problems.add(path, None, str(error))
 
 
-def manifest_by_class(rows: list[tuple[str, str, str, str]], layout: str) -> Manifest:
+def count_outside_classes(tree: FileTree, lists: Sequence[Path] = ()) -> tuple[UnlistedFiles, ...]:
+    """Return the counts of the files of a tree of class folders that are no clips and not in `lists`."""
+    counts = UnlistedCounts(tree.root)
+    tree.count_unlisted(counts, lists, "audio, but in no class folder", [tree.root])
+    return counts.counts()
+
+
+def manifest_by_class(
+    rows: list[tuple[str, str, str, str]], layout: str, unlisted: tuple[UnlistedFiles, ...]
+) -> Manifest:
     """Build the manifest of (clip id, class, path, split) rows; labels are sorted by name."""
     names = sorted({row[1] for row in rows})
     index = {name: (number,) for number, name in enumerate(names)}
     clips = tuple(Clip(key, path, index[name], split) for key, name, path, split in rows)
-    return Manifest(clips, tuple(names), True, layout)
+    return Manifest(clips, tuple(names), True, layout, unlisted=unlisted)

@@ -3,67 +3,107 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ast_core.dataset.problems import Problems, shorten
+from ast_core.dataset.audio_suffixes import has_audio_suffix, starts_like_audio
+from ast_core.dataset.clips import UnlistedFiles
+from ast_core.dataset.problems import Problems, UnlistedCounts, shorten
 
-_DECODED = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
-AUDIO_SUFFIXES = (*_DECODED, ".m4a", ".mp4", ".webm")
-"""Suffixes of audio files, preferred ones first. The last three cannot be decoded: their clips become rejects."""
 LONGEST_PATH = 4096
 """Largest number of characters in a path, as in Linux."""
-_FILE, _LINK, _FOLDER = 0, 1, 2
+_FILE, _LINK, _FOLDER, _SPECIAL, _USED = 0, 1, 2, 3, 4
+"""Kinds of entries (`_SPECIAL` is a pipe, socket or device), and the bit that `find` sets for a file that it found."""
 _NO_NAMES = {"", ".", ".."}
+_ROOT_HINT = "give its folder with --data.root"
+_LINK_HINT = "put the file itself there, or allow it with --data.follow-links or --data.root FOLDER"
+_Place = tuple[str, dict[str, int]]
+"""An absolute folder with a '/' at its end, and its entries."""
 
 
 class FileTree:
-    """The files below a root. Each folder is listed once, so a million clips do not cost a million `stat`s."""
+    """The files below a root. Each folder is listed once, so a million clips do not cost a million `stat`s.
 
-    def __init__(self, root: Path) -> None:
-        """Start at `root`, an existing folder."""
+    Args:
+        root: existing folder.
+        others: further folders in which files of a list, or the targets of links, may lie.
+        follow_links: whether links may lead anywhere.
+    """
+
+    def __init__(self, root: Path, others: Sequence[Path] = (), follow_links: bool = False) -> None:
         self.root = os.path.realpath(root)
-        self._real_prefix = self.root.rstrip("/") + "/"
-        self._prefixes = (self._real_prefix, os.path.abspath(root).rstrip("/") + "/")
+        self.roots = list(dict.fromkeys([self.root, *map(os.path.realpath, others)]))
+        self.skipped: set[str] = set()
+        """Folders that `folders` left out for their names."""
+        self._follow_links = follow_links
+        self._real_prefixes = tuple(folder.rstrip("/") + "/" for folder in self.roots)
+        self._prefixes: list[tuple[str, str]] = []
+        """A prefix of paths below a root as the user gives them, and the prefix of the real paths."""
+        for folder in (root, *others):
+            real = os.path.realpath(folder).rstrip("/") + "/"
+            self._prefixes += [(real, real), (os.path.abspath(folder).rstrip("/") + "/", real)]
         self._folders: dict[str, dict[str, int]] = {}
-        self._places: dict[str, tuple[str, dict[str, int]]] = {}
+        self._places: dict[str, list[_Place]] = {}
+        self._real_folders: dict[str, str] = {}
+        """Real paths of the folders that were reached by a link."""
 
     def find(self, given: str) -> str:
-        """Return the absolute path of a file; "" if it does not exist.
+        """Return the absolute path of a file, and note that it is used; "" if it does not exist.
 
         Args:
-            given: path relative to the root, or an absolute path below it.
+            given: path relative to a root (the first one that has the file counts), or an absolute path below one.
 
         Raises:
-                ValueError: the path is malformed or leads out of the root, by itself or by a link. The text says why.
+                ValueError: the path is malformed or leads out of the roots, by itself or by a link. The text says why.
         """
         name = given.rpartition("/")[2]
         before = given[: len(given) - len(name)]
-        place = self._places.get(before)
-        if place is None:
-            place = self._places[before] = self._list_folder(given, before)
-        folder, entries = place
+        places = self._places.get(before)
+        if places is None:
+            places = self._places[before] = self._list_places(given, before)
         if name in _NO_NAMES or "\0" in name or len(given) > LONGEST_PATH:
             raise ValueError(f"the path {shorten(given)} names no file")
-        kind = entries.get(name)
-        if kind is None:
-            return ""
-        path = folder + name
-        if kind == _LINK:
-            self._require_inside(path)
-        return path
+        for folder, entries in places:
+            kind = entries.get(name)
+            if kind is not None:
+                path = folder + name
+                if kind == _LINK:
+                    self._require_inside(path)
+                    self._use_target(path)
+                entries[name] = kind | _USED
+                return path
+        return ""
 
-    def _list_folder(self, given: str, before: str) -> tuple[str, dict[str, int]]:
-        """Return the absolute folder `before`, with a '/' at its end, and its entries."""
+    def mark(self, path: str) -> None:
+        """Note that a file that `audio` yielded was counted."""
+        folder, _, name = path.rpartition("/")
+        self.entries(folder)[name] |= _USED
+
+    def _list_places(self, given: str, before: str) -> list[_Place]:
+        """Return the folders that `before` may be."""
         if "\0" in before or len(before) > LONGEST_PATH:
             raise ValueError(f"the path {shorten(given)} names no file")
-        if ".." in before.split("/"):
-            raise ValueError(f"the path {shorten(given)} has '..' in it; give paths inside {self.root}")
-        folder = os.path.normpath(os.path.join(self.root, before))
-        if not f"{folder}/".startswith(self._prefixes):
-            raise ValueError(f"the path {shorten(given)} is outside {self.root}")
-        self.entries(self.root)
-        return folder.rstrip("/") + "/", self.entries(folder)
+        climbs = ".." in before.split("/")
+        places = []
+        for root in self.roots[:1] if before.startswith("/") else self.roots:
+            folder = os.path.normpath(os.path.join(root, before)).rstrip("/") + "/"
+            # `a/../b` is not `b` if `a` is a link. So '..' leads only to further roots, which the user named.
+            found = (
+                real + folder[len(own) :]
+                for own, real in self._prefixes[2 if climbs else 0 :]
+                if folder.startswith(own)
+            )
+            real = next(found, None)
+            if real is not None:
+                self.entries(self.root)
+                places.append((real, self.entries(real.rstrip("/") or "/")))
+        if places:
+            return places
+        if climbs:
+            raise ValueError(
+                f"the path {shorten(given)} has '..' in it; give paths inside {self.root}, or {_ROOT_HINT}"
+            )
+        raise ValueError(f"the path {shorten(given)} is outside {self.root}; put it there, or {_ROOT_HINT}")
 
     def entries(self, folder: str) -> dict[str, int]:
         """Return a folder's names and their kinds; nothing if it does not exist. Raises ValueError as `find` does."""
@@ -74,29 +114,37 @@ class FileTree:
             siblings = self._folders.get(parent)
             if siblings is not None and name not in siblings:
                 return {}
-            if folder != self.root and (siblings is None or siblings[name] == _LINK):
+            if folder not in self.roots and (siblings is None or siblings[name] & 3 == _LINK):
                 self._require_inside(folder)
-            try:
-                with os.scandir(folder) as found:
-                    known = {entry.name: _kind(entry) for entry in found}
-            except (FileNotFoundError, NotADirectoryError):
-                known = {}
-            except OSError as error:
-                raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
+                real = os.path.realpath(folder)
+            else:
+                real = folder if parent not in self._real_folders else f"{self._real_folders[parent]}/{name}"
+            if real != folder:
+                self._real_folders[folder] = real
+            known = self._folders.get(real)
+            if known is None:
+                known = self._folders[real] = _scan(real)
             self._folders[folder] = known
         return known
 
     def folders(self, folder: str) -> list[str]:
         """Return the sorted names of the folders in a folder, without those that begin with `.` or `_`."""
-        names = self.entries(folder).items()
-        return sorted(n for n, kind in names if n[0] not in "._" and _is_folder(os.path.join(folder, n), kind))
+        names = [n for n, kind in self.entries(folder).items() if _is_folder(os.path.join(folder, n), kind)]
+        self.skipped.update(os.path.join(folder, name) for name in names if name[0] in "._")
+        return sorted(name for name in names if name[0] not in "._")
 
-    def audio(self, folder: str, problems: Problems) -> Iterator[str]:
+    def audio(self, folder: str, problems: Problems, seen: set[str] | None = None) -> Iterator[str]:
         """Yield the absolute paths of all audio files below a folder, in a fixed order.
 
-        Folders that cannot be read are added to `problems`.
+        A file is audio if it has an audio suffix or begins as an audio file does, and is not hidden. Folders that
+        cannot be read are added to `problems`.
+
+        Args:
+            folder: absolute path.
+            problems: where folders that cannot be read are added.
+            seen: real paths of folders to leave out; those that are walked are added.
         """
-        waiting, seen = [folder], set()
+        waiting, seen = [folder], set() if seen is None else seen
         while waiting:
             current = waiting.pop()
             real = os.path.realpath(current)
@@ -108,28 +156,141 @@ class FileTree:
             except ValueError as error:
                 problems.add(current, None, str(error))
                 continue
-            for name in sorted(found, reverse=True):
-                path = os.path.join(current, name)
-                if name[0] != "." and _is_folder(path, found[name]):
-                    waiting.append(path)
-            names = sorted(name for name, kind in found.items() if is_audio(name, kind))
-            yield from (os.path.join(current, name) for name in names)
+            names = (name for name, kind in found.items() if kind & 3 != _FILE and name[0] != ".")
+            inner = sorted((f"{current}/{name}" for name in names), reverse=True)
+            waiting += [path for path in inner if _is_folder(path, found[path[len(current) + 1 :]])]
+            yield from self.audio_in(current)
+
+    def audio_in(self, folder: str) -> Iterator[str]:
+        """Yield the absolute paths of the audio files in a folder, sorted by name."""
+        for name, kind in sorted(self.entries(folder).items()):
+            if is_audio(name, kind) or (name[0] != "." and self._starts_like_audio(f"{folder}/{name}", kind)):
+                yield f"{folder}/{name}"
+
+    def count_unlisted(self, counts: UnlistedCounts, lists: Sequence[Path], unnamed: str, below: Sequence[str]) -> None:
+        """Count every file below some folders that was not found with `find`.
+
+        Args:
+            counts: where they are counted.
+            lists: files that are the lists themselves, which do not count.
+            unnamed: reason for audio files.
+            below: folders.
+        """
+        waiting, seen = list(below), set[str]()
+        own = {os.path.realpath(path) for path in lists}
+        while waiting:
+            current = waiting.pop()
+            real = os.path.realpath(current)
+            if real not in seen:
+                seen.add(real)
+                waiting += self.count_unlisted_in(current, counts, own, unnamed)
+
+    def count_unlisted_in(self, folder: str, counts: UnlistedCounts, own: set[str], unnamed: str) -> list[str]:
+        """Count the files in one folder as `count_unlisted` does, and return the folders in it that are not skipped."""
+        folders = []
+        try:
+            found = sorted(self.entries(folder).items())
+        except ValueError:
+            counts.add("not read: links elsewhere or without access (see --data.follow-links)", folder, 1, "folder")
+            return []
+        for name, kind in found:
+            path = f"{folder}/{name}"
+            if kind & 3 != _FILE and _is_folder(path, kind):
+                if name[0] != "." and path not in self.skipped:
+                    folders.append(path)
+                elif files := sum(len(names) for _, _, names in os.walk(path)):
+                    counts.add("in skipped folders, whose names begin with '.' or '_'", path + "/", files)
+            elif kind & _USED or path in own:
+                continue
+            elif name[0] == ".":
+                counts.add("hidden", path)
+            elif is_audio(name, kind) or self._starts_like_audio(path, kind):
+                counts.add(unnamed, path)
+            else:
+                counts.add("not audio", path)
+        return sorted(folders, reverse=True)
+
+    def used_folders(self) -> list[str]:
+        """Return the folders in which `find` found a file."""
+        return [folder for folder, found in self._folders.items() if any(kind & _USED for kind in found.values())]
+
+    def _use_target(self, link: str) -> None:
+        """Note that the file that a link leads to is used."""
+        folder, _, name = os.path.realpath(link).rpartition("/")
+        found = (
+            self._folders.get(folder)
+            if folder in self._folders or not self._is_inside(folder)
+            else self.entries(folder)
+        )
+        if found is not None and name in found:
+            found[name] |= _USED
+
+    def _starts_like_audio(self, path: str, kind: int) -> bool:
+        """Return whether a file without an audio suffix is audio. Links are opened only where `find` follows them."""
+        if kind & 3 == _LINK:
+            try:
+                self._require_inside(path)
+            except ValueError:
+                return False
+        return kind & 3 in {_FILE, _LINK} and starts_like_audio(path)
 
     def _require_inside(self, path: str) -> None:
-        """Raise ValueError if a link leads out of the root."""
-        real = os.path.realpath(path)
-        if real != self.root and not real.startswith(self._real_prefix):
-            raise ValueError(f"{shorten(path)} is a link out of {self.root}; put the file itself there")
+        """Raise ValueError if a link leads out of the roots and links may not."""
+        if not (self._follow_links or self._is_inside(os.path.realpath(path))):
+            raise ValueError(f"{shorten(path)} is a link out of {self.root}; {_LINK_HINT}")
+
+    def _is_inside(self, real: str) -> bool:
+        """Return whether a real path is a root or below one."""
+        return real in self.roots or real.startswith(self._real_prefixes)
+
+
+def _scan(folder: str) -> dict[str, int]:
+    """Return a folder's names and their kinds; nothing if it does not exist."""
+    try:
+        with os.scandir(folder) as found:
+            return {entry.name: _kind(entry) for entry in found}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
+
+
+def list_recordings(folder: Path) -> tuple[list[Path], tuple[UnlistedFiles, ...]]:
+    """Return the audio files below a folder, sorted, hidden ones and links too, and the counts of all other files.
+
+    Links to folders are not followed.
+    """
+    counts = UnlistedCounts(str(folder))
+    files: list[Path] = []
+
+    def count_unreadable(error: OSError) -> None:
+        counts.add("not readable", str(error.filename), 1, "folder")
+
+    for current, folders, names in os.walk(folder, onerror=count_unreadable):
+        folders.sort()
+        for name in folders:
+            if os.path.islink(f"{current}/{name}"):
+                counts.add("links, which are not followed (name them to read them)", f"{current}/{name}", 1, "folder")
+        for name in sorted(names):
+            if has_audio_suffix(name) or starts_like_audio(f"{current}/{name}"):
+                files.append(Path(current, name))
+            else:
+                counts.add("not audio", f"{current}/{name}")
+    return sorted(files), counts.counts()
 
 
 def is_audio(name: str, kind: int = _FILE) -> bool:
     """Return whether a name is an audio file's: it has an audio suffix and is not hidden."""
-    return kind != _FOLDER and name[0] != "." and name.lower().endswith(AUDIO_SUFFIXES)
+    return kind & 3 != _FOLDER and name[0] != "." and has_audio_suffix(name)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
-    return _LINK if entry.is_symlink() else _FOLDER if entry.is_dir(follow_symlinks=False) else _FILE
+    if entry.is_symlink():
+        return _LINK
+    if entry.is_dir(follow_symlinks=False):
+        return _FOLDER
+    return _FILE if entry.is_file(follow_symlinks=False) else _SPECIAL
 
 
 def _is_folder(path: str, kind: int) -> bool:
-    return kind == _FOLDER or (kind == _LINK and os.path.isdir(path))
+    return kind & 3 == _FOLDER or (kind & 3 == _LINK and os.path.isdir(path))

@@ -30,9 +30,10 @@ ACCEPTED = """Accepted are
   esc50            meta/esc50.csv, audio/
   speech_commands  WORD/*.wav, validation_list.txt, testing_list.txt
   folders          CLASS/*.wav, or train/CLASS/*.wav, validation/CLASS/*.wav, test/CLASS/*.wav
-  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id, split"""
+  manifest         a .csv, .json, .jsonl or .parquet file: columns path, labels and optionally clip_id,
+                   split, start_s, end_s; or one of AST's own JSON lists"""
 
-_LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
+_LOADERS: dict[str, Callable[[Path, FileTree, Problems], Manifest]] = {
     "audioset": load_audioset,
     "esc50": load_esc50,
     "speech_commands": load_speech_commands,
@@ -42,13 +43,22 @@ _LOADERS: dict[str, Callable[[Path, Problems], Manifest]] = {
 
 
 def load_manifest(
-    source: Path, layout: Layout = "auto", group: str = "", split_rule: int = TENTHS_OF_CLASSES
+    source: Path,
+    layout: Layout = "auto",
+    roots: Sequence[Path] = (),
+    follow_links: bool = False,
+    group: str = "",
+    split_rule: int = TENTHS_OF_CLASSES,
 ) -> Manifest:
-    """Read the lists of a data set. No audio is opened.
+    """Read the lists of a data set.
+
+    No audio is decoded. Of files without an audio suffix the first bytes are read.
 
     Args:
         source: folder of the data set, or a manifest file.
         layout: layout of the source; `auto` detects it.
+        roots: further folders in which listed files or the targets of links may lie.
+        follow_links: whether links may lead anywhere.
         group: column of a manifest, or regular expression with one group, whose value is the group of a clip.
         split_rule: rule for clips without a split, `TENTHS_OF_CLASSES` or `HASH_ALONE`.
 
@@ -56,14 +66,17 @@ def load_manifest(
         UserError: the source does not exist, has no known layout, is empty, or has bad rows, of which 20 are shown.
     """
     problems = Problems()
-    manifest = read_manifest(source, layout, group, split_rule, problems)
+    manifest = read_manifest(source, layout, problems, roots, follow_links, group, split_rule)
     problems.check()
     if not manifest.clips:
         raise UserError(f"{source}, read with the layout {manifest.layout}, lists no clips. {ACCEPTED}")
     return manifest
 
 
-def read_manifest(source: Path, layout: Layout, group: str, split_rule: int, problems: Problems) -> Manifest:
+def read_manifest(
+    source: Path, layout: Layout, problems: Problems, roots: Sequence[Path], follow_links: bool, group: str,
+    split_rule: int,
+) -> Manifest:  # fmt: skip
     """Read the lists of a data set as `load_manifest` does, but add bad rows to `problems` and continue.
 
     Raises:
@@ -73,11 +86,15 @@ def read_manifest(source: Path, layout: Layout, group: str, split_rule: int, pro
         raise UserError(
             f"The data set {source} does not exist. Set data.source to an existing folder or manifest file."
         )
-    chosen = detect_layout(source) if layout == "auto" else layout
+    chosen = detect_layout(source, roots, follow_links) if layout == "auto" else layout
     if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        raise UserError(f"data.root {', '.join(missing)} is not a folder; give an existing folder.")
+    tree = FileTree(source if source.is_dir() else source.parent, roots, follow_links)
     loader = functools.partial(load_user_table, group=group) if chosen == "manifest" else _LOADERS[chosen]
-    manifest = loader(source, problems)
+    manifest = loader(source, tree, problems)
     _report_similar_labels(source, manifest.labels, problems)
     if group:
         manifest = group_clips(manifest, group, source if source.is_dir() else source.parent, problems)
@@ -97,7 +114,7 @@ def _report_similar_labels(source: Path, labels: Sequence[str], problems: Proble
             )
 
 
-def detect_layout(source: Path) -> Layout:
+def detect_layout(source: Path, roots: Sequence[Path] = (), follow_links: bool = False) -> Layout:
     """Detect the layout of an existing folder or file by the files that only this layout has.
 
     Raises:
@@ -111,7 +128,7 @@ def detect_layout(source: Path) -> Layout:
         return "esc50"
     if (source / "testing_list.txt").is_file() or (source / "validation_list.txt").is_file():
         return "speech_commands"
-    if source.is_dir() and _has_class_folders(FileTree(source)):
+    if source.is_dir() and _has_class_folders(FileTree(source, roots, follow_links)):
         return "folders"
     raise UserError(f"The layout of {source} is not recognised. {ACCEPTED}")
 
@@ -121,6 +138,8 @@ def _has_class_folders(tree: FileTree) -> bool:
     try:
         classes = [f"{tree.root}/{name}" for name in tree.folders(tree.root)]
         deeper = [f"{folder}/{name}" for folder in classes for name in tree.folders(folder)]
-        return any(is_audio(name, kind) for folder in classes + deeper for name, kind in tree.entries(folder).items())
+        if any(is_audio(name, kind) for folder in classes + deeper for name, kind in tree.entries(folder).items()):
+            return True
+        return any(True for folder in classes + deeper for _ in tree.audio_in(folder))
     except ValueError as error:
         raise UserError(f"{error}.") from error

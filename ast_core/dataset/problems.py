@@ -1,18 +1,20 @@
-"""Collect the problems of a data set's lists, so that the user sees all of them in one error."""
+"""Collect the problems of a data set's lists, so that the user sees all of them, and count files that are no clips."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.errors import UserError
 
 SHOWN = 20
 """Number of problems that the error shows; the rest is only counted."""
-
-
+EXAMPLES = 3
+"""Number of examples of unlisted files that are kept for each reason."""
 LONGEST_LINE = 1 << 20
 """Largest number of bytes in a line of a list; AudioSet's lines have a few hundred."""
 
@@ -38,8 +40,9 @@ class Problems:
         """Add one problem; `row` counts the file's lines from 1 and is None for the file itself."""
         self._count += 1
         if len(self._shown) < self._limit:
-            name = str(file) if str(file).isprintable() else ascii(str(file))  # a terminal refuses lone surrogates
-            self._shown.append(f"  {name}" + (f", row {row}" if row is not None else "") + f": {reason}")
+            self._shown.append(
+                f"  {make_printable(str(file))}" + (f", row {row}" if row is not None else "") + f": {reason}"
+            )
 
     def check(self) -> None:
         """Raise `UserError` with the first problems and their total number, if there are any."""
@@ -49,9 +52,40 @@ class Problems:
             raise UserError(f"{self._count} problem(s) in the data set; fix them and run again:\n{shown}")
 
 
+class UnlistedCounts:
+    """Counts and first examples by reason.
+
+    Args:
+        root: folder that the examples are relative to.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._found: dict[tuple[str, str], tuple[int, list[str]]] = {}
+
+    def add(self, reason: str, path: str, count: int = 1, noun: str = "file") -> None:
+        """Count `path`, or `count` files below the folder `path`."""
+        before, examples = self._found.get((reason, noun), (0, []))
+        if len(examples) < EXAMPLES:
+            inside = path.startswith(self._root.rstrip("/") + "/")
+            examples.append(make_printable(os.path.relpath(path, self._root) if inside else path))
+        self._found[reason, noun] = (before + count, examples)
+
+    def counts(self) -> tuple[UnlistedFiles, ...]:
+        """Return the counts in the order in which the reasons came up."""
+        return tuple(
+            UnlistedFiles(reason, count, tuple(shown), noun) for (reason, noun), (count, shown) in self._found.items()
+        )
+
+
 def shorten(text: str, width: int = 80) -> str:
     """Return a text as an ASCII literal of about `width` characters at most, which is safe to print."""
     return ascii(text if len(text) <= width else text[:width] + "...")
+
+
+def make_printable(name: str) -> str:
+    """Return a name, as an ASCII literal if a terminal cannot show it: JSON and Parquet refuse lone surrogates."""
+    return name if name.isprintable() else ascii(name)
 
 
 def canonical_name(text: str) -> str:

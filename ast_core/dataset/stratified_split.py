@@ -106,7 +106,11 @@ def _find_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
     """Return what each clip shares with the other clips of its unit: a group, a file, or its own id."""
     files = Counter(clip.path for clip in clips if clip.path)
     return [
-        ("group", clip.group) if clip.group else ("file", clip.path) if files[clip.path] > 1 else ("clip", clip.clip_id)
+        ("group", clip.group)
+        if clip.group
+        else ("file", clip.path)
+        if files[clip.path] > 1 or (clip.path and clip.is_segment)
+        else ("clip", clip.clip_id)
         for clip in clips
     ]
 

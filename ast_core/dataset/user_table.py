@@ -1,20 +1,22 @@
-"""Read the user's own manifest: a CSV, JSON, JSON-lines or Parquet table of path, labels, clip_id and split."""
+"""Read the user's own manifest: a CSV, JSON, JSON-lines or Parquet table of path, labels, clip_id, split and times."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.csv_rows import csv_rows
 from ast_core.dataset.file_tree import LONGEST_PATH, FileTree
-from ast_core.dataset.problems import Problems, read_lines, require_printable, shorten
+from ast_core.dataset.problems import Problems, UnlistedCounts, read_lines, require_printable, shorten
 from ast_core.dataset.stratified_split import read_group
 from ast_core.errors import UserError
 
@@ -22,66 +24,105 @@ MANIFEST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _COLUMNS = ("path", "labels")
 LONGEST_LABEL = 500
 """Largest number of characters in a label; AudioSet's longest has 58."""
+_TIMES = frozenset({"start_s", "end_s"})
+_LONGEST_S = 1e7
+"""Times in a recording are shorter, in seconds; 10,000,000 s are 116 days."""
+_UNCLEAR_COMMA = re.compile(r",\s|\s,|(?<=\d),(?=\d)|[\uff0c\u3001\uff1b]")
+"""A comma that may be part of a name: next to a space, between digits, or one of the Chinese and Japanese ones."""
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-def load_user_table(source: Path, problems: Problems, group: str = "") -> Manifest:
+class _Row(NamedTuple):
+    """The checked cells of a row."""
+
+    clip_id: str
+    path: str
+    names: tuple[str, ...]
+    split: str
+    start_s: float
+    end_s: float | None
+
+
+def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str = "") -> Manifest:
     """Read a table's clips.
 
-    Paths are relative to the table's folder, labels are sorted by name. Rows without a split have none yet, and `group`
-    may be a column.
+    Paths are relative to the table's folder or to a further root. Labels are sorted by name; those of AST's JSON lists
+    have the order of class_labels_indices.csv. Rows without a split have none yet, and
+    `group` may be a column.
 
     Raises:
-        UserError: the file's content does not fit its suffix.
+        UserError: the file's content does not fit its suffix, or no row has a label.
     """
-    tree = FileTree(source.parent)
-    reader = _RowReader()
-    rows: list[tuple[str, str, tuple[str, ...], str]] = []
+    displayed = _read_display_names(source, problems)
+    reader = _RowReader(frozenset(displayed.values()))
+    rows: list[_Row] = []
     ids: set[str] = set()
     groups: dict[str, str] = {}
-    for number, row in _read_rows(source, problems, group):
+    first, is_ast_list = 0, False
+    for number, cells in _read_rows(source, displayed, problems, group):
+        first, is_ast_list = first or number, is_ast_list or "wav" in cells
         try:
-            clip_id, given, names, split = reader.read_cells(row)
-            groups[clip_id] = read_group(row.get(group))
-            if clip_id in ids:
-                raise ValueError(f"the clip {shorten(clip_id)} is listed twice")
-            path = tree.find(given)
+            row = reader.read_cells(cells)
+            groups[row.clip_id] = read_group(cells.get(group))
+            if row.clip_id in ids:
+                raise ValueError(f"the clip {shorten(row.clip_id)} is listed twice")
+            path = tree.find(row.path)
         except ValueError as error:
             problems.add(source, number, str(error))
             continue
-        ids.add(clip_id)
-        rows.append((clip_id, path, names, split))
-    label_sets = {names for _, _, names, _ in rows}
+        ids.add(row.clip_id)
+        rows.append(row._replace(path=path))
+    label_sets = {row.names for row in rows}
     labels = sorted({name for names in label_sets for name in names})
+    if displayed and is_ast_list:
+        order = {name: place for place, name in enumerate(displayed.values())}
+        labels.sort(key=lambda name: order.get(name, len(order)))
+    if rows and not labels:
+        problems.add(source, first, "no row has a label; give at least one row a label")
     index = {name: number for number, name in enumerate(labels)}
     numbers = {names: tuple(sorted(index[name] for name in names)) for names in label_sets}
-    clips = tuple(Clip(clip_id, path, numbers[names], split, groups[clip_id]) for clip_id, path, names, split in rows)
-    return Manifest(clips, tuple(labels), all(len(names) == 1 for names in label_sets), "manifest")
+    clips = tuple(
+        Clip(r.clip_id, r.path, numbers[r.names], r.split, r.start_s, r.end_s, groups[r.clip_id]) for r in rows
+    )
+    single_label = all(len(names) == 1 for names in label_sets)
+    return Manifest(clips, tuple(labels), single_label, "manifest", _count_unlisted(source, tree))
+
+
+def _count_unlisted(source: Path, tree: FileTree) -> tuple[UnlistedFiles, ...]:
+    """Count the files that no row names, in the folders in which rows name files: the others may be anything."""
+    counts = UnlistedCounts(tree.root)
+    for folder in tree.used_folders():
+        tree.count_unlisted_in(folder, counts, {os.path.realpath(source)}, "audio, but named by no row of the list")
+    return counts.counts()
 
 
 class _RowReader:
-    """Check of a row's cells. Many rows share labels and splits, so each of these is checked once."""
+    """Check of a row's cells. Many rows share labels and splits, so each of these is checked once.
 
-    def __init__(self) -> None:
+    Args:
+        known: names that may have commas.
+    """
+
+    def __init__(self, known: frozenset[str]) -> None:
+        self._known = known
         self._labels: dict[object, tuple[str, ...]] = {}
         self._splits: dict[str, str] = {}
 
-    def read_cells(self, row: dict[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
-        """Return clip id, path, label names and split of one row; ValueError says what is wrong with it."""
+    def read_cells(self, row: dict[str, Any]) -> _Row:
+        """Return one row; ValueError says what is wrong with it."""
         path = row["path"]
         if not isinstance(path, str):
             raise ValueError(f"path is {shorten(str(path))}; give a text")
-        clip_id = _read_text("clip_id", row.get("clip_id")) or path
+        start_s, end_s = (0.0, None) if _TIMES.isdisjoint(row) else _read_times(row)
+        clip_id = _read_text("clip_id", row.get("clip_id")) or path + _time_suffix(start_s, end_s)
         require_printable("clip id", clip_id)
         if len(clip_id) > LONGEST_PATH:
             raise ValueError(f"the clip id {shorten(clip_id)} is longer than {LONGEST_PATH} characters")
         names = self._read_labels(row["labels"])
         split = _read_text("split", row.get("split"))
-        if not split:
-            return clip_id, path, names, ""
-        if split not in self._splits and not _SPLIT.fullmatch(split):
+        if split and split not in self._splits and not _SPLIT.fullmatch(split):
             raise ValueError(f"the split {shorten(split)} is not a valid name; use letters, digits, '_', '-' and '.'")
-        return clip_id, path, names, self._splits.setdefault(split, split)
+        return _Row(clip_id, path, names, self._splits.setdefault(split, split), start_s, end_s)
 
     def _read_labels(self, given: Any) -> tuple[str, ...]:
         key = tuple(given) if isinstance(given, list) else given
@@ -90,8 +131,35 @@ class _RowReader:
         except TypeError:  # a label is an object or list, which `_split_labels` refuses
             known = None
         if known is None:
-            known = self._labels[key] = _split_labels(given)
+            known = self._labels[key] = _split_labels(given, self._known)
         return known
+
+
+def _read_times(row: dict[str, Any]) -> tuple[float, float | None]:
+    """Return start and end of a row in seconds; empty cells are the beginning and the end of the recording."""
+    start_s, end_s = (_read_seconds(column, row.get(column)) for column in ("start_s", "end_s"))
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise ValueError(f"end_s is {end_s:g}, not after start_s, {start_s or 0:g}")
+    return start_s or 0.0, end_s
+
+
+def _read_seconds(column: str, value: object) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < _LONGEST_S:
+        raise ValueError(f"{column} is {shorten(str(value))}; give seconds, 0 or more")
+    return seconds
+
+
+def _time_suffix(start_s: float, end_s: float | None) -> str:
+    """Return the part of a clip id that tells the segments of one recording apart; "" for a complete recording."""
+    if not start_s and end_s is None:
+        return ""
+    return f"#{start_s:.12g}-" + ("" if end_s is None else f"{end_s:.12g}")
 
 
 def _read_text(column: str, value: object) -> str:
@@ -103,12 +171,21 @@ def _read_text(column: str, value: object) -> str:
     raise ValueError(f"{column} is {shorten(str(value))}; give a text")
 
 
-def _split_labels(given: object) -> tuple[str, ...]:
-    """Return the sorted label names of a cell: a list, or a text with ';' between several names."""
-    parts = given.split(";") if isinstance(given, str) else given if isinstance(given, list) else []
+def _split_labels(given: object, known: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Return the sorted label names of a cell: a list, or a text with ';' between several names; none if it is empty.
+
+    Without ';', '|' separates names, and so does ',' without a space after it, as in FSD50K's lists. A comma with a
+    space may also be part of a name, as in AudioSet's "Male speech, man speaking", and so may one between digits.
+    Such a text is refused, unless it is a name of class_labels_indices.csv: only the user knows what it means.
+
+    Args:
+        given: cell.
+        known: names that may have commas.
+    """
+    if given is not None and not isinstance(given, str | list):
+        raise ValueError(f"labels is {shorten(str(given))}; give a text or a list, with ';' between several labels")
+    parts = _split_text(given.strip(), known) if isinstance(given, str) else given or []
     names = sorted({_read_text("a label", part).strip() for part in parts} - {""})
-    if not names:
-        raise ValueError(f"labels is {shorten(str(given))}; give at least one label, with ';' between several")
     for name in names:
         require_printable("label", name)
         if len(name) > LONGEST_LABEL:
@@ -116,7 +193,35 @@ def _split_labels(given: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_rows(source: Path, problems: Problems, group: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _split_text(text: str, known: frozenset[str]) -> list[str]:
+    if text in known:
+        return [text]
+    if text[:1] == "[" and text[-1:] == "]":
+        raise ValueError(f"labels is {shorten(text)}, a list that became text; write the names with ';' between them")
+    if ";" in text or "|" in text:
+        return text.split(";" if ";" in text else "|")
+    parts = text.split(",")
+    numbers = all(part.isdecimal() for part in parts)
+    if _UNCLEAR_COMMA.search(text) and not numbers:
+        several = ";".join(part.strip() for part in re.split("[,\uff0c\u3001\uff1b]", text))
+        raise ValueError(
+            f"labels is {shorten(text)}, which may be several labels or one with a comma; write {shorten(several)} for "
+            f"several, {shorten(text + ';')} for one"
+        )
+    return parts
+
+
+def _read_display_names(source: Path, problems: Problems) -> dict[str, str]:
+    """Return the names of class_labels_indices.csv next to a manifest by their machine ids; none without that file."""
+    path = source.parent / "class_labels_indices.csv"
+    if not path.is_file():
+        return {}
+    return {row["mid"]: row["display_name"] for _, row in csv_rows(path, ("mid", "display_name"), problems)}
+
+
+def _read_rows(
+    source: Path, displayed: dict[str, str], problems: Problems, group: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row's number (the line in text files, else counted from 1) and its cells."""
     kind = source.suffix.lower()
     if kind == ".csv":
@@ -126,24 +231,49 @@ def _read_rows(source: Path, problems: Problems, group: str) -> Iterator[tuple[i
     elif kind in {".json", ".jsonl"}:
         values = _read_json_lines(source, problems) if kind == ".jsonl" else enumerate(_read_json_list(source), 1)
         for number, value in values:
-            if isinstance(value, dict) and all(name in value for name in _COLUMNS):
-                yield number, value
-            else:
-                problems.add(
-                    source, number, f"expected an object with path and labels, but found {shorten(str(value))}"
-                )
+            try:
+                row = _convert_ast_row(value, displayed)
+                if not (isinstance(row, dict) and all(name in row for name in _COLUMNS)):
+                    raise ValueError(f"expected an object with path and labels, but found {shorten(str(value))}")
+            except ValueError as error:
+                problems.add(source, number, str(error))
+                continue
+            yield number, row
     else:
         raise UserError(f"{source} is not a manifest; give a file whose name ends in {', '.join(MANIFEST_SUFFIXES)}.")
 
 
 def _read_json_list(source: Path) -> list[Any]:
+    """Return the rows of a JSON list, or of AST's own JSON lists: `{"data": [{"wav": path, "labels": "mid,mid"}]}`."""
     try:
         value = json.loads(source.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON in UTF-8: {error}. Save it as UTF-8.") from error
+    if isinstance(value, dict):
+        value = value.get("data")
     if not isinstance(value, list):
-        raise UserError(f"{source} is not a JSON list; give a list of objects with path and labels.")
+        raise UserError(
+            f"{source} is not a JSON list; give a list of objects with path and labels, or AST's own "
+            '{"data": [{"wav": ..., "labels": ...}]}.'
+        )
     return value
+
+
+def _convert_ast_row(row: Any, displayed: dict[str, str]) -> Any:
+    """Return a row of AST's JSON lists as a row of ours, and any other row as it is.
+
+    Its labels are machine ids with ',' between them. With a class_labels_indices.csv they become its names.
+
+    Raises:
+        ValueError: that file does not have a machine id.
+    """
+    if not (isinstance(row, dict) and "wav" in row and isinstance(row.get("labels"), str)):
+        return row
+    mids = [mid.strip() for mid in row["labels"].split(",") if mid.strip()]
+    unknown = [mid for mid in mids if mid not in displayed] if displayed else []
+    if unknown:
+        raise ValueError(f"the labels {shorten(', '.join(unknown))} are not in class_labels_indices.csv")
+    return {**row, "path": row["wav"], "labels": [displayed.get(mid, mid) for mid in mids]}
 
 
 def _read_json_lines(source: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
@@ -162,7 +292,8 @@ def _read_parquet_rows(source: Path, problems: Problems, group: str) -> Iterator
             for name in _COLUMNS:
                 if columns.count(name) != 1:
                     raise UserError(f"{source} has {columns.count(name)} columns named {name}; give exactly one.")
-            wanted = [name for name in (*_COLUMNS, "clip_id", "split", group) if name in columns]
+            known = (*_COLUMNS, "clip_id", "split", "start_s", "end_s", group)
+            wanted = [name for name in dict.fromkeys(known) if name in columns]
             first = 1
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 yield from _number_rows(batch, first, source, problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ast_core.config import MOST_FRAMES
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.stratified_split import HASH_ALONE, SPLIT_RULES
 from ast_core.errors import DamagedError, UserError, require
 from ast_core.serialization import NAN_ALLOWED, from_dict
@@ -103,6 +104,8 @@ class ShardIndex:
     """Counts, sums and parts by split."""
     data_hash: str
     """Hash of all parts' hashes, the labels and the front end; the same data has the same hash."""
+    unlisted: tuple[UnlistedFiles, ...] = ()
+    """Files of the data set that are no clips, by reason."""
     split_rule: int = HASH_ALONE
     """Rule that placed clips without a split, as `ast_core.dataset.stratified_split` numbers them."""
 

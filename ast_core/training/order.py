@@ -19,6 +19,7 @@ def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
     """Return the class-balanced weight of each clip, as in AST's published code.
 
     A clip's weight is the sum over its labels of `1000 / (count + 0.01)`, where count is the label's number of clips.
+    Clips without a label, which the paper's data do not have, count as one more class.
 
     Args:
         labels_NC: 0 or 1, [clips, classes].
@@ -31,6 +32,8 @@ def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
     for first in range(0, len(labels_NC), _CLIPS_AT_ONCE):
         part = slice(first, first + _CLIPS_AT_ONCE)
         weight_N[part] = (labels_NC[part] > 0).astype(np.float64) @ class_weight_C
+    bare_N = weight_N == 0
+    weight_N[bare_N] = 1000.0 / (bare_N.sum() + 0.01)
     return weight_N
 
 

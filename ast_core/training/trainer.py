@@ -86,6 +86,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
         f"optim.batch-size {job.optim.batch_size} cannot be split over {world} workers; choose a multiple of {world}.",
     )
     train = ShardReader(job.shards, job.data.train_splits)
+    _require_labels(job, train)
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
     train.targets_NC = soft_targets(job, train)
     newest = choose_checkpoint(job, rank, world)
@@ -105,6 +106,18 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
         _commit_epoch(state, task, row, epoch)
     if world > 1:
         distributed.barrier()
+
+
+def _require_labels(job: Job, train: ShardReader) -> None:
+    """Raise UserError if a training clip has no label and the loss needs one."""
+    if job.optim.loss == "bce":
+        return
+    bare = np.flatnonzero(~train.labels_NC.any(axis=1))
+    require(
+        not len(bare),
+        f"{len(bare)} training clips have no label, for example {train.clip_ids[bare[0]] if len(bare) else ''}. "
+        f"optim.loss {job.optim.loss} needs one for each clip: use optim.loss bce, or label these clips.",
+    )
 
 
 def _train_epoch(state: State, task: _Task, epoch: int) -> None:

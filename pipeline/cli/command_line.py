@@ -11,7 +11,7 @@ import tyro
 
 from ast_core.config import Recipe
 from ast_core.serialization import to_dict
-from pipeline.cli.recipe_file import last_flag_value, nest_key, recipe_flags, to_flags
+from pipeline.cli.recipe_file import join_repeated, last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
 from pipeline.cli.stages import CheckSettings, Common
 
@@ -63,7 +63,7 @@ def parse_settings(
         UserError: the recipe or its variant does not exist or is not TOML, or the path in `model.init` does not exist.
         SystemExit: a flag, key or type is wrong; tyro prints a suggestion.
     """
-    flags = list(sys.argv[1:] if argv is None else argv)
+    flags = join_repeated(sys.argv[1:] if argv is None else argv, "--data.root")
     if issubclass(kind, Common | CheckSettings):
         recipe, variant = (
             last_flag_value(flags, "--recipe", kind.recipe),

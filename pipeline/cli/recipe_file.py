@@ -46,6 +46,23 @@ def last_flag_value(flags: Sequence[str], name: str, default: str) -> str:
     return found
 
 
+def join_repeated(flags: Sequence[str], name: str) -> list[str]:
+    """Return flags in which a flag that is given several times occurs once, with all its values."""
+    others: list[str] = []
+    values: list[str] = []
+    found = taking = False
+    for flag in flags:
+        if flag == name or flag.startswith(f"{name}="):
+            found, taking = True, flag == name
+            values += [] if taking else [flag.partition("=")[2]]
+        elif taking and not flag.startswith("--"):
+            values.append(flag)
+        else:
+            taking = False
+            others.append(flag)
+    return [*others, name, *values] if found else others
+
+
 def _read_recipe(name_or_path: str) -> dict[str, Any]:
     """Read a recipe's tables."""
     packaged = RECIPES / f"{name_or_path}.toml"

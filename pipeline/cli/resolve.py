@@ -63,8 +63,10 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     data = getattr(settings, "data", None)
     if isinstance(settings, CheckSettings):
         data = dataclasses.replace(settings.data, source=str(settings.source))
-    if data is not None and data.source and data.source != "synthetic":
-        changes["data"] = dataclasses.replace(data, source=str(Path(data.source).expanduser().absolute()))
+    if data is not None:
+        roots = tuple(str(Path(root).expanduser().absolute()) for root in data.root)
+        own = data.source if data.source in {"", "synthetic"} else str(Path(data.source).expanduser().absolute())
+        changes["data"] = dataclasses.replace(data, source=own, root=roots)
     distil = getattr(settings, "distil", None)
     if isinstance(distil, DistilConfig) and distil.teacher and not distil.teacher.startswith(("models:/", "runs:/")):
         changes["distil"] = dataclasses.replace(distil, teacher=_resolve_teacher(distil.teacher))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from ast_core.audio.decoder import LIMIT_S, Decoder
 from ast_core.audio.fbank import Fbank, fit_length
+from ast_core.audio.segments import SegmentReader
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
 from ast_core.errors import ClipError, DamagedError, UserError
@@ -62,14 +63,17 @@ class ShardPart:
 
     def packed(self) -> str:
         """Return the part as JSON."""
-        clips = [[clip.clip_id, clip.path, clip.labels, clip.split] for clip in self.clips]
+        clips = [[c.clip_id, c.path, c.labels, c.split, c.start_s, c.end_s] for c in self.clips]
         return json.dumps({**vars(self), "clips": clips, "metadata": to_dict(self.metadata)})
 
     @staticmethod
     def unpacked(text: str) -> ShardPart:
         """Return the part of which `packed` made JSON."""
         values = json.loads(text)
-        clips = tuple(Clip(name, path, tuple(labels), split) for name, path, labels, split in values["clips"])
+        clips = tuple(
+            Clip(name, path, tuple(labels), split, start_s=start_s, end_s=end_s)
+            for name, path, labels, split, start_s, end_s in values["clips"]
+        )
         return ShardPart(**{**values, "clips": clips, "metadata": from_dict(ShardMetadata, values["metadata"])})
 
     def key(self) -> str:
@@ -120,7 +124,8 @@ def _fingerprint(clip: Clip, source: str) -> list[Any]:
         seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
     except OSError as error:
         seen = [error.errno or 0]
-    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen]
+    times = [clip.start_s, clip.end_s] if clip.is_segment else []  # complete recordings keep the keys they had
+    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen, *times]
 
 
 @dataclass(frozen=True)
@@ -204,32 +209,52 @@ def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
 
 
 def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
-    decoder = _decoder(part.decode_limit_s)
-    for clip in part.clips:
-        try:
-            fbank_TM = read_fbank(clip, config, decoder)
-        except ClipError as error:
+    for clip, found in read_fbanks(part.clips, config, _decoder(part.decode_limit_s)):
+        if isinstance(found, ClipError):
             entry = {"clip_id": utf8_name(clip.clip_id), "split": part.split, "path": utf8_name(clip.path)}
-            rejects.append({**entry, "stage": error.stage, "reason": error.reason})
-        except OSError as error:
-            raise UserError(f"{clip.path} could not be read: {error}. Fix the disk or mount and run again.") from error
+            rejects.append({**entry, "stage": found.stage, "reason": found.reason})
+        elif isinstance(found, OSError):
+            raise UserError(f"{clip.path} could not be read: {found}. Fix the disk or mount and run again.") from found
         else:
-            fitted_TM = fit_length(fbank_TM, config.target_frames).half().numpy()
-            yield Row(utf8_name(clip.clip_id), clip.labels, len(fbank_TM), fitted_TM)
+            fitted_TM = fit_length(found, config.target_frames).half().numpy()
+            yield Row(utf8_name(clip.clip_id), clip.labels, len(found), fitted_TM)
 
 
-def read_fbank(clip: Clip, config: FrontEndConfig, decoder: Decoder) -> torch.Tensor:
-    """Return a clip's log-mel [T, M] before it is padded or cut.
+def read_fbanks(
+    clips: Sequence[Clip], config: FrontEndConfig, decoder: Decoder
+) -> Iterator[tuple[Clip, torch.Tensor | ClipError | OSError]]:
+    """Yield each clip with its log-mel [T, M], before it is padded or cut.
 
-    Raises:
-        ClipError: the clip has no file, or its audio cannot be used.
-        OSError: the fault of the disk or the system, not of the clip.
+    Instead of the log-mel, a `ClipError` says why a clip cannot be used, and an `OSError` is the fault of the disk or
+    the system. Segments of one recording that follow each other are read in one pass.
     """
-    if not clip.path:
-        raise ClipError("missing", "listed, but there is no file")
     # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
     seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
-    return _front_end(config)(torch.from_numpy(decoder.load(clip.path, config.sample_rate_hz, seconds)))
+    segments = SegmentReader(decoder, config.sample_rate_hz, _segment_limits(clips, seconds))
+    for clip in clips:
+        try:
+            if not clip.path:
+                raise ClipError("missing", "listed, but there is no file")
+            if clip.is_segment:
+                waveform = segments.load(clip.path, clip.start_s, clip.end_s, seconds)
+            else:
+                segments.close()
+                waveform = decoder.load(clip.path, config.sample_rate_hz, seconds)
+            found: torch.Tensor | ClipError | OSError = _front_end(config)(torch.from_numpy(waveform))
+        except (ClipError, OSError) as error:
+            found = error
+        yield clip, found
+    segments.close()
+
+
+def _segment_limits(clips: Sequence[Clip], seconds: float) -> dict[str, float]:
+    """Return how many seconds of each recording its segments need."""
+    limits: dict[str, float] = {}
+    for clip in clips:
+        if clip.is_segment:
+            end_s = clip.start_s + seconds if clip.end_s is None else clip.end_s
+            limits[clip.path] = max(limits.get(clip.path, 0.0), end_s)
+    return limits
 
 
 def utf8_name(name: str) -> str:

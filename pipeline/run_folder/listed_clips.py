@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-from ast_core.config import DataConfig
+from ast_core.config import DataConfig, Layout
 from ast_core.dataset.manifest import Manifest, load_manifest
 from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
 from ast_core.errors import DamagedError
@@ -30,8 +30,9 @@ def list_clips(data: DataConfig, source: Path, shards: Path) -> tuple[Manifest, 
     if (shards / INDEX).is_file() and not data.group:
         with contextlib.suppress(DamagedError):  # prepare writes a damaged index again
             rule = ShardIndex.load(shards).split_rule
-    layout = "audioset" if data.source == SYNTHETIC else data.layout
-    return load_manifest(source, layout, data.group, rule), rule
+    layout: Layout = "audioset" if data.source == SYNTHETIC else data.layout
+    roots = [Path(root) for root in data.root]
+    return load_manifest(source, layout, roots, data.follow_links, data.group, rule), rule
 
 
 def missing_splits(data: DataConfig, source: Path, splits: Collection[str]) -> str:

@@ -93,6 +93,7 @@ class ShardFolder:
             manifest.layout,
             splits=splits,
             data_hash=data_hash,
+            unlisted=manifest.unlisted,
             split_rule=split_rule,
         )
         write_hashed_json(self.folder / INDEX, to_dict(index))

@@ -249,3 +249,48 @@ def test_a_folder_of_other_audio_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the demo's"):
         make_demo_audio(precious.parent)
     assert precious.read_bytes() == b"irreplaceable"
+
+
+def test_a_set_whose_files_are_mostly_missing_is_refused_before_decoding(
+    settings: PrepareSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(4):
+        (data(settings) / f"train-{n}.wav").rename(data(settings) / f"other-{n}.wav")
+    with pytest.raises(UserError, match=r"4 of 7 clips of train have no file, for example train-0.*max-missing-share"):
+        prepare(settings)
+    printed = capsys.readouterr().out
+    assert "4 clips are listed, but have no file, for example train-0, train-1, train-2" in printed
+    assert "4 files are audio, but named by no row of the list, for example other-0.wav" in printed
+    assert not list(settings.shards.glob("*/*"))
+    allowed = dataclasses.replace(settings.prepare, max_missing_share=0.6)
+    index = prepare(dataclasses.replace(settings, prepare=allowed))
+    assert books(index, "train") == (7, 3, 0, 4)
+    assert [(found.count, found.examples[0]) for found in index.unlisted] == [(4, "other-0.wav")]
+    assert ShardIndex.load(settings.shards) == index
+
+
+def test_segments_and_clips_without_a_label_are_prepared(
+    settings: PrepareSettings, save_tone: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tone(data(settings) / "long.wav", seconds=3.0, pitch_hz=440)
+    rows = [
+        f"long.wav,{'dog' if n % 2 else ''},{n / 4},{n / 4 + 0.3},{'test' if n > 8 else 'train'}" for n in range(11)
+    ]
+    rows += ["long.wav,dog,2.9,3.5,train", "long.wav,cat,,,train"]
+    Path(settings.data.source).write_text("path,labels,start_s,end_s,split\n" + "\n".join(rows) + "\n")
+    index = prepare(settings)
+    assert books(index, "train") == (11, 10, 1, 0)
+    assert rejects(settings)["long.wav#2.9-3.5"]["reason"] == "the segment ends at 3.5 s, the recording at 3 s"
+    assert "6 clips are without a label, so negatives of every class" in capsys.readouterr().out
+    assert not index.single_label
+    reader = ShardReader(settings.shards, ["train"])
+    assert reader.clip_ids[:2] == ["long.wav#0-0.3", "long.wav#0.25-0.55"]
+    assert reader.labels_NC[:2].tolist() == [[0, 0], [0, 1]]
+    wave = torch.from_numpy(load_waveform(data(settings) / "long.wav", 16_000)[4000:8800])
+    expected_TM = kaldi.fbank(
+        (wave - wave.mean())[None], htk_compat=True, window_type="hanning", num_mel_bins=BINS, dither=0.0
+    )
+    np.testing.assert_allclose(reader.read(np.array([1]))[0][: len(expected_TM)], expected_TM, atol=0.03)
+    before = written(settings)
+    assert prepare(settings) == index
+    assert redone(settings, before) == set()

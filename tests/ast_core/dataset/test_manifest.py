@@ -205,7 +205,7 @@ def test_table_bad_rows(tmp_path: Path) -> None:
         "../out.wav,dog,,",
         f"{tmp_path}/out.wav,dog,,",
         "link.wav,dog,,",
-        "a.wav,;,,",
+        'a.wav,"dog, cat",,',
         "b.wav,dog,,../../x",
         "c\0.wav,dog,,",
         "d.wav,dog",

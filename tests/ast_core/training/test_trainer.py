@@ -19,8 +19,9 @@ from ast_core.storage.atomic_files import sha256_of
 from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.training.optimizer_step import _accumulate_gradient, optimizer_step
+from ast_core.training.order import clip_weights
 from ast_core.training.state import initial_state
-from ast_core.training.trainer import fit, is_finished
+from ast_core.training.trainer import _require_labels, fit, is_finished
 from ast_core.weights import checkpoint
 
 EPOCHS = 3
@@ -185,6 +186,18 @@ def test_shards_of_another_front_end_are_refused(job: Job) -> None:
 def test_batch_size_that_is_no_multiple_of_the_workers_is_refused(job: Job) -> None:
     with pytest.raises(UserError, match="cannot be split over 4 workers"):
         fit(job, 0, 4, CPU)
+
+
+def test_clips_without_a_label_are_drawn_with_bce_and_refused_with_cross_entropy(job: Job) -> None:
+    train = ShardReader(job.shards, ["train"])
+    before_N = clip_weights(train.labels_NC)
+    train.labels_NC[[3, 4]] = 0
+    with pytest.raises(UserError, match=r"2 training clips have no label, for example train-3\..*bce"):
+        _require_labels(job, train)
+    _require_labels(dataclasses.replace(job, optim=dataclasses.replace(job.optim, loss="bce")), train)
+    weight_N = clip_weights(train.labels_NC)
+    assert weight_N[3] == weight_N[4] == 1000 / 2.01  # as a class of two clips
+    assert before_N[3] == 1000 / 14.01
 
 
 def compute_first_gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:

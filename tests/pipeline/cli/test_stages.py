@@ -52,6 +52,25 @@ def test_settings_have_absolute_paths_and_default_names(recipe, monkeypatch, tmp
     assert settings.ensemble.seeds == (4, 5)
 
 
+def test_repeated_root_flags_name_several_absolute_folders(tmp_path):
+    flags = [
+        "--recipe",
+        "own",
+        "--data.root",
+        "a",
+        "--data.follow-links",
+        f"--data.root={tmp_path}",
+        "--data.root",
+        "b",
+        "c",
+    ]
+    data = parse_settings(PrepareSettings, "", flags).data
+    here = Path.cwd()
+    assert set(data.root) == {str(here / "a"), str(tmp_path), str(here / "b"), str(here / "c")}
+    assert data.follow_links
+    assert parse_settings(PrepareSettings, "", ["--recipe", "own"]).data.root == ()
+
+
 def test_select_settings_keeps_the_sections_of_run(recipe):
     settings = parse_settings(RunSettings, "", ["--recipe", str(recipe)])
     assert select_settings(settings, PrepareSettings).data == settings.data
