@@ -31,7 +31,7 @@ def list_clips(data: DataConfig, source: Path, shards: Path) -> tuple[Manifest, 
         with contextlib.suppress(DamagedError):  # prepare writes a damaged index again
             rule = ShardIndex.load(shards).split_rule
     layout = "audioset" if data.source == SYNTHETIC else data.layout
-    return load_manifest(source, layout, data.group, rule), rule
+    return load_manifest(source, layout, group=data.group, split_rule=rule), rule
 
 
 def missing_splits(data: DataConfig, source: Path, splits: Collection[str]) -> str:
