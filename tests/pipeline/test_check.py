@@ -66,12 +66,14 @@ def test_every_problem_is_listed_with_its_reason(folder: Path, capsys) -> None:
 def test_rows_without_a_file_and_bad_rows_are_listed_together(folder: Path, capsys) -> None:
     rows = [f"{name}/{n}.wav,{name}," for name in ("high", "low") for n in range(6)]
     table = folder / "list.csv"
-    table.write_text("path,labels,split\n" + "\n".join([*rows, "gone.wav,low,", "high/1.wav,low,", "up.wav,,"]))
+    table.write_text(
+        "path,labels,split\n" + "\n".join([*rows, "gone.wav,low,", "high/1.wav,low,", "up.wav,low,no/split"])
+    )
     status, text = check(capsys, str(table))
     assert status == 1
     assert "gone.wav: missing: listed, but there is no file" in text
     assert "row 15: the clip 'high/1.wav' is listed twice" in text
-    assert "row 16: labels is ''" in text
+    assert "row 16: the split 'no/split' is not a valid name" in text
 
 
 def test_more_problems_than_prepare_shows_are_all_listed(folder: Path, capsys) -> None:

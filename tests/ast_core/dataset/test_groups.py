@@ -44,13 +44,13 @@ def make_folders(root: Path, *names: str) -> Path:
 
 def refusal(source: Path, group: str = "") -> str:
     with pytest.raises(UserError) as caught:
-        load_manifest(source, "auto", group)
+        load_manifest(source, group=group)
     return str(caught.value)
 
 
 def splits_of_groups(source: Path, group: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for clip in load_manifest(source, "auto", group).clips:
+    for clip in load_manifest(source, group=group).clips:
         found.setdefault(clip.group, set()).add(clip.split)
     return found
 
@@ -73,7 +73,7 @@ def test_a_pattern_is_searched_in_file_names_or_paths(tmp_path: Path, pattern: s
 
 def test_clips_without_a_group_are_counted_in_a_note(tmp_path: Path) -> None:
     make_folders(tmp_path, *(row["path"] for row in ROWS), "noise/rain.wav", "noise/wind.wav")
-    manifest = load_manifest(tmp_path, "auto", "^([A-Za-z]+)_")
+    manifest = load_manifest(tmp_path, group="^([A-Za-z]+)_")
     assert "6 groups" in manifest.notes[0]
     assert "2 of 38 clips have no group" in manifest.notes[0]
     assert "noise/rain.wav" in manifest.notes[0]

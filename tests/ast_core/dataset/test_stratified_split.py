@@ -61,7 +61,8 @@ def test_classes_of_very_different_sizes_each_get_their_share() -> None:
 def test_the_order_of_the_clips_does_not_matter() -> None:
     rng = random.Random(2)
     clips = [
-        Clip(f"{n}", "", tuple(sorted(rng.sample(range(8), rng.randint(1, 4)))), "", f"g{n % 9}") for n in range(60)
+        Clip(f"{n}", "", tuple(sorted(rng.sample(range(8), rng.randint(1, 4)))), "", group=f"g{n % 9}")
+        for n in range(60)
     ]
     first = splits_of(place_clips(clips))
     rng.shuffle(clips)
@@ -95,7 +96,7 @@ def test_a_new_clip_moves_none_where_the_shares_are_right_by_themselves() -> Non
 @pytest.mark.parametrize("speakers", [3, 6, 20])
 def test_groups_that_say_every_class_stay_together(speakers: int) -> None:
     clips = [
-        Clip(f"{digit}_{speaker}_{take}", "", (digit,), "", f"speaker {speaker}")
+        Clip(f"{digit}_{speaker}_{take}", "", (digit,), "", group=f"speaker {speaker}")
         for digit in range(10) for speaker in range(speakers) for take in range(4)
     ]  # fmt: skip
     placed = place_clips(clips)
@@ -105,7 +106,7 @@ def test_groups_that_say_every_class_stay_together(speakers: int) -> None:
 
 def test_groups_of_uneven_sizes_leave_the_largest_for_training() -> None:
     sizes = {"large": 60, "middle": 9, "small": 5}
-    clips = [Clip(f"{name}{n}", "", (0,), "", name) for name, size in sizes.items() for n in range(size)]
+    clips = [Clip(f"{name}{n}", "", (0,), "", group=name) for name, size in sizes.items() for n in range(size)]
     placed = {clip.group: clip.split for clip in place_clips(clips)}
     assert placed["large"] == "train"
     assert set(placed.values()) == SPLITS
@@ -136,8 +137,8 @@ def test_clips_without_a_label_are_placed_by_their_hash() -> None:
 
 
 def test_given_splits_stay_and_groups_follow_them() -> None:
-    given = [Clip(f"t{n}", "", (0,), "test", "anna") for n in range(3)]
-    free = [Clip(f"f{n}", "", (0,), "", "anna" if n < 5 else "") for n in range(20)]
+    given = [Clip(f"t{n}", "", (0,), "test", group="anna") for n in range(3)]
+    free = [Clip(f"f{n}", "", (0,), "", group="anna" if n < 5 else "") for n in range(20)]
     placed = splits_of(place_clips([*given, *free]))
     assert [placed[f"f{n}"] for n in range(5)] == ["test"] * 5
     assert Counter(placed[f"f{n}"] for n in range(5, 20))["test"] == 0  # the class has more than its share already

@@ -100,6 +100,7 @@ def test_a_list_without_any_label_is_refused(tmp_path: Path) -> None:
 
 def test_segments_have_times_unique_ids_and_one_split(tmp_path: Path) -> None:
     columns = "path,labels,start_s,end_s"
+    (tmp_path / "long.wav").write_bytes(b"RIFF")
     rows = [f"long.wav,dog,{start},{start + 2.5}" for start in range(40)]
     manifest = load_manifest(write_csv(tmp_path, *rows, "long.wav,cat,,", "long.wav,cat,3,", columns=columns))
     assert [(c.clip_id, c.start_s, c.end_s) for c in (*manifest.clips[:2], *manifest.clips[-2:])] == [
