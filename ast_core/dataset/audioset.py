@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,17 +36,17 @@ def load_audioset(source: Path, tree: FileTree, problems: Problems) -> Manifest:
     if not any(path.is_file() for path in lists.values()):
         names_of_lists = ", ".join(path.name for path in lists.values())
         raise UserError(f"{source} has no segments file; add at least one of {names_of_lists}.")
-    segments, places = _read_segments(lists, {mid: number for number, mid in enumerate(names)}, problems)
+    segments, numbers = _read_segments(lists, {mid: number for number, mid in enumerate(names)}, problems)
     counts = UnlistedCounts(tree.root)
     matched = SegmentFiles(segments)
     for file in _audio_files(tree, problems):
         matched.add(file)
     clips = []
-    for segment, file, (path, number) in zip(segments, matched.files, places, strict=True):
+    for segment, file, number in zip(segments, matched.files, numbers, strict=True):
         try:
             found = tree.find(file) if file else ""
         except ValueError as error:
-            problems.add(path, number, str(error))
+            problems.add(lists[segment.split], number, str(error))
             continue
         clips.append(Clip(segment.clip_id, found, segment.labels, segment.split))
     for reason, file in matched.others():
@@ -74,9 +75,9 @@ def _read_labels(path: Path, problems: Problems) -> dict[str, str]:
 
 def _read_segments(
     lists: dict[str, Path], mid_index: dict[str, int], problems: Problems
-) -> tuple[list[Segment], list[tuple[Path, int]]]:
-    """Read the segments CSVs that exist; return the segments, and the file and row of each."""
-    segments, places, ids = list[Segment](), list[tuple[Path, int]](), set[str]()
+) -> tuple[list[Segment], array[int]]:
+    """Read the segments CSVs that exist; return the segments and the row of each."""
+    segments, numbers, ids = list[Segment](), array("L"), set[str]()
     for split, path in lists.items():
         for number, text in read_lines(path, problems) if path.is_file() else ():
             if not text.strip() or text.lstrip().startswith("#"):
@@ -90,8 +91,8 @@ def _read_segments(
                 continue
             ids.add(segment.clip_id)
             segments.append(segment)
-            places.append((path, number))
-    return segments, places
+            numbers.append(number)
+    return segments, numbers
 
 
 def _parse_segment(text: str, split: str, mid_index: dict[str, int]) -> Segment:

@@ -198,7 +198,7 @@ class FileTree:
             if kind & 3 != _FILE and _is_folder(path, kind):
                 if name[0] != "." and path not in self.skipped:
                     folders.append(path)
-                elif files := sum(len(names) for _, _, names in os.walk(path)):
+                elif files := 1 if kind & 3 == _LINK else sum(len(names) for _, _, names in os.walk(path)):
                     counts.add("in skipped folders, whose names begin with '.' or '_'", path + "/", files)
             elif kind & _USED or path in own:
                 continue

@@ -267,7 +267,7 @@ def _convert_ast_row(row: Any, displayed: dict[str, str]) -> Any:
     Raises:
         ValueError: that file does not have a machine id.
     """
-    if not (isinstance(row, dict) and "wav" in row and isinstance(row.get("labels"), str)):
+    if not (isinstance(row, dict) and "wav" in row and "path" not in row and isinstance(row.get("labels"), str)):
         return row
     mids = [mid.strip() for mid in row["labels"].split(",") if mid.strip()]
     unknown = [mid for mid in mids if mid not in displayed] if displayed else []
