@@ -30,6 +30,7 @@ def list_clips(data: DataConfig, source: Path, shards: Path) -> tuple[Manifest, 
     if (shards / INDEX).is_file() and not data.group:
         with contextlib.suppress(DamagedError):  # prepare writes a damaged index again
             rule = ShardIndex.load(shards).split_rule
+    layout: Layout = "audioset" if data.source == SYNTHETIC else data.layout
     roots = [Path(root) for root in data.root]
     manifest = load_manifest(source, layout, roots, data.follow_links, group=data.group, split_rule=rule)
     return manifest, rule

@@ -20,7 +20,7 @@ COUNTS = {
 }  # fmt: skip
 INDEX = {
     "front_end": {"target_frames": 2, "num_mel_bins": 1}, "labels": ["a"], "single_label": True, "layout": "folders",
-    "splits": {"train": COUNTS}, "data_hash": "d", "split_rule": 2,
+    "splits": {"train": COUNTS}, "data_hash": "d", "unlisted": [], "split_rule": 2,
 }  # fmt: skip
 
 
