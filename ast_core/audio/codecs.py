@@ -1,4 +1,4 @@
-"""Decode an open file with libsndfile."""
+"""Decode an open file with libsndfile, or with FFmpeg if libsndfile does not know the format."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from ast_core.audio.ffmpeg_decoder import decode_with_ffmpeg
 from ast_core.audio.sections import Section, find_sections
 from ast_core.audio.truncation import truncated
 from ast_core.errors import ClipError
@@ -56,12 +57,13 @@ def decode(descriptor: int, seconds: float | None) -> Iterator[tuple[int, Sample
 
 
 def _decode_section(descriptor: int, section: Section, seconds: float | None) -> Iterator[tuple[int, Samples]]:
-    """Decode a section."""
+    """Decode a section, with FFmpeg if libsndfile cannot open it."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         file = _SequentialFile(descriptor if section.view is None else section.view, closefd=False)
     except soundfile.SoundFileError as error:
-        raise ClipError("decode", _explain(error)) from error
+        yield from decode_with_ffmpeg(descriptor, seconds, _explain(error))
+        return
     promised = file.frames if section.length_known else None
     limit = _smaller(promised, None if seconds is None else math.ceil(seconds * file.samplerate))
     done = 0
