@@ -1,13 +1,12 @@
-"""Read an audio file as a mono float32 waveform, or raise `ClipError`.
-
-Decoders read a truncated file as a shorter clip without error, so this module checks lengths.
-"""
+"""Read an audio file as a mono float32 waveform, or raise `ClipError`."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
+import operator
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from ast_core.audio.truncation import check_complete
+from ast_core.audio.codecs import Samples, decode
 from ast_core.errors import ClipError
 
 Waveform = npt.NDArray[np.float32]
@@ -29,8 +27,6 @@ MAX_AMPLITUDE = 1e6
 """Largest accepted sample. Full scale is 1; floats in int16's scale reach 32768. Larger power spectra may overflow."""
 CANCELLED = 1e-3
 """Share of the channels' peak (-60 dB) below which a mono mix means channels in opposite phase, plus rounding."""
-_BLOCK_FRAMES, _BLOCK_SAMPLES = 1 << 19, 1 << 22
-"""Frames, and samples of all channels, that are read at a time: a false header may promise a thousand channels."""
 _RESAMPLER_REACH_S = 0.1
 """Seconds that are read beyond `max_seconds`, since the resampler's filter looks ahead."""
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
@@ -41,7 +37,8 @@ def load_waveform(path: Path | str, sample_rate_hz: int, max_seconds: float | No
     """Decode a file, mix it to mono by the mean of its channels, and resample it with soxr HQ.
 
     Args:
-        path: any file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...). Digital silence is accepted.
+        path: any file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...), with the extra `ffmpeg` also m4a,
+            aac, wma, webm and the like. It is read to its end. Digital silence is accepted.
         sample_rate_hz: sampling rate of the result.
         max_seconds: length to read at most; None reads the complete file, at four bytes a sample.
 
@@ -69,14 +66,11 @@ def read_blocks(path: Path | str, sample_rate_hz: int, max_seconds: float | None
     `load_waveform`. Errors that only the end of a file shows, such as channels that cancel out, are raised after the
     last block.
     """
+    seconds = None if max_seconds is None else max_seconds + _RESAMPLER_REACH_S
     with _open_regular(path) as descriptor:
-        check_complete(descriptor)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        try:
-            with soundfile.SoundFile(descriptor, closefd=False) as file:
-                yield from _resample_blocks(_mono_blocks(file, max_seconds), file.samplerate, sample_rate_hz)
-        except soundfile.SoundFileError as error:
-            raise ClipError("decode", getattr(error, "error_string", str(error)).rstrip(". ")) from error
+        blocks = _mono_blocks(decode(descriptor, seconds))
+        for rate_hz, run in itertools.groupby(blocks, key=operator.itemgetter(0)):  # joined recordings may differ
+            yield from _resample_blocks((mono for _, mono in run), rate_hz, sample_rate_hz)
 
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
@@ -104,33 +98,25 @@ def _resample_blocks(blocks: Iterable[Waveform], from_hz: int, to_hz: int) -> It
         yield out
 
 
-def _mono_blocks(file: soundfile.SoundFile, max_seconds: float | None) -> Iterator[Waveform]:
-    """Yield an open file's mono blocks [N]; ClipError("decode", ...) if it is truncated or its values are no audio."""
-    rate, promised, channels = file.samplerate, file.frames, file.channels
-    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise ClipError("decode", f"the sampling rate is {rate} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are accepted")
-    if max_seconds is not None:
-        promised = min(promised, math.ceil((max_seconds + _RESAMPLER_REACH_S) * rate))
-    weights = np.full(channels, 1 / channels, np.float32)
-    size = min(_BLOCK_FRAMES, _BLOCK_SAMPLES // channels)
-    done, peak, mono_peak = 0, 0.0, 0.0
-    while done < promised:
-        block = file.read(min(promised - done, size), dtype="float32", always_2d=True)
-        if not len(block):
-            break
+def _mono_blocks(blocks: Iterable[tuple[int, Samples]]) -> Iterator[tuple[int, Waveform]]:
+    """Mix blocks [N, channels] to mono [N]; ClipError("decode", ...) if their values or sampling rates are no audio."""
+    peak, mono_peak, most_channels = 0.0, 0.0, 0
+    for rate_hz, block in blocks:
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+            limits = f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are accepted"
+            raise ClipError("decode", f"the sampling rate is {rate_hz} Hz; {limits}")
         highest = max(float(block.max()), -float(block.min()))
         if not highest <= MAX_AMPLITUDE:
             raise ClipError("decode", f"a sample is {highest:g}; audio has finite samples in about [-1, 1]")
-        mono = block[:, 0] if channels == 1 else block @ weights
+        channels = block.shape[1]
+        mono = block[:, 0] if channels == 1 else block @ np.full(channels, 1 / channels, np.float32)
         peak = max(peak, highest)
         mono_peak = max(mono_peak, float(mono.max()), -float(mono.min()))
-        done += len(block)
-        yield mono
-    if channels > 1 and peak > 0 and mono_peak <= CANCELLED * peak:
-        raise ClipError("decode", f"the {channels} channels cancel out: their mean is silent, they are not")
-    if done != promised:
-        raise ClipError("decode", f"truncated: {done} of {promised} frames could be read")
-    if not promised:
+        most_channels = max(most_channels, channels)
+        yield rate_hz, mono
+    if most_channels > 1 and peak > 0 and mono_peak <= CANCELLED * peak:
+        raise ClipError("decode", f"the {most_channels} channels cancel out: their mean is silent, they are not")
+    if not most_channels:
         raise ClipError("decode", "the file has no samples")
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+from audio_files import encode
 from fuzzing import mutated, mutated_json, mutated_text
 from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
 from safetensors.torch import save
@@ -73,7 +74,16 @@ def tone(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
 
 def audio(folder: Path) -> dict[str, Target]:
     plain = [tone(kind) for kind in ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")]
-    seeds = [*plain, tone("WAV", "FLOAT", 2), tone("WAV", "IMA_ADPCM"), tone("OGG", "OPUS")]
+    others = [
+        tone("WAV", "FLOAT", 2),
+        tone("WAV", "IMA_ADPCM"),
+        tone("OGG", "OPUS"),
+        *map(tone, ("NIST", "VOC", "AVR")),
+    ]
+    wave_N = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4410) / 44_100).astype(np.float32)
+    pairs = (("ipod", "aac"), ("adts", "aac"), ("matroska", "aac"), ("mpegts", "aac"), ("wav", "libmp3lame"))
+    containers = [encode(form, codec, wave_N, 44_100) for form, codec in pairs]
+    seeds = [*plain, *others, *containers, *(2 * content for content in plain)]
 
     def read(data: bytes) -> None:
         path = folder / "clip"
