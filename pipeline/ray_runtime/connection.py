@@ -52,7 +52,7 @@ def connect(address: str, workers: int = 0) -> Iterator[None]:
                 if target:
                     ray.init(address=target, logging_level=logging.WARNING)
                 else:
-                    paths = until_ray_stopped.enter_context(open_local_paths())
+                    paths = until_ray_stopped.enter_context(open_local_paths(str(ROOT)))
                     _start_here(max(os.cpu_count() or 1, workers), paths)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = target or "this machine"
@@ -85,7 +85,7 @@ def spill_disk_error() -> NoRoomError:
 def _start_here(cores: int, paths: LocalPaths) -> None:
     """Start a Ray on this machine; UserError if the machine is too busy."""
     # Worker processes import these packages from the same folder as the driver.
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment = {"PYTHONPATH": os.pathsep.join([paths.checkout, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     environment["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):

@@ -2,8 +2,8 @@
 
 Ray puts Unix sockets into its temporary folder, and the kernel limits a socket's path to 107 bytes. Ray also starts
 workers with `bash -c "exec PYTHON ..."` without quotes: a space in the path of Python makes every worker fail, and Ray
-tries for ever. Symbolic links in a private folder stand for such paths, so that the files stay where the user wants
-them.
+tries for ever. It expands `$NAME` in the workers' PYTHONPATH. Symbolic links in a private folder stand for such paths,
+so that the files stay where the user wants them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ class LocalPaths:
 
     python: str
     """Python of this environment."""
+    checkout: str
+    """Folder of this project's packages."""
     temporary: str
     """Folder for Ray's sessions: sockets, logs and spilled objects."""
 
 
 @contextlib.contextmanager
-def open_local_paths() -> Iterator[LocalPaths]:
+def open_local_paths(checkout: str) -> Iterator[LocalPaths]:
     """Yield paths that Ray can use while it runs; the links among them are removed at the end.
+
+    Args:
+        checkout: folder of this project's packages, for the workers' PYTHONPATH.
 
     Raises:
         UserError: the temporary folder cannot be written, no folder can hold the links, or Ray's own path has a
@@ -60,11 +65,11 @@ def open_local_paths() -> Iterator[LocalPaths]:
         python = sys.executable
         if not _PLAIN.fullmatch(python):
             python = _link_python(Path(stack.enter_context(_private_folder(python))))
+        if not _PLAIN.fullmatch(checkout):
+            checkout = _link(checkout, stack.enter_context(_private_folder(checkout)))
         if not (_PLAIN.fullmatch(temporary) and _has_room_for_sockets(temporary)):
-            link = Path(stack.enter_context(_private_folder(temporary))) / "ray"
-            link.symlink_to(temporary)
-            temporary = str(link)
-        yield LocalPaths(python, temporary)
+            temporary = _link(temporary, stack.enter_context(_private_folder(temporary)))
+        yield LocalPaths(python, checkout, temporary)
 
 
 def _ray_folder() -> str:
@@ -103,6 +108,13 @@ def _private_folder(path: str) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # removes the links, not what they point to
+
+
+def _link(path: str, folder: str) -> str:
+    """Link a path in a folder, and return the link."""
+    link = Path(folder) / "ray"
+    link.symlink_to(path)
+    return str(link)
 
 
 def _link_python(folder: Path) -> str:
