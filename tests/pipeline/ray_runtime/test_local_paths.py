@@ -114,8 +114,8 @@ def test_a_user_without_a_name_or_a_home_gets_both(home: str | None, tmp_path: P
     user = f"setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps +dac_read_search --ambient-caps"
     tmp_path.chmod(0o777)
     done = subprocess.run(
-        [*user.split(), "+dac_read_search", sys.executable, "-c", NAMELESS], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
-        env=environment | {"PYTHONPATH": str(ROOT)} | ({} if home is None else {"HOME": home}),
+        [*user.split(), "+dac_read_search", sys.executable, "-c", NAMELESS], cwd=ROOT, text=True, check=True,
+        stdout=subprocess.PIPE, env=environment | {"PYTHONPATH": str(ROOT)} | ({} if home is None else {"HOME": home}),
     )  # fmt: skip
     name, own_home, cache = done.stdout.split()
     assert (name, cache) == (f"uid-{USER}", "True")

@@ -24,8 +24,7 @@ from pipeline.cli.stages import (
 )
 from pipeline.tracking.mlflow_store import open_store
 from pipeline.tracking.store_uri import resolve_store
-from tune.ensemble import EnsembleSettings
-from tune.search import SearchSettings
+from tune.settings import EnsembleSettings, SearchSettings
 
 DEFAULT = "sqlite:///work/mlflow.db or http://localhost:5000"
 WRONG = {
