@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.parse
 from pathlib import Path
@@ -64,9 +65,13 @@ def _find_problem_of_file(uri: str) -> str | None:
         return "it does not name a file"
     if name.startswith("~"):
         return "sqlite does not know the home `~`"
-    if Path(name).is_dir() or name.endswith("/"):
+    if _is_folder(name) or name.endswith("/"):
         return "this is a folder, not a file"
     return None
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path's raises where the user may not look
 
 
 def _suggest(uri: str) -> str:
@@ -79,6 +84,6 @@ def _suggest(uri: str) -> str:
     path = _FILE_SCHEME.sub("", text)
     if text.startswith(("http", "databricks")) or not _PATH.fullmatch(path):
         path = "work/mlflow.db"
-    is_file = path.endswith((".db", ".sqlite", ".sqlite3")) and not Path(path).is_dir()
-    file = Path(path).expanduser() / ("" if is_file else "mlflow.db")
+    is_file = path.endswith((".db", ".sqlite", ".sqlite3")) and not _is_folder(path)
+    file = Path(os.path.expanduser(path)) / ("" if is_file else "mlflow.db")  # noqa: PTH111 - Path's raises where the user has no home
     return f"{SQLITE}{file} or http://localhost:5000"
