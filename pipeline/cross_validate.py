@@ -81,6 +81,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
         UserError: the data set has fewer than three folds, or a stage fails.
     """
     run, names = RunFolder.of(settings), _folds(settings)
+    runs.open_experiment(settings.tracking, settings.experiment)
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
     with connection.connect(settings.address, settings.workers):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))

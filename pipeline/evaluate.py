@@ -43,9 +43,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, dict[str, float]]:
         The metrics of `ast_core.evaluation.metrics.evaluate_scores` by bundle.
 
     Raises:
-        UserError: as `measure_bundles`.
+        UserError: as `measure_bundles`, or the MLflow experiment was deleted.
     """
     with opened(settings, READS, [settings.data.test_split], exclusive="evaluate") as run:
+        runs.open_experiment(settings.tracking, settings.experiment)
         test = select_clips(settings, run)
         results = measure_bundles(settings, run, test)
         main = run.main_bundle()

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_core.dataset.problems import shorten
-from ast_core.errors import require
+from ast_core.errors import UserError, require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.redaction import without_secrets
 from ast_core.weights.bundle import Bundle
@@ -116,6 +116,15 @@ def _verify(own: Candidate, version: int) -> None:
     require(same, f"{own.name} version {version} in the registry is another bundle than {own.folder}.")
 
 
+def _is_complete(own: Candidate, version: int) -> bool:
+    """Return whether the registry still has the bundle of a version with all its bytes."""
+    try:
+        _verify(own, version)
+    except UserError:
+        return False
+    return True
+
+
 def _show(
     settings: RegisterSettings, versions: dict[str, int], candidates: Sequence[Candidate], verdicts: dict[str, str]
 ) -> None:
@@ -155,6 +164,9 @@ def _version(own: Candidate, run_id: str) -> int:
     """Return the version that holds this bundle, a known or a new one, and set its texts."""
     card = model_card(own.name, own.bundle, own.evaluation)
     version = registry.find_version(own.name, own.bundle.digest, own.decisions_digest)
+    if version is not None and not _is_complete(own, version):
+        mlflow_store.warn(f"{own.name} version {version} lost its files, so its bundle becomes a new version")
+        version = None
     if version is None:
         example = _example(own.bundle.front_end.sample_rate_hz)
         metrics = {key: value for key, value in own.evaluation.metrics.items() if value is not None}
@@ -172,6 +184,8 @@ def _set_aliases(own: Candidate, version: int, force: bool) -> str:
     """Set the aliases; return why this version does not become the champion, "" if it is the champion."""
     registry.set_alias(own.name, CHALLENGER, version)
     champion = registry.version_of_alias(own.name, CHAMPION)
+    if champion is not None and not registry.has_files(own.name, champion.number):
+        champion = None  # no one can use it
     is_champion = champion is not None and champion.number == version
     if own.untested_labels and not is_champion and not force:
         who = f"version {champion.number} stays champion" if champion else "it is not champion"

@@ -43,7 +43,7 @@ from pipeline.report import report
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
-from pipeline.tracking import registry
+from pipeline.tracking import registry, runs
 from pipeline.tracking.registry import CHAMPION
 from pipeline.train import train
 
@@ -67,6 +67,7 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
+    runs.open_experiment(settings.tracking, settings.experiment)
     with opened(settings, exclusive="run") as folder, connection.connect(settings.address, settings.workers):
         timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
         for seed in settings.ensemble.seeds:

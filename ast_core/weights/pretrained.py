@@ -5,6 +5,7 @@ Only this module unpickles, with `weights_only=True`, which runs no code.
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from ast_core.errors import UserError, require
 from ast_core.model.transformer import AST, patch_grid
 from ast_core.serialization import from_dict
 from ast_core.storage.tensor_files import load_tensors, require_plain
-from ast_core.weights import bundle_description, checkpoint, huggingface
+from ast_core.weights import bundle_description, checkpoint, huggingface, ssast
 from ast_core.weights.positions import adapt_positions
 
+LOG = logging.getLogger(__name__)
 Weights = dict[str, torch.Tensor]
 """Tensors by name."""
 _UNUSED = ("v.head.", "v.head_dist.", "head.", "head_dist.", "fc_norm.")
 """Prefixes of ImageNet's heads, which AST does not use."""
+PUBLISHED_BINS = 128
+"""Mel bins of every published AST and SSAST."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,10 @@ def _read_source(model: AST, config: ModelConfig) -> Source:
         return Source(init, found.weights, grid, found.labels)
     if path.is_dir():
         return _read_own_folder(path)
-    weights = {key.removeprefix("module."): value for key, value in _read_file(path).items()}
+    found_weights, ignored = _read_file(path)
+    weights = {key.removeprefix("module."): value for key, value in found_weights.items()}
     if any(name.startswith("v.") for name in weights):
-        return Source(init, _rename_published(weights), _published_grid(weights.get("v.pos_embed"), init))
+        return Source(init, _rename_published(weights), _published_grid(weights, ignored, init))
     if "patch_proj.weight" in weights:
         return _source_of_single_file(model, path, weights)
     return _convert_imagenet(model, config, weights)
@@ -139,13 +144,21 @@ def _rename_published(weights: Weights) -> Weights:
     return own
 
 
-def _published_grid(pos_embed: torch.Tensor | None, name: str) -> tuple[int, int]:
-    """Return the grid of a published file, which does not store it.
+def _published_grid(weights: Weights, ignored: dict[str, Any], name: str) -> tuple[int, int]:
+    """Return the grid of a published file: SSAST's pre-training stores its input, all other files store nothing.
 
-    All published models have 128 bins and one stride for both axes: 10, 12, 14 or 16 for 1024 frames, and 10 for other
-    lengths.
+    All published AST models have 128 bins and one stride for both axes: 10, 12, 14 or 16 for 1024 frames, and 10 for
+    other lengths. SSAST's frames are patches as high as the spectrogram.
     """
-    patches = _count_positions(pos_embed, name) - 2
+    prefix = 2 if "v.dist_token" in weights else 1
+    patches = _count_positions(weights.get("v.pos_embed"), name) - prefix
+    projection = weights.get("v.patch_embed.proj.weight")
+    if projection is not None and projection.ndim == 4:
+        grid = ssast.pretraining_grid(ignored, projection.shape[2:], name)
+        if grid is not None:
+            return grid
+        if projection.shape[2] == PUBLISHED_BINS:
+            return 1, patches
     known = {850: (10, 85), 657: (9, 73), 512: (8, 64)}
     require(
         patches > 0 and (patches in known or patches % 12 == 0),
@@ -225,6 +238,7 @@ def load_exactly(model: AST, weights: Weights, name: str) -> None:
 def _assign(model: AST, weights: Weights, name: str) -> None:
     """Load weights after checking names, shapes and values; a head that is missing keeps its random weights."""
     own = model.state_dict()
+    _require_patch_shape(weights.get("patch_proj.weight"), own["patch_proj.weight"], name)
     wrong = [
         f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
         for key, value in weights.items()
@@ -240,6 +254,17 @@ def _assign(model: AST, weights: Weights, name: str) -> None:
     model.load_state_dict(fitting, strict=False, assign=model.pos_embed.is_meta)
 
 
+def _require_patch_shape(found: torch.Tensor | None, own: torch.Tensor, name: str) -> None:
+    """Raise UserError if only the height and width of the patches differ: other settings fit these weights."""
+    if found is not None and found.ndim == 4 and found.shape[:2] == own.shape[:2]:
+        (height, width), (own_height, own_width) = found.shape[2:], own.shape[2:]
+        require(
+            (height, width) == (own_height, own_width),
+            f"{name} has patches of {height} x {width} (mel bins x frames), but the model has {own_height} x "
+            f"{own_width}: set --model.patch-freq {height} --model.patch-time {width}, and strides up to that.",
+        )
+
+
 def _download_imagenet(backbone: str) -> Weights:
     """Download ImageNet weights from timm's hub, under timm's names."""
     import timm  # noqa: PLC0415, the import takes seconds, and only this source needs it
@@ -253,8 +278,12 @@ def _download_imagenet(backbone: str) -> Weights:
         ) from error
 
 
-def _read_file(path: Path) -> Weights:
-    """Read a table of tensors from a file of untrusted input; nothing in the file is run."""
+def _read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """Read a table of tensors from a file of untrusted input; nothing in the file is run.
+
+    Returns:
+        The tensors, and the values of SSAST's pre-training that an AST does not have.
+    """
     require(
         path.is_file(),
         f"model.init: {path} does not exist or is not a file. "
@@ -272,10 +301,15 @@ def _read_file(path: Path) -> Weights:
             raise UserError(f"model.init: {path} was refused: {reason}") from error
     if isinstance(weights, dict):
         weights = weights.get("model", weights)
+    weights, ignored = ssast.split_pretext(weights)
+    if ignored:
+        LOG.info(
+            "%s is a pre-training checkpoint of SSAST; these are ignored: %s.", path, ssast.describe_pretext(ignored)
+        )
     plain = require_plain(weights, f"model.init: {path}")
     if any(name.startswith("audio_spectrogram_transformer.") for name in plain):
         raise UserError(f"model.init: {path} is in Hugging Face's format; give its folder, {path.parent}.")
-    return plain
+    return plain, ignored
 
 
 def _require_plain_zip(path: Path) -> None:

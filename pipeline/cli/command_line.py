@@ -14,6 +14,7 @@ from ast_core.serialization import to_dict
 from pipeline.cli.recipe_file import join_repeated, last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
 from pipeline.cli.stages import CheckSettings, Common
+from pipeline.tracking.store_uri import resolve_store
 
 SettingsT = TypeVar("SettingsT")
 
@@ -60,7 +61,8 @@ def parse_settings(
         Settings with every path absolute, and empty names filled in.
 
     Raises:
-        UserError: the recipe or its variant does not exist or is not TOML, or the path in `model.init` does not exist.
+        UserError: the recipe or its variant does not exist or is not TOML, the path in `model.init` does not exist, or
+            `--tracking` is empty or no address of a store.
         SystemExit: a flag, key or type is wrong; tyro prints a suggestion.
     """
     flags = join_repeated(sys.argv[1:] if argv is None else argv, "--data.root")
@@ -71,6 +73,8 @@ def parse_settings(
         )
         load_recipe(recipe, variant)  # reports a wrong key even in a section that this stage does not take
         flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
+    if last_flag_value(flags, "--tracking", "not given") == "":  # an unset variable in a script, not a wish for sqlite
+        resolve_store("")
     settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
     return settings
 

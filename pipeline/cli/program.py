@@ -16,6 +16,9 @@ from ast_core.errors import ClipError, UserError
 from ast_core.redaction import without_secrets
 from ast_core.storage.disk_space import FULL_DISK_ERRNOS
 from pipeline.cli import sigterm
+from pipeline.cli.user_environment import complete_environment
+
+complete_environment()  # at import, because the libraries that a stage imports after this module read the environment
 
 
 def run_stage(stage: Callable[[], Any]) -> None:
@@ -26,6 +29,7 @@ def run_stage(stage: Callable[[], Any]) -> None:
     """
     try:
         with sigterm.interrupt_on_sigterm():
+            _require_temporary_folder()
             stage()
     except (UserError, ClipError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_escape_markup(str(error))}")
@@ -41,6 +45,14 @@ def run_stage(stage: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. Run the same command again to resume.")
         sys.exit(sigterm.EXIT_CODE if sigterm.sigterm_received() else 130)
+
+
+def _require_temporary_folder() -> None:
+    """Raise UserError if no temporary folder can be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}. Set TMPDIR to a folder that you can write.") from None
 
 
 def _describe_full_disk(error: OSError) -> str:

@@ -18,6 +18,7 @@ from pipeline.cli.stages import (
     RunSettings,
     TrainSettings,
 )
+from pipeline.tracking.store_uri import SQLITE, resolve_store
 
 
 def _default_name(settings: Common) -> str:
@@ -76,13 +77,23 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     return changes
 
 
+def _resolve_tracking(store: str) -> str:
+    """Return the address of the tracking store: the flag, else the environment variable, else sqlite in `work`."""
+    if store:
+        return resolve_store(store)
+    if store := os.environ.get("MLFLOW_TRACKING_URI", ""):
+        return resolve_store(store, "MLFLOW_TRACKING_URI")
+    return f"{SQLITE}{Path('work/mlflow.db').absolute()}"
+
+
 def resolve(settings: Any) -> Any:
     """Return the settings with absolute paths and default names.
 
     Paths must be absolute because Ray's workers run in another folder.
 
     Raises:
-        UserError: the initial weights or the teacher do not exist, or the workers cannot share a batch.
+        UserError: the initial weights or the teacher do not exist, the workers cannot share a batch, or MLflow cannot
+            keep a registry at the tracking address.
     """
     changes: dict[str, Any] = {}
     if isinstance(settings, Common):
@@ -108,6 +119,5 @@ def resolve(settings: Any) -> Any:
         changes["output"] = settings.output.absolute()
     if not hasattr(settings, "tracking"):
         return dataclasses.replace(settings, **changes)
-    store = settings.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
-    changes["tracking"] = store or f"sqlite:///{Path('work/mlflow.db').absolute()}"
+    changes["tracking"] = _resolve_tracking(settings.tracking)
     return dataclasses.replace(settings, **changes)

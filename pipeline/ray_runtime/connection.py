@@ -17,6 +17,7 @@ from ray.exceptions import OutOfDiskError
 from ast_core.errors import NoRoomError, UserError
 from pipeline.cli import sigterm
 from pipeline.ray_runtime import internals
+from pipeline.ray_runtime.local_paths import LocalPaths, open_local_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "lo"
@@ -45,19 +46,22 @@ def connect(address: str, workers: int = 0) -> Iterator[None]:
             yield
         return
     target = address or os.environ.get("RAY_ADDRESS", "")
-    try:
-        with sigterm.keep_sigterm_handler():
-            if target:
-                ray.init(address=target, logging_level=logging.WARNING)
-            else:
-                _start_here(max(os.cpu_count() or 1, workers))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"Ray at {target or 'this machine'} cannot be reached: {error}. Check --address.") from error
-    try:
-        with _explain_full_disks():
-            yield
-    finally:
-        ray.shutdown()
+    with contextlib.ExitStack() as until_ray_stopped:
+        try:
+            with sigterm.keep_sigterm_handler():
+                if target:
+                    ray.init(address=target, logging_level=logging.WARNING)
+                else:
+                    paths = until_ray_stopped.enter_context(open_local_paths(str(ROOT)))
+                    _start_here(max(os.cpu_count() or 1, workers), paths)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = target or "this machine"
+            raise UserError(f"Ray at {where} cannot be reached: {error}. Check --address.") from error
+        try:
+            with _explain_full_disks():
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -78,20 +82,21 @@ def spill_disk_error() -> NoRoomError:
     )
 
 
-def _start_here(cores: int) -> None:
+def _start_here(cores: int, paths: LocalPaths) -> None:
     """Start a Ray on this machine; UserError if the machine is too busy."""
     # Worker processes import these packages from the same folder as the driver.
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment = {"PYTHONPATH": os.pathsep.join([paths.checkout, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     environment["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:
-            with internals.bind_to_loopback():
+            with internals.bind_to_loopback(), internals.start_processes_with(paths.python):
                 ray.init(
                     address="local",
                     num_cpus=cores,
                     include_dashboard=False,
                     logging_level=logging.ERROR,
+                    _temp_dir=paths.temporary,
                     runtime_env={
                         "env_vars": environment,
                         "worker_process_setup_hook": "pipeline.ray_runtime.worker_setup.quiet_ray_logs",

@@ -8,6 +8,7 @@ that train nothing import this module, too.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import ray
@@ -74,6 +75,19 @@ def bind_to_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = known
+
+
+@contextlib.contextmanager
+def start_processes_with(python: str) -> Iterator[None]:
+    """Make a Ray that starts inside run its processes, and later its workers, with this Python.
+
+    Ray has no setting for it: it takes `sys.executable` when it starts.
+    """
+    known, sys.executable = sys.executable, python
+    try:
+        yield
+    finally:
+        sys.executable = known
 
 
 def propagate_to_train_workers(variable: str) -> None:

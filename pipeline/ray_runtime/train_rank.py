@@ -15,6 +15,7 @@ import ray.util
 
 from ast_core.config import Job
 from ast_core.storage.object_store import ObjectStore
+from pipeline.cli.user_environment import complete_environment
 from pipeline.ray_runtime.heartbeat import start_heartbeat
 
 
@@ -38,6 +39,7 @@ def train_rank(config: TrainRankConfig) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     start_heartbeat(config.watch, f"rank {rank}")
+    complete_environment()  # a node of a cluster does not have the driver's environment
 
     import torch  # noqa: PLC0415
     from ray.train.torch import get_device  # noqa: PLC0415

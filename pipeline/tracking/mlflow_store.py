@@ -23,9 +23,9 @@ from mlflow import MlflowClient
 
 from ast_core.errors import UserError
 from ast_core.redaction import without_secrets
+from pipeline.tracking.store_uri import SQLITE, resolve_store
 
 ResultT = TypeVar("ResultT")
-SQLITE = "sqlite:///"
 DATABASE_TRIES = 5
 """MLflow's attempts to connect to a database; five take at most 3 s."""
 _LOGIN: dict[str, str] = {}
@@ -41,14 +41,14 @@ def open_store(uri: str) -> None:
             address in its output or errors contains them.
 
     Raises:
-        UserError: the store is of another MLflow version, damaged, or cannot be written.
+        UserError: the address is wrong, or the store is of another MLflow version, damaged, or cannot be written.
     """
     for source in ("mlflow", "alembic"):
         logging.getLogger(source).setLevel(logging.ERROR)  # their messages would hide the lines of the stage
     logging.getLogger("mlflow.store.db.utils").setLevel(
         logging.CRITICAL
     )  # it logs a traceback and raises the same error
-    uri = _move_login_to_environment(uri)
+    uri = _move_login_to_environment(resolve_store(uri))
     if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
         _limit_database_tries()
     mlflow.set_tracking_uri(uri)
@@ -103,9 +103,15 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def try_or_warn(what: str, action: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
-    """Return the result of `action`; if it fails, print the warning `what` with the error and return `otherwise`."""
+    """Return the result of `action`; if it fails, print the warning `what` with the error and return `otherwise`.
+
+    Raises:
+        UserError: `action` raised it, because the user must act.
+    """
     try:
         return action()
+    except UserError:
+        raise
     except Exception as error:
         warn(f"{what} ({first_line(error)})")
         return otherwise

@@ -112,6 +112,14 @@ def describe_version(name: str, version: int, description: str) -> None:
         MlflowClient().update_registered_model(name, description)
 
 
+def has_files(name: str, version: int) -> bool:
+    """Return whether a version still has the files of its model; False if they cannot be listed."""
+    try:
+        return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{name}/{version}"))
+    except (MlflowException, SQLAlchemyError, OSError):
+        return False
+
+
 def set_alias(name: str, alias: str, version: int) -> None:
     """Point an alias at a version; raise UserError if the registry refuses it."""
     with _report_errors(f"the alias {alias} could not be set"):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import math
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -21,13 +22,13 @@ from pipeline.tracking import mlflow_environment  # noqa: F401  # before mlflow,
 # isort: split
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
 from ast_core.errors import UserError
 from ast_core.redaction import without_secrets
 from ast_core.storage.atomic_files import atomic_write
-from pipeline.tracking.mlflow_store import first_line, sqlite_file, try_or_warn
+from pipeline.tracking.mlflow_store import first_line, open_store, sqlite_file, try_or_warn
 
 PARENT_RUN_TAG = "mlflow.parentRunId"
 """The tag that names the parent of a run."""
@@ -53,6 +54,9 @@ def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mappi
 
     Yields:
         The run's id, or "" if the tracker cannot be reached. The functions that take a run's id do nothing with "".
+
+    Raises:
+        UserError: the experiment was deleted.
     """
     run_id = try_or_warn("the run could not be started", lambda: _begin(experiment, name, params, tags), "")
     status = RunStatus.FAILED
@@ -65,6 +69,22 @@ def start_run(experiment: str, name: str, params: Mapping[str, Any], tags: Mappi
     finally:
         if run_id:
             try_or_warn("the run could not be ended", lambda: mlflow.end_run(RunStatus.to_string(status)), None)
+
+
+def open_experiment(store: str, name: str) -> None:
+    """Open a tracking store and check that the experiment was not deleted, before the work of a stage.
+
+    A tracker that cannot be reached is no error.
+
+    Raises:
+        UserError: the experiment was deleted, or the store cannot be opened.
+    """
+    open_store(store)
+    found = try_or_warn(
+        f"the experiment {name} could not be looked up", lambda: MlflowClient().get_experiment_by_name(name), None
+    )
+    if found is not None and found.lifecycle_stage != "active":
+        raise _deleted(found)
 
 
 def folder_id(folder: Path) -> str:
@@ -172,9 +192,20 @@ def _find_or_create_experiment(name: str) -> str:
         with contextlib.suppress(MlflowException):
             return str(MlflowClient().create_experiment(name, artifact_location=where))
         found = MlflowClient().get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise UserError(f"the MLflow experiment {name} was deleted; restore it or use another --experiment")
+    if found is None:
+        raise MlflowException(f"the experiment {name} could not be created")
+    if found.lifecycle_stage != "active":
+        raise _deleted(found)
     return str(found.experiment_id)
+
+
+def _deleted(experiment: Experiment) -> UserError:
+    """Return the error for an experiment that was deleted, with the command that restores it."""
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    return UserError(
+        f"The MLflow experiment {experiment.name} was deleted. Restore it with "
+        f"`MLFLOW_TRACKING_URI={shlex.quote(mlflow.get_tracking_uri())} {command}`, or use another --experiment."
+    )
 
 
 def _find_run(experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:

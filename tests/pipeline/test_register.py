@@ -137,6 +137,25 @@ def test_a_version_that_was_not_tested_on_every_class_becomes_champion_only_by_f
     assert champion() == 2
 
 
+def test_a_version_without_its_files_is_registered_again_and_stays_no_champion(
+    settings: RegisterSettings, capsys
+) -> None:
+    register(settings)
+    gone = registry.fetch_bundle("models:/ast-test/1")
+    shutil.rmtree(gone.parents[1])  # the artifacts of the model
+    assert register(settings) == {"ast-test": 2, "ast-test-seed-0": 1, "ast-test-seed-1": 1}
+    assert "ast-test version 1 lost its files" in capsys.readouterr().err
+    assert champion() == 2
+
+    registry.fetch_bundle("models:/ast-test/2").joinpath("member-0.safetensors").unlink()  # a part is enough
+    assert register(settings)["ast-test"] == 3
+
+    shutil.rmtree(registry.fetch_bundle("models:/ast-test@champion").parents[1])
+    replace_run(settings, (0, 2), score=0.1)
+    register(settings)
+    assert champion() == 4  # a worse model, but one that can be used
+
+
 def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterSettings) -> None:
     register(settings)
     folder = settings.run_dir / "bundles" / "ensemble"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.experiments import commands as mlflow_experiments
 
 from ast_core.errors import UserError
 from pipeline.tracking import metrics_follower, mlflow_store, runs
@@ -103,6 +105,23 @@ def test_a_damaged_store_raises_an_error_with_its_address(tmp_path: Path) -> Non
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
     with pytest.raises(UserError, match="cannot be opened"):
         mlflow_store.open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_deleted_experiment_is_an_error_with_the_command_that_restores_it(store: str) -> None:
+    with runs.start_run("e", "train", {}, {}):
+        pass
+    experiment = MlflowClient().get_experiment_by_name("e")
+    assert experiment is not None
+    MlflowClient().delete_experiment(experiment.experiment_id)
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    with pytest.raises(UserError, match=command):
+        runs.open_experiment(store, "e")
+    with pytest.raises(UserError, match=command), runs.start_run("e", "train", {}, {}):
+        pytest.fail("the training started")
+    restored = CliRunner().invoke(mlflow_experiments, command.split()[2:])
+    assert restored.exit_code == 0, restored.output
+    with runs.start_run("e", "train", {}, {}) as run_id:
+        assert run_id
 
 
 def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
