@@ -33,12 +33,13 @@ from peers.memory import open_files, resident_mb
 
 from ast_core.audio.waveform import load_waveform
 from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.evaluation.prediction_table import ERROR, PROBABILITIES
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.tracking import mlflow_store, registry, runs
-from pipeline.tracking.pyfunc import AUDIO, ERROR
+from pipeline.tracking.serving_requests import AUDIO
 
 CLIENTS, SECONDS, QUICK_S = 64, 300.0, 5.0
 MODEL = "ast-load"
@@ -99,7 +100,7 @@ def register_model(folder: Path, store: str) -> Path:
     mlflow_store.open_store(store)
     with runs.start_run("load", "load", {}, {}) as run_id:
         example = pd.DataFrame({AUDIO: [_encoded(sound(0, 16_000, 1.0), *KINDS[0][:3])]})
-        version = registry.add_version(MODEL, folder, run_id, example, LABELS, {}, {})
+        version = registry.add_version(MODEL, folder, run_id, example, {}, {})
     registry.set_alias(MODEL, registry.CHAMPION, version)
     return folder
 
@@ -247,12 +248,12 @@ def _ask_once(connection: http.client.HTTPConnection, question: Question, seen: 
         return
     rows = json.loads(content)["predictions"]
     for row, expected_C in zip(rows, question.expected, strict=True):
-        scores = [row[label] for label in LABELS]
         if expected_C is None:
-            right = bool(row[ERROR]) and scores == [None] * len(LABELS)
+            right = bool(row[ERROR]) and row[PROBABILITIES] is None
             seen.refused += right
         else:
-            right = not row[ERROR] and bool(np.abs(np.array(scores, np.float64) - expected_C).max() <= TOLERANCE)
+            scores_C = np.array([(row[PROBABILITIES] or {}).get(label, np.nan) for label in LABELS])
+            right = not row[ERROR] and bool(np.abs(scores_C - expected_C).max() <= TOLERANCE)
         if not right:
             seen.errors.append(f"an answer differs: {row}, not {expected_C}")
 

@@ -17,12 +17,14 @@ from rich.progress import track
 from ast_core.audio.decoder import Decoder, Recording
 from ast_core.dataset.file_tree import list_recordings
 from ast_core.errors import ClipError, require
+from ast_core.evaluation.prediction_table import SUFFIXES as OUTPUT_SUFFIXES
+from ast_core.evaluation.prediction_table import Prediction, write_predictions
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
-from pipeline.reporting.predictions import Predictions
+from pipeline.reporting.predictions import Labelling, MeasuredBlocks, predictions_table
 
 
 def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
@@ -36,7 +38,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     """
     if settings.output:
         require(
-            settings.output.suffix in {".csv", ".json", ".parquet"},
+            settings.output.suffix in OUTPUT_SUFFIXES,
             f"--output {settings.output} must end in .csv, .json or .parquet.",
         )
     files = list(dict.fromkeys(_list_files(settings.inputs)))  # the user may name a folder and a file in it
@@ -47,27 +49,29 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         f"{settings.model} has no thresholds to decide by: run calibrate (and register) first.",
     )
     predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
-    scores: dict[str, np.ndarray] = {}
-    faults: dict[str, str] = {}
+    labelling = Labelling(bundle, settings.decide, settings.top_k)
+    found: list[Prediction] = []
     decoder, rate_hz = Decoder(), bundle.front_end.sample_rate_hz
     for path in track(files, "predict", console=Console(stderr=True)):
         try:
             recording = Recording(path, rate_hz, decoder)
-            scores_C = predictor.probabilities(recording)
-            _draw(settings, predictor, recording)
-            scores[str(path)] = scores_C  # after drawing: a file that disappears meanwhile counts once, as refused
+            measured = MeasuredBlocks(recording)
+            scores_C = predictor.probabilities(measured)
+            end_s = measured.samples / rate_hz
+            _draw(settings, predictor, recording, labelling)
+            # After drawing: a file that disappears meanwhile counts once, as refused.
+            found += labelling.label(str(path), [0.0], [end_s], scores_C[None])
         except ClipError as error:
-            faults[str(path)] = str(error)
-    tagging = Predictions(bundle.labels, scores, faults)
-    if settings.decide:
-        tagging = tagging.decide(bundle)
-    Console().print(tagging.table(settings.top_k))
-    Console().print(f"{len(files)} files = {len(scores)} predicted + {len(faults)} refused")
-    require(len(files) == len(scores) + len(faults), "A file was lost between reading and writing. Run again.")
+            found.append(Prediction(str(path), error=str(error)))
+    scores = {own.path: own.probabilities_C for own in found if own.probabilities_C is not None}
+    refused = sum(bool(own.error) for own in found)
+    Console().print(predictions_table(found, bundle.labels))
+    Console().print(f"{len(files)} files = {len(scores)} predicted + {refused} refused")
+    require(len(files) == len(scores) + refused, "A file was lost between reading and writing. Run again.")
     if settings.output:
-        tagging.write(settings.output)
+        write_predictions(settings.output, found, bundle.labels)
     require(bool(scores), "No file could be used; the table says why.")
-    return tagging.scores
+    return scores
 
 
 def _bundle_folder(settings: PredictSettings) -> Path:
@@ -78,11 +82,11 @@ def _bundle_folder(settings: PredictSettings) -> Path:
     return bundle_folder(settings.model, settings.tracking)
 
 
-def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording) -> None:
+def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording, labelling: Labelling) -> None:
     if settings.timeline or settings.attention:
         from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
 
-        recording_pictures.write_pictures(settings, predictor, recording)
+        recording_pictures.write_pictures(settings, predictor, recording, labelling)
 
 
 def _list_files(inputs: Sequence[Path]) -> list[Path]:

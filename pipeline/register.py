@@ -32,8 +32,8 @@ from pipeline.run_folder.opened import opened
 from pipeline.scoring.results import EvaluationResult
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.model_card import model_card
-from pipeline.tracking.pyfunc import AUDIO
 from pipeline.tracking.registry import CHALLENGER, CHAMPION
+from pipeline.tracking.serving_requests import AUDIO
 
 MOST_NAMES = 10
 """Classes without test clips that the screen names."""
@@ -170,7 +170,7 @@ def _version(own: Candidate, run_id: str) -> int:
     if version is None:
         example = _example(own.bundle.front_end.sample_rate_hz)
         metrics = {key: value for key, value in own.evaluation.metrics.items() if value is not None}
-        version = registry.add_version(own.name, own.folder, run_id, example, own.bundle.labels, metrics, own.tags)
+        version = registry.add_version(own.name, own.folder, run_id, example, metrics, own.tags)
     with tempfile.TemporaryDirectory() as scratch:
         readme = Path(scratch) / "README.md"
         readme.write_text(card, encoding="utf-8")

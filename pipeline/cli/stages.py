@@ -181,7 +181,8 @@ class PredictSettings:
     """Decision for each label, made with the thresholds that `calibrate` stored in the model; probabilities are
     calibrated."""
     output: Path | None = None
-    """File (.csv, .json or .parquet) to write all probabilities to."""
+    """File (.csv, .json or .parquet) to write all probabilities to. No class name can replace a column: CSV has `p:` in
+    front of each class."""
     timeline: Path | None = None
     """Folder to write each file's probabilities over time to, as CSV and as a picture."""
     hop_s: float = 1.0

@@ -1,85 +1,80 @@
-"""The result of `predict` as a table on the screen and as a file."""
+"""The result of `predict` as a table on the screen and as rows of `ast_core.evaluation.prediction_table`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from rich.markup import escape
 from rich.table import Table
 
-from ast_core.storage.atomic_files import atomic_write
-from ast_core.storage.json_files import write_json
+from ast_core.evaluation.prediction_table import Prediction, top_classes
 from ast_core.weights.bundle import Bundle
 
-DECIDED = "decided"
-"""Column with the labels that the model decided on, separated by `;`."""
+
+class MeasuredBlocks:
+    """The blocks of a recording; it counts their samples while they are read.
+
+    Args:
+        blocks: blocks of the waveform, which can be iterated more than once.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self._blocks = blocks
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the blocks from the first one."""
+        self.samples = 0
+        for block_N in self._blocks:
+            self.samples += len(block_N)
+            yield block_N
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Probabilities of recordings, and decisions if the user asked for them."""
+class Labelling:
+    """The rule that chooses the labels of recordings: the decisions of a bundle, or the most probable classes."""
 
-    labels: tuple[str, ...]
-    scores: dict[str, np.ndarray]
-    """Probabilities by path of the recording, float32 [C]."""
-    faults: dict[str, str]
-    """The reasons why recordings could not be used, by path."""
-    decided: dict[str, list[int]] | None = None
-    """The indices of the classes decided on by path, the most probable first."""
+    bundle: Bundle
+    decide: bool
+    """Whether to use the decisions of the bundle, and to calibrate its probabilities."""
+    top_k: int
+    """Number of classes without `decide`."""
 
-    def decide(self, bundle: Bundle) -> Predictions:
-        """Return calibrated probabilities and decisions; return the same object if the bundle is not calibrated."""
-        rule = bundle.decisions
-        if rule is None:
-            return self
-        calibrated = {path: rule.calibrated(scores_C[None])[0] for path, scores_C in self.scores.items()}
-        decided: dict[str, list[int]] = {}
-        for path, scores_C in self.scores.items():
-            found_K = np.flatnonzero(rule.decide(scores_C[None])[0])
-            decided[path] = found_K[np.argsort(-calibrated[path][found_K], kind="stable")].tolist()
-        return Predictions(self.labels, calibrated, self.faults, decided)
-
-    def table(self, top_k: int) -> Table:
-        """Return a table of the labels decided on, or the `top_k` most probable, and of the refused files."""
-        table = Table(title="predictions")
-        table.add_column("file", overflow="fold")
-        table.add_column("labels")
-        for path, scores_C in self.scores.items():
-            top = np.argsort(-scores_C, kind="stable")[:top_k] if self.decided is None else self.decided[path]
-            shown = ", ".join(f"{self.labels[c]} {scores_C[c]:.3f}" for c in top)
-            table.add_row(Path(path).name, shown.replace("[", "\\[") or "no class")
-        for path, reason in self.faults.items():
-            table.add_row(Path(path).name, f"refused: {reason}".replace("[", "\\["), style="red")
-        return table
-
-    def write(self, path: Path) -> None:
-        """Write .csv, .json or .parquet, one row per recording: path, error, decision, probability of each label."""
-        rows = self._rows()
-        if path.suffix == ".json":
-            write_json(path, rows)
-            return
-        table = pa.Table.from_pylist(rows)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            if path.suffix == ".csv":
-                pyarrow.csv.write_csv(table, file)
-            else:
-                pyarrow.parquet.write_table(table, file)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for path, scores_C in self.scores.items():
-            row: dict[str, Any] = {"path": path, "error": ""}
-            if self.decided is not None:
-                row[DECIDED] = ";".join(self.labels[c] for c in self.decided[path])
-            rows.append(row | dict(zip(self.labels, scores_C.tolist(), strict=True)))
-        no_decision = {} if self.decided is None else {DECIDED: None}
-        rows += [
-            {"path": path, "error": reason, **no_decision, **dict.fromkeys(self.labels)}
-            for path, reason in self.faults.items()
+    def label(
+        self, path: str, starts_s: Iterable[float], ends_s: Iterable[float], scores_BC: np.ndarray
+    ) -> list[Prediction]:
+        """Return the predictions for parts of one recording, one for each row of probabilities [B, C]."""
+        shown_BC, chosen = self._choose(scores_BC)
+        parts = zip(starts_s, ends_s, chosen, shown_BC, strict=True)
+        return [
+            Prediction(path, float(start), float(end), "", tuple(self.bundle.labels[c] for c in own), scores_C)
+            for start, end, own, scores_C in parts
         ]
-        return rows
+
+    def _choose(self, scores_BC: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+        """Return the probabilities to show, [B, C], and the indices of the chosen classes, the most probable first."""
+        rule = self.bundle.decisions
+        if not self.decide or rule is None:
+            return scores_BC, [top_classes(scores_C, self.top_k) for scores_C in scores_BC]
+        shown_BC, decided_BC = rule.calibrated(scores_BC), rule.decide(scores_BC)
+        ranked = [top_classes(shown_C, len(shown_C)) for shown_C in shown_BC]
+        return shown_BC, [[c for c in own if decided_BC[b, c]] for b, own in enumerate(ranked)]
+
+
+def predictions_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> Table:
+    """Return a table of the labels of each file, then of the refused files with their reasons."""
+    table = Table(title="predictions")
+    table.add_column("file", overflow="fold")
+    table.add_column("labels")
+    places = {name: c for c, name in enumerate(classes)}
+    for own in predictions:
+        if own.labels is not None and own.probabilities_C is not None:
+            shown = ", ".join(f"{name} {own.probabilities_C[places[name]]:.3f}" for name in own.labels)
+            table.add_row(escape(Path(own.path).name), escape(shown) or "no class")
+    for own in predictions:
+        if own.error:
+            table.add_row(escape(Path(own.path).name), escape(f"refused: {own.error}"), style="red")
+    return table

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
+import numpy as np
 import torch
 
 from ast_core.audio.decoder import Recording
 from ast_core.audio.fbank import Fbank, fit_length
+from ast_core.config import FrontEndConfig
 from ast_core.evaluation.attention_rollout import attention_rollout
+from ast_core.evaluation.prediction_table import write_predictions
 from ast_core.evaluation.predictor import Predictor
-from ast_core.storage.atomic_files import atomic_write
 from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.plots import plot_attention, plot_timeline
+from pipeline.reporting.predictions import Labelling, MeasuredBlocks
 
 
-def write_pictures(settings: PredictSettings, predictor: Predictor, recording: Recording) -> None:
+def write_pictures(settings: PredictSettings, predictor: Predictor, recording: Recording, labelling: Labelling) -> None:
     """Write the pictures that the settings ask for.
 
     Their names keep the suffix of the recording: those of a.wav and a.mp3 do not overwrite each other.
     """
     if settings.timeline:
-        _write_timeline(settings.timeline / recording.path.name, settings.hop_s, predictor, recording)
+        _write_timeline(settings.timeline / recording.path.name, settings.hop_s, predictor, recording, labelling)
     if settings.attention:
         _write_attention(settings.attention / f"{recording.path.name}.png", predictor, recording)
 
 
-def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recording) -> None:
-    labels = predictor.bundle.labels
-    times_s, scores_WC = predictor.timeline(recording, hop_s)
-    columns: dict[str, Any] = {"start_s": times_s} | {label: scores_WC[:, c] for c, label in enumerate(labels)}
-    with atomic_write(stem.with_name(f"{stem.name}.csv")) as temporary:
-        pyarrow.csv.write_csv(pa.table(columns), temporary)
-    plot_timeline(stem.with_name(f"{stem.name}.png"), stem.name, times_s, scores_WC, labels)
+def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recording, labelling: Labelling) -> None:
+    measured = MeasuredBlocks(recording)
+    starts_s, scores_WC = predictor.timeline(measured, hop_s)
+    length_s = measured.samples / recording.sample_rate_hz
+    ends_s = np.minimum(starts_s + _window_s(predictor.bundle.front_end), length_s)  # the last window is padded
+    windows = labelling.label(str(recording.path), starts_s, ends_s, scores_WC)
+    classes = predictor.bundle.labels
+    write_predictions(stem.with_name(f"{stem.name}.csv"), windows, classes)
+    shown_WC = np.array([window.probabilities_C for window in windows])
+    plot_timeline(stem.with_name(f"{stem.name}.png"), stem.name, starts_s, shown_WC, classes)
 
 
 def _write_attention(path: Path, predictor: Predictor, recording: Recording) -> None:
     member = predictor.bundle.members[0]
     front_end = member.front_end
-    window_s = ((front_end.target_frames - 1) * front_end.frame_shift_ms + front_end.frame_length_ms) / 1000
-    wave_N = torch.from_numpy(recording.read_beginning(window_s))
+    wave_N = torch.from_numpy(recording.read_beginning(_window_s(front_end)))
     fbank_TM = fit_length(Fbank(front_end)(wave_N), front_end.target_frames)
     share_TM = attention_rollout(member, fbank_TM.to(predictor.device)).cpu().numpy()
     seconds = front_end.target_frames * front_end.frame_shift_ms / 1000
     plot_attention(path, f"{path.stem}, {member.name}", fbank_TM.numpy(), share_TM, seconds)
+
+
+def _window_s(front_end: FrontEndConfig) -> float:
+    """Return the seconds of a window, which is as long as a training clip."""
+    return ((front_end.target_frames - 1) * front_end.frame_shift_ms + front_end.frame_length_ms) / 1000

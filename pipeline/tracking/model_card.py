@@ -65,8 +65,8 @@ python pipeline/predict.py RECORDING --model models:/{name}@champion
 ```
 
 As an MLflow pyfunc model, each row of the input is a recording: `audio` (the bytes of a file; base64 in JSON), or \
-`waveform` (mono samples) with `sample_rate_hz`. The output has one column per label, and `clip_error`, the reason why \
-a recording could not be used.
+`waveform` (mono samples in [-1, 1]) with `sample_rate_hz`. The output has the columns `error` (the reason why a \
+recording could not be used), `labels` (the most probable classes) and `probabilities` (those of all classes, by name).
 
 ## Limitations
 

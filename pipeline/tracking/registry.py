@@ -23,12 +23,14 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from ast_core.errors import UserError, require
+from ast_core.evaluation.prediction_table import ERROR, LABELS, PROBABILITIES
 from ast_core.weights.bundle import DESCRIPTION
 from pipeline.tracking import mlflow_store
+from pipeline.tracking.serving_requests import AUDIO, RATE, WAVEFORM
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """The aliases of the best version so far, which users load by default, and of the newest version."""
@@ -67,7 +69,7 @@ def version_of_alias(name: str, alias: str) -> Version | None:
 
 
 def add_version(
-    name: str, bundle: Path, run_id: str, example: pd.DataFrame, labels: tuple[str, ...],
+    name: str, bundle: Path, run_id: str, example: pd.DataFrame,
     metrics: Mapping[str, float], tags: Mapping[str, str],
 ) -> int:  # fmt: skip
     """Upload a bundle as a pyfunc model, then register it. Nothing is pickled: the bundle's files are copied.
@@ -77,7 +79,6 @@ def add_version(
         bundle: folder of the bundle.
         run_id: active run that the model belongs to.
         example: example of an input.
-        labels: names of the classes.
         metrics: metrics shown next to the model.
         tags: tags of the version.
 
@@ -94,7 +95,7 @@ def add_version(
             loader_module="pipeline.tracking.pyfunc",
             data_path=str(bundle),
             code_paths=[str(package) for package in packages],
-            signature=_signature(labels),
+            signature=serving_signature(),
             input_example=example,
             pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
             metadata=dict(tags),
@@ -155,16 +156,16 @@ def fetch_bundle(uri: str) -> Path:
     return found[0].parent
 
 
-def _signature(labels: tuple[str, ...]) -> ModelSignature:
-    """Return the signature. All input columns are optional: `clip_error` reports a row without audio."""
-    inputs = Schema(
+def serving_signature() -> ModelSignature:
+    """Return the signature of a served model. The types of the inputs are `any`, see `serving_requests`."""
+    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in (AUDIO, WAVEFORM, RATE)])
+    outputs = Schema(
         [
-            ColSpec(DataType.binary, "audio", required=False),
-            ColSpec(Array(DataType.double), "waveform", required=False),
-            ColSpec(DataType.long, "sample_rate_hz", required=False),
+            ColSpec(DataType.string, ERROR),
+            ColSpec(Array(DataType.string), LABELS, required=False),
+            ColSpec(Map(DataType.double), PROBABILITIES, required=False),
         ]
     )
-    outputs = Schema([*(ColSpec(DataType.float, label) for label in labels), ColSpec(DataType.string, "clip_error")])
     return ModelSignature(inputs=inputs, outputs=outputs)
 
 

@@ -82,7 +82,8 @@ def _check_predict(folder: Path, bundle_dir: Path, bundle: Bundle, save_tone) ->
     with output.open() as file:
         row = next(csv.DictReader(file))
     own = {label for label, has in zip(LABELS, bundle.decisions.decide(plain[None])[0], strict=True) if has}
-    assert set(row["decided"].split(";")) - {""} == own
+    assert set(json.loads(row["labels"])) == own
+    assert [float(row[f"p:{label}"]) for label in LABELS] == pytest.approx(found.tolist(), abs=1e-6)
 
 
 def _check_forgotten(bundle_dir: Path, digest: str) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import bundles
 import numpy as np
 import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from conftest import SaveTone
 from matplotlib.image import imread
 from prepared import FRONT_END, LABELS
 
 from ast_core.errors import ClipError, UserError
+from ast_core.evaluation.prediction_table import classes_of
 from ast_core.evaluation.predictor import Predictor
-from ast_core.weights.bundle import Bundle
+from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
 
@@ -36,8 +40,10 @@ def test_timeline_and_attention_are_written_for_each_good_file(
     )
     assert {Path(path).name for path in scores} == {"long.wav", "short.wav"}
     table = pyarrow.csv.read_csv(tmp_path / "times" / "long.wav.csv").to_pydict()
-    assert list(table) == ["start_s", *LABELS]
+    assert list(table) == ["path", "start_s", "end_s", "error", "labels", *(f"p:{label}" for label in LABELS)]
     window_s = FRONT_END.target_frames / 100
+    assert set(table["path"]) == {str(tmp_path / "in" / "long.wav")}
+    assert table["end_s"] == pytest.approx([min(start + 0.335, 3.0) for start in table["start_s"]], abs=1e-6)
     assert table["start_s"] == [0.25 * n for n in range(len(table["start_s"]))]
     assert table["start_s"][-1] + window_s / 2 <= 3.0 < table["start_s"][-1] + 0.25 + window_s
     assert len(pyarrow.csv.read_csv(tmp_path / "times" / "short.wav.csv")) == 1
@@ -70,3 +76,32 @@ def test_a_timeline_is_refused_for_mixed_front_ends_short_hops_and_short_clips(t
         Predictor(bundle).timeline(np.zeros(16_000, np.float32), 0.001)
     with pytest.raises(ClipError, match="less than one window"):
         Predictor(bundle).timeline(np.zeros(100, np.float32), 1.0)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+def test_output_has_one_schema_whatever_the_classes_are_called(
+    tmp_path: Path, save_tone: SaveTone, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    classes = ["path", "error", "labels"]
+    monkeypatch.setattr(bundles, "LABELS", classes)
+    write_bundle(tmp_path / "bundle", [bundles.make_member(0, 0)], False, {})
+    good = save_tone(tmp_path / "in" / "good.wav", seconds=2.0)
+    (tmp_path / "in" / "empty.wav").touch()
+    output = tmp_path / f"out.{suffix}"
+    settings = PredictSettings(inputs=(tmp_path / "in",), model=str(tmp_path / "bundle"), output=output, top_k=2)
+    scores_C = predict(settings)[str(good)]
+    if suffix == "json":
+        refused, row = json.loads(output.read_text())
+        labels, probabilities = row["labels"], [row["probabilities"][name] for name in classes]
+    elif suffix == "parquet":
+        table = pyarrow.parquet.read_table(output)
+        assert classes_of(table.schema) == tuple(classes)
+        refused, row = table.to_pylist()
+        labels, probabilities = row["labels"], row["probabilities"]
+    else:
+        refused, row = pyarrow.csv.read_csv(output).to_pylist()
+        labels, probabilities = json.loads(row["labels"]), [row[f"p:{name}"] for name in classes]
+    assert (refused["path"], "empty" in refused["error"]) == (str(tmp_path / "in" / "empty.wav"), True)
+    assert (row["path"], row["error"], row["start_s"], row["end_s"]) == (str(good), "", 0.0, 2.0)
+    assert labels == [classes[c] for c in np.argsort(-scores_C)[:2]]
+    assert probabilities == pytest.approx(scores_C.tolist(), abs=1e-6)

@@ -109,7 +109,8 @@ def _check_served_alike(folder: Path, uri: str) -> None:
     for number, path in enumerate(paths):
         own_C = predictor.probabilities(load_waveform(path, 16_000))
         assert np.abs(scores[str(path)] - own_C).max() < 1e-6
-        assert np.abs(table.iloc[number][list(predictor.bundle.labels)].to_numpy(float) - own_C).max() < 1e-6
+        assert list(table["probabilities"][number]) == list(predictor.bundle.labels)
+        assert np.abs(np.array(list(table["probabilities"][number].values())) - own_C).max() < 1e-6
     with output.open() as file:
         rows = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
     assert "decode" in rows["text.wav"]

@@ -24,8 +24,10 @@ from prepared import LABELS
 from ast_core.audio.decoder import Decoder
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import ClipError
+from ast_core.evaluation.prediction_table import ERROR, PROBABILITIES
 from ast_core.shards.index import ShardIndex
-from pipeline.tracking.pyfunc import AUDIO, ERROR, Tagger
+from pipeline.tracking.pyfunc import Tagger
+from pipeline.tracking.serving_requests import AUDIO
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "support" / "hostile_decoder"
@@ -151,7 +153,7 @@ def test_a_server_survives_hostile_recordings(
     table = Tagger(trained_bundle).predict(pd.DataFrame({AUDIO: recordings}))
     assert [bool(reason) for reason in table[ERROR]] == [recording != good for recording in recordings]
     assert table[ERROR][1] == f"decode: {REASONS['SEGV']}"
-    assert len({score for score, reason in zip(table[LABELS[0]], table[ERROR], strict=True) if not reason}) == 1
+    assert len({scores[LABELS[0]] for scores in table[PROBABILITIES] if scores is not None}) == 1
     measured("R8", served=len(recordings), crashes=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import random
@@ -40,6 +41,7 @@ from ast_core.weights.pretrained import initialise, load_exactly
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.tracking.pyfunc import Tagger
+from pipeline.tracking.serving_requests import RequestError
 
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
@@ -343,23 +345,10 @@ def serving(folder: Path) -> dict[str, Target]:
             frame = pd.DataFrame(values)
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             return  # MLflow's own answer
-        if "audio" in frame:
-            frame["audio"] = [_bytes(value) for value in frame["audio"]]
-        try:
+        with contextlib.suppress(RequestError):
             tagger.predict(frame)
-        except ValueError as error:
-            if "the request has neither" not in str(error):
-                raise
 
     return {"serving": Target([json.dumps(rows).encode(), json.dumps(rows[:1]).encode()], mutated_json, read)}
-
-
-def _bytes(value: Any) -> Any:
-    """Decode base64 to bytes as MLflow does."""
-    try:
-        return base64.b64decode(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 GROUPS: tuple[Group, ...] = (
