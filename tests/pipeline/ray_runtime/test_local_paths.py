@@ -24,7 +24,7 @@ import ray
 from pipeline.ray_runtime import connection
 with connection.connect("", 1):
     folder = ray._private.worker.global_worker.node.get_session_dir_path()
-    ray.get(ray.remote(os.getpid).remote())
+    ray.get(ray.remote(lambda: os.getpid()).remote())
     print(len(os.fsencode(folder)), os.path.realpath(folder), flush=True)
 """
 NAMELESS = """
