@@ -14,6 +14,7 @@ import soundfile
 
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import UserError
+from ast_core.evaluation.prediction_table import to_json_rows
 from ast_core.evaluation.predictor import Predictor
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.weights.bundle import Bundle
@@ -128,7 +129,7 @@ def test_predict_takes_any_length_rate_and_number_of_channels(folder: Path, trai
         predict(PredictSettings(inputs=(inputs,), model=str(trained_bundle), output=folder / f"out{suffix}"))
     rows = json.loads((folder / "out.json").read_text())
     assert [Path(row["path"]).name for row in rows] == ["minute.flac", "stereo.wav"]
-    assert rows == pq.read_table(folder / "out.parquet").to_pylist()
+    assert rows == to_json_rows(pq.read_table(folder / "out.parquet"))
 
 
 def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> None:
@@ -148,4 +149,6 @@ def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: P
     path = run_dir / "shards" / "index.json"
     write_hashed_json(path, read_hashed_json(path, "index") | {"labels": ["low", "high", "middle"]})
     with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
-        evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards"))
+        evaluate(
+            EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards", tracking=f"sqlite:///{run_dir}/mlflow.db")
+        )

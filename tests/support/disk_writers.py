@@ -26,6 +26,7 @@ from small_disk import PAGE, SmallDisk, files_in
 
 from ast_core.config import ModelConfig
 from ast_core.errors import NoRoomError, UserError
+from ast_core.evaluation.prediction_table import Prediction, write_predictions
 from ast_core.evaluation.stored_scores import write_scores
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
@@ -88,11 +89,12 @@ def save_scores(folder: Path, version: int) -> None:
 
 
 def save_tags(folder: Path, version: int, ending: str) -> None:
-    from pipeline.reporting.predictions import Predictions  # noqa: PLC0415
-
     rng = np.random.default_rng(version)
-    tagging = Predictions(LABELS, {f"/recordings/{n}.wav": rng.random(3, np.float32) for n in range(1000)}, {})
-    tagging.write(folder / f"tags{ending}")
+    rows = [
+        Prediction(f"/recordings/{n}.wav", 0.0, 1.0, "", (LABELS[0],), rng.random(len(LABELS), np.float32))
+        for n in range(1000)
+    ]
+    write_predictions(folder / f"tags{ending}", rows, LABELS)
 
 
 def save_report(folder: Path, version: int) -> None:
