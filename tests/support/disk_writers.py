@@ -92,7 +92,7 @@ def save_tags(folder: Path, version: int, ending: str) -> None:
     rng = np.random.default_rng(version)
     rows = [
         Prediction(f"/recordings/{n}.wav", 0.0, 1.0, "", (LABELS[0],), rng.random(len(LABELS), np.float32))
-        for n in range(1000)
+        for n in range(3000)
     ]
     write_predictions(folder / f"tags{ending}", rows, LABELS)
 
