@@ -21,7 +21,6 @@ from ast_core.audio.decoder import Decoder
 from ast_core.dataset.clips import Clip, Manifest
 from ast_core.dataset.manifest import read_manifest
 from ast_core.dataset.problems import Problems, shorten
-from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
 from ast_core.errors import ClipError, require
 from ast_core.storage.atomic_files import sha256_of
 from pipeline.cli.command_line import parse_settings
@@ -43,7 +42,7 @@ def check(settings: CheckSettings) -> None:
     """
     data, source, problems = settings.data, settings.source.absolute(), Problems(sys.maxsize)
     roots = [Path(root) for root in data.root]
-    manifest = read_manifest(source, data.layout, problems, roots, data.follow_links, data.group, TENTHS_OF_CLASSES)
+    manifest = read_manifest(source, problems, data.layout, roots, data.follow_links, data.group)
     if sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
         problems.add(source, None, sentence)
     kept = _decode(settings, manifest, problems)

@@ -66,7 +66,7 @@ def load_manifest(
         UserError: the source does not exist, has no known layout, is empty, or has bad rows, of which 20 are shown.
     """
     problems = Problems()
-    manifest = read_manifest(source, layout, problems, roots, follow_links, group, split_rule)
+    manifest = read_manifest(source, problems, layout, roots, follow_links, group, split_rule)
     problems.check()
     if not manifest.clips:
         raise UserError(f"{source}, read with the layout {manifest.layout}, lists no clips. {ACCEPTED}")
@@ -74,10 +74,17 @@ def load_manifest(
 
 
 def read_manifest(
-    source: Path, layout: Layout, problems: Problems, roots: Sequence[Path], follow_links: bool, group: str,
-    split_rule: int,
-) -> Manifest:  # fmt: skip
+    source: Path,
+    problems: Problems,
+    layout: Layout = "auto",
+    roots: Sequence[Path] = (),
+    follow_links: bool = False,
+    group: str = "",
+    split_rule: int = TENTHS_OF_CLASSES,
+) -> Manifest:
     """Read the lists of a data set as `load_manifest` does, but add bad rows to `problems` and continue.
+
+    The arguments are those of `load_manifest`.
 
     Raises:
         UserError: the source does not exist or has no known layout, or `group` does not fit it.

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ast_core.dataset.manifest import load_manifest
+from ast_core.dataset.manifest import load_manifest, read_manifest
+from ast_core.dataset.problems import Problems
 from ast_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,8 +122,7 @@ def refusal(source: Path) -> str:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", WRITERS)
-def test_every_bad_row_is_named(kind: str, root: Path, measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ast_core.dataset.problems.SHOWN", 1000)
+def test_every_bad_row_is_named(kind: str, root: Path, measured) -> None:
     faults = FAULTS | (NOT_CSV if kind.startswith("json") else {})
     good = row_of(0, {"clip_id": "good"})
     rows = [good, *(row_of(number, fault) for number, fault in enumerate(faults.values(), 1)), row_of(99, {})]
@@ -137,7 +137,11 @@ def test_every_bad_row_is_named(kind: str, root: Path, measured, monkeypatch: py
         assert text.count("\n") + 1 == number
     else:
         lines = list(range(first, first + len(rows)))
-    text = refusal(source)
+    problems = Problems(1000)
+    read_manifest(source, problems)
+    with pytest.raises(UserError) as caught:
+        problems.check()
+    text = str(caught.value)
     assert text.startswith(f"{len(faults)} problem(s)"), text[:3000]
     for what, line in zip(faults, lines[1:-1], strict=True):
         assert f"clips.{kind}, row {line}: " in text, what
