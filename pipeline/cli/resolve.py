@@ -65,6 +65,7 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     if isinstance(settings, CheckSettings):
         data = dataclasses.replace(settings.data, source=str(settings.source))
     if data is not None:
+        require("" not in data.root, "data.root has an empty path; give the folder that files or links lead to.")
         roots = tuple(str(Path(root).expanduser().absolute()) for root in data.root)
         own = data.source if data.source in {"", "synthetic"} else str(Path(data.source).expanduser().absolute())
         changes["data"] = dataclasses.replace(data, source=own, root=roots)

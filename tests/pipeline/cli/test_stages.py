@@ -69,6 +69,9 @@ def test_repeated_root_flags_name_several_absolute_folders(tmp_path):
     assert set(data.root) == {str(here / "a"), str(tmp_path), str(here / "b"), str(here / "c")}
     assert data.follow_links
     assert parse_settings(PrepareSettings, "", ["--recipe", "own"]).data.root == ()
+    for flags in (["--data.root", ""], ["--data.root="]):  # an unset variable in a script is not the current folder
+        with pytest.raises(UserError, match=r"data\.root has an empty path"):
+            parse_settings(PrepareSettings, "", ["--recipe", "own", *flags])
 
 
 def test_select_settings_keeps_the_sections_of_run(recipe):
@@ -109,6 +112,18 @@ def test_user_error_prints_one_sentence_and_exits_with_code_1(capsys):
     shown = capsys.readouterr().err
     assert shown == "Error: No clips in [here]. Do that.\n"
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop/file"])
+def test_path_that_cannot_be_used_prints_one_sentence(name, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = tmp_path / name
+    with pytest.raises(SystemExit) as exit_info:
+        run_stage(path.stat)
+    assert exit_info.value.code == 1
+    reason = "Too many levels of symbolic links" if "/" in name else "File name too long"
+    shown = capsys.readouterr().err
+    assert shown == f"Error: {path} cannot be used: {reason}. Check the path and your rights to it.\n"
 
 
 def test_workers_that_cannot_share_the_batch_raise_a_user_error():
