@@ -36,6 +36,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     Raises:
         UserError: an input or the model does not exist, or no file could be used.
     """
+    require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
     if settings.output:
         require(
             settings.output.suffix in OUTPUT_SUFFIXES,
