@@ -34,7 +34,7 @@ def require_inputs(settings: Any) -> None:
         settings: settings of any stage, with absolute paths.
     """
     if isinstance(getattr(settings, "prepare", None), PrepareConfig):
-        # A study (its settings are those of `run`) needs no recordings if its shards exist; `run` looks for them itself.
+        # A study, whose settings are those of `run`, needs no recordings if its shards exist.
         if not (isinstance(settings, RunSettings) and (settings.storage or _has_shards(settings))):
             _require_source(settings.data.source)
     elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here

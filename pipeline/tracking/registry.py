@@ -114,11 +114,14 @@ def describe_version(name: str, version: int, description: str) -> None:
 
 
 def has_files(name: str, version: int) -> bool:
-    """Return whether a version still has the files of its model; False if they cannot be listed."""
-    try:
-        return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{name}/{version}"))
-    except (MlflowException, SQLAlchemyError, OSError):
-        return False
+    """Return whether a version still has the files of its model; raise UserError if their store does not answer."""
+    with _report_errors(f"the files of {name} version {version} could not be listed"):
+        try:
+            return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{name}/{version}"))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
 
 def set_alias(name: str, alias: str, version: int) -> None:

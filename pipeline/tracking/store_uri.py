@@ -46,9 +46,9 @@ def _find_problem(uri: str) -> str | None:
         parts = urllib.parse.urlsplit(uri)
         port = parts.port  # ValueError if it is no number
     except ValueError as error:
-        if _hide_login(uri) != uri:  # the error may repeat a part of the password
-            return "it is not an address: write special characters of a password as %XX, for example / as %2F"
-        return f"it is not an address ({error})"
+        special = "write special characters of a password as %XX, for example / as %2F"
+        reason = error if _hide_login(uri) == uri else special  # the error may repeat a part of the password
+        return f"it is not an address ({reason})"
     scheme = parts.scheme.partition("+")[0]
     if scheme in SERVERS:
         if not parts.hostname or port == 0 or " " in parts.netloc:
