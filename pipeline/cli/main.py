@@ -109,13 +109,20 @@ def _top_level_parser() -> argparse.ArgumentParser:
         epilog="\n".join(["stages:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     parser.add_argument(
         "--print-completion",
         choices=("bash", "zsh", "tcsh"),
         help="print the script with which this shell completes stages and flags, then exit",
     )
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(PROGRAM)
+    except importlib.metadata.PackageNotFoundError:  # the image holds the files only
+        return "(not installed)"
 
 
 def _print_completion(shell: str) -> None:

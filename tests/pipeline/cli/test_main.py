@@ -12,7 +12,7 @@ import pytest
 from ast_core.errors import UserError
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.inputs import require_inputs
-from pipeline.cli.main import STAGES
+from pipeline.cli.main import STAGES, main
 from pipeline.cli.stages import RegisterSettings
 from tune.settings import SearchSettings
 
@@ -75,6 +75,12 @@ def test_flags_are_answered_before_anything_heavy_is_imported(words: list[str], 
     found, output, imported = run_program(*words)
     assert (found, imported) == (code, [])
     assert message in " ".join(output.split())
+
+
+def test_help_needs_no_installed_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pipeline.cli.main.PROGRAM", "nothing-installed")
+    main([])
+    assert "cross-validate" in capsys.readouterr().out
 
 
 def test_stages_that_can_do_without_shards_or_recordings_are_not_refused(tmp_path: Path) -> None:
