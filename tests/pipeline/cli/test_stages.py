@@ -9,7 +9,14 @@ import pytest
 from ast_core.errors import UserError
 from pipeline.cli.command_line import load_recipe, parse_settings, select_settings
 from pipeline.cli.program import run_stage
-from pipeline.cli.stages import PrepareSettings, RunSettings, TrainSettings
+from pipeline.cli.stages import (
+    CheckSettings,
+    EvaluateSettings,
+    PredictSettings,
+    PrepareSettings,
+    RunSettings,
+    TrainSettings,
+)
 
 GOOD = """
 [data]
@@ -133,6 +140,22 @@ def test_workers_that_cannot_share_the_batch_raise_a_user_error():
         parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
     assert parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
     assert parse_settings(PrepareSettings, "", ["--recipe", "audioset_full", "--workers", "64"]).workers == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        (PrepareSettings, ["--workers", "-1"], "--workers is -1; give 0 or more"),
+        (CheckSettings, ["folder", "--workers", "-1"], "--workers is -1; give 0 or more"),
+        (EvaluateSettings, ["--bootstrap", "-5"], "--bootstrap is -5; give 0 or more"),
+        (PredictSettings, ["--top-k", "0"], "--top-k is 0; give 1 or more"),
+        (PredictSettings, ["--hop-s", "0"], "--hop-s is 0.0; give a number of seconds above 0"),
+        (PredictSettings, ["--hop-s", "nan"], "--hop-s is nan; give a number of seconds above 0"),
+    ],
+)
+def test_counts_that_are_too_low_raise_a_user_error(kind, words, message):
+    with pytest.raises(UserError, match=message):
+        parse_settings(kind, "", words)
 
 
 def test_stage_file_imports_its_main_so_that_workers_can():
