@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
 )  # fmt: skip
 """The packages that a registered model needs, in the versions installed when it is registered."""
+DECODERS = ("av",)
+"""Packages that a registered model uses to decode more formats; those installed when it is registered."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,19 @@ def add_version(
             code_paths=[str(package) for package in packages],
             signature=serving_signature(),
             input_example=example,
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            pip_requirements=list_requirements(),
             metadata=dict(tags),
         )
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         mlflow.log_metrics(finite, run_id=run_id, model_id=model.model_id)
         version: ModelVersion = mlflow.register_model(model.model_uri, name, tags=dict(tags))
         return int(version.version)
+
+
+def list_requirements() -> list[str]:
+    """Return the packages that a model needs on a server, with their installed versions."""
+    extra = [package for package in DECODERS if importlib.util.find_spec(package)]
+    return [f"{package}=={importlib.metadata.version(package)}" for package in (*REQUIREMENTS, *extra)]
 
 
 def describe_version(name: str, version: int, description: str) -> None:
