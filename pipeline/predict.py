@@ -6,7 +6,7 @@ python pipeline/predict.py RECORDING_OR_FOLDER ... --model models:/ast-demo@cham
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     Raises:
         UserError: an input or the model does not exist, or no file could be used.
     """
+    require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
     if settings.output:
         require(
             settings.output.suffix in OUTPUT_SUFFIXES,
@@ -52,13 +53,14 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
     labelling = Labelling(bundle, settings.decide, settings.top_k)
     found: list[Prediction] = []
     decoder, rate_hz = Decoder(), bundle.front_end.sample_rate_hz
+    names = _name_pictures(settings, files)
     for path in track(files, "predict", console=Console(stderr=True)):
         try:
             recording = Recording(path, rate_hz, decoder)
             measured = MeasuredBlocks(recording)
             scores_C = predictor.probabilities(measured)
             end_s = measured.samples / rate_hz
-            _draw(settings, predictor, recording, labelling)
+            _draw(settings, names, predictor, recording, labelling)
             # After drawing: a file that disappears meanwhile counts once, as refused.
             found += labelling.label(str(path), [0.0], [end_s], scores_C[None])
         except ClipError as error:
@@ -82,11 +84,22 @@ def _bundle_folder(settings: PredictSettings) -> Path:
     return bundle_folder(settings.model, settings.tracking)
 
 
-def _draw(settings: PredictSettings, predictor: Predictor, recording: Recording, labelling: Labelling) -> None:
-    if settings.timeline or settings.attention:
+def _name_pictures(settings: PredictSettings, files: Sequence[Path]) -> dict[Path, Path]:
+    """Return the names of the pictures to write; none if the user asked for none."""
+    if not (settings.timeline or settings.attention):
+        return {}
+    from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
+
+    return recording_pictures.name_pictures(files)
+
+
+def _draw(
+    settings: PredictSettings, names: Mapping[Path, Path], predictor: Predictor, recording: Recording, rule: Labelling
+) -> None:
+    if names:
         from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
 
-        recording_pictures.write_pictures(settings, predictor, recording, labelling)
+        recording_pictures.write_pictures(settings, names[recording.path], predictor, recording, rule)
 
 
 def _list_files(inputs: Sequence[Path]) -> list[Path]:

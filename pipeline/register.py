@@ -184,7 +184,7 @@ def _set_aliases(own: Candidate, version: int, force: bool) -> str:
     """Set the aliases; return why this version does not become the champion, "" if it is the champion."""
     registry.set_alias(own.name, CHALLENGER, version)
     champion = registry.version_of_alias(own.name, CHAMPION)
-    if champion is not None and not registry.has_files(own.name, champion.number):
+    if champion is not None and not force and not registry.has_files(own.name, champion.number):
         champion = None  # no one can use it
     is_champion = champion is not None and champion.number == version
     if own.untested_labels and not is_champion and not force:

@@ -90,9 +90,7 @@ def read_manifest(
         UserError: the source does not exist or has no known layout, or `group` does not fit it.
     """
     if not source.exists():
-        raise UserError(
-            f"The data set {source} does not exist. Set data.source to an existing folder or manifest file."
-        )
+        raise UserError(f"The data set {source} does not exist. Give an existing folder or manifest file.")
     chosen = detect_layout(source, roots, follow_links) if layout == "auto" else layout
     if source.is_dir() == (chosen == "manifest") or not (source.is_dir() or source.is_file()):
         raise UserError(f"The layout {chosen} does not fit {source}. {ACCEPTED}")

@@ -13,16 +13,18 @@ from ast_core.errors import require
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
+    Common,
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
     RegisterSettings,
     ReportSettings,
+    RunSettings,
     TrainSettings,
 )
 
-READ_SHARDS = (TrainSettings, CombineSettings, EvaluateSettings, CalibrateSettings, RegisterSettings, ReportSettings)
-"""Stages that read a run folder which other stages filled."""
+READ_SHARDS = (TrainSettings, CombineSettings, EvaluateSettings, CalibrateSettings, ReportSettings)
+"""Stages that read shards which `prepare` wrote."""
 
 
 def require_inputs(settings: Any) -> None:
@@ -32,23 +34,34 @@ def require_inputs(settings: Any) -> None:
         settings: settings of any stage, with absolute paths.
     """
     if isinstance(getattr(settings, "prepare", None), PrepareConfig):
-        _require_source(settings.data.source)
+        # A study, whose settings are those of `run`, needs no recordings if its shards exist.
+        if not (isinstance(settings, RunSettings) and (settings.storage or _has_shards(settings))):
+            _require_source(settings.data.source)
     elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here
-        index = settings.shards / "index.json"
-        require(index.is_file(), f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
+        found = _has_shards(settings)
+        require(found, f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
+    elif isinstance(settings, RegisterSettings) and not settings.storage:
+        run = settings.run_dir
+        require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
     if isinstance(settings, PredictSettings | ExportSettings) and not settings.model.startswith(("models:/", "runs:/")):
         require(
             Path(settings.model).exists(),
             f"--model {settings.model} does not exist; give a bundle folder or a registry URI such as "
             "models:/NAME@champion.",
         )
-    for path in settings.inputs if isinstance(settings, PredictSettings) else ():
-        require(path.exists(), f"{path} does not exist; give a file or a folder.")
+    if isinstance(settings, PredictSettings):
+        require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
+        for path in settings.inputs:
+            require(path.exists(), f"{path} does not exist; give a file or a folder.")
+
+
+def _has_shards(settings: Common) -> bool:
+    return (settings.shards / "index.json").is_file()
 
 
 def _require_source(source: str) -> None:
     require(bool(source), "data.source is empty. Set it to the folder of a data set, or to a manifest file.")
     require(
         source == "synthetic" or Path(source).exists(),
-        f"The data set {source} does not exist. Set data.source to an existing folder or manifest file.",
+        f"The data set {source} does not exist; give an existing folder or manifest file.",
     )

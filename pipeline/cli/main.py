@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -75,13 +76,20 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program `ast-pipeline`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    entry = STAGES.get(words[0]) if words else None
+    name = words[0].replace("_", "-") if words else ""  # `cross_validate` is the name of the file
+    entry = STAGES.get(name)
     if entry is not None:
-        run_stage(lambda: entry.run(_parse_stage(words[0], entry, words[1:])))
-    elif not words:
-        _top_level_parser().print_help()
+        run_stage(lambda: entry.run(_parse_stage(name, entry, words[1:])))
+        return
+    parser = _top_level_parser()
+    if words and not words[0].startswith("-"):
+        similar = difflib.get_close_matches(name.lower(), STAGES, 1)
+        advice = f"Did you mean {similar[0]}? " if similar else ""
+        parser.error(f"the stage {words[0]!r} does not exist. {advice}`{PROGRAM} --help` lists the stages.")
+    if shell := parser.parse_args(words).print_completion:
+        _print_completion(shell)
     else:
-        _print_completion(_top_level_parser().parse_args(words).print_completion)
+        parser.print_help()
 
 
 def _parse_stage(name: str, entry: StageEntry, flags: Sequence[str]) -> Any:
@@ -101,14 +109,20 @@ def _top_level_parser() -> argparse.ArgumentParser:
         epilog="\n".join(["stages:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     parser.add_argument(
         "--print-completion",
         choices=("bash", "zsh", "tcsh"),
         help="print the script with which this shell completes stages and flags, then exit",
     )
-    parser.add_argument("stage", choices=STAGES, metavar="STAGE", nargs="?", help=argparse.SUPPRESS)
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(PROGRAM)
+    except importlib.metadata.PackageNotFoundError:  # the image holds the files only
+        return "(not installed)"
 
 
 def _print_completion(shell: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import tempfile
@@ -20,25 +21,28 @@ from pipeline.cli.user_environment import complete_environment
 
 complete_environment()  # at import, because the libraries that a stage imports after this module read the environment
 
+PATH_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
+"""Error numbers of paths that the user named but that this process may not or cannot use."""
+
 
 def run_stage(stage: Callable[[], Any]) -> None:
     """Run a stage and exit with 1 after an error, 130 after Ctrl-C and 143 after SIGTERM.
 
-    A `UserError` is printed as one sentence on stderr. Any other error is printed as Python's traceback, without the
-    passwords in URIs.
+    A `UserError`, a full disk and a path that cannot be used are printed as one sentence on stderr. Any other error is
+    printed as Python's traceback, without the passwords in URIs.
     """
     try:
         with sigterm.interrupt_on_sigterm():
             _require_temporary_folder()
             stage()
     except (UserError, ClipError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_escape_markup(str(error))}")
+        _print_error(str(error))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - a bug, or a full disk met by Ray or MLflow
         if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[bold red]Error:[/] {_escape_markup(_describe_full_disk(error))}"
-            )
+            _print_error(_describe_full_disk(error))
+        elif isinstance(error, OSError) and error.errno in PATH_ERRNOS and error.filename is not None:
+            _print_error(f"{error.filename} cannot be used: {error.strerror}. Check the path and your rights to it.")
         else:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - not wrapped or coloured
         sys.exit(1)
@@ -63,6 +67,6 @@ def _describe_full_disk(error: OSError) -> str:
     return f"{where} could not be written: {error.strerror}; {known}. Free space and run the same command again."
 
 
-def _escape_markup(text: str) -> str:
-    """Escape the brackets that rich would take for markup."""
-    return text.replace("[", "\\[")
+def _print_error(text: str) -> None:
+    escaped = without_secrets(text).replace("[", "\\[")  # rich would take brackets for markup
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escaped}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def _require_shared_batch(workers: int, batch_size: int) -> None:
     )
 
 
+def _require_counts(settings: Any) -> None:
+    """Raise UserError if a number of things is too low, or the hop of a timeline is no time."""
+    for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1)):
+        value = getattr(settings, name, least)
+        require(value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
+    if isinstance(settings, PredictSettings):
+        require(0 < settings.hop_s < math.inf, f"--hop-s is {settings.hop_s}; give a number of seconds above 0.")
+
+
 def _resolve_sources(settings: Any) -> dict[str, Any]:
     """Return the changes that make the paths of data, teacher and initial weights absolute."""
     changes: dict[str, Any] = {}
@@ -65,6 +75,7 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     if isinstance(settings, CheckSettings):
         data = dataclasses.replace(settings.data, source=str(settings.source))
     if data is not None:
+        require("" not in data.root, "data.root has an empty path; give the folder that files or links lead to.")
         roots = tuple(str(Path(root).expanduser().absolute()) for root in data.root)
         own = data.source if data.source in {"", "synthetic"} else str(Path(data.source).expanduser().absolute())
         changes["data"] = dataclasses.replace(data, source=own, root=roots)
@@ -92,8 +103,8 @@ def resolve(settings: Any) -> Any:
     Paths must be absolute because Ray's workers run in another folder.
 
     Raises:
-        UserError: the initial weights or the teacher do not exist, the workers cannot share a batch, or MLflow cannot
-            keep a registry at the tracking address.
+        UserError: a number is too low, the initial weights or the teacher do not exist, the workers cannot share a
+            batch, or MLflow cannot keep a registry at the tracking address.
     """
     changes: dict[str, Any] = {}
     if isinstance(settings, Common):
@@ -105,6 +116,7 @@ def resolve(settings: Any) -> Any:
         changes["storage"] = settings.storage.rstrip("/")
     if isinstance(settings, TrainSettings | RunSettings):
         _require_shared_batch(settings.workers, settings.optim.batch_size)
+    _require_counts(settings)
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_default_name(settings).replace('_', '-')}"
     changes |= _resolve_sources(settings)

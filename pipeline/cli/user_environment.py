@@ -42,7 +42,8 @@ def _is_usable(folder: str, access: int) -> bool:
 def _make_private_folder() -> Path:
     """Return a folder of this user that later processes find again; a new one if another user holds its name."""
     folder = Path(tempfile.gettempdir()) / f"ast-pipeline-{os.getuid()}"
-    folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file or a link of that name may exist, too
+        folder.mkdir(mode=stat.S_IRWXU)
     found = folder.lstat()
     private = stat.S_ISDIR(found.st_mode) and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     if private and found.st_uid == os.getuid():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "soundfile", "soxr", "timm", "torch", "torchaudio",
 )  # fmt: skip
 """The packages that a registered model needs, in the versions installed when it is registered."""
+DECODERS = ("av",)
+"""Packages that a registered model uses to decode more formats; those installed when it is registered."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,19 @@ def add_version(
             code_paths=[str(package) for package in packages],
             signature=serving_signature(),
             input_example=example,
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            pip_requirements=list_requirements(),
             metadata=dict(tags),
         )
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         mlflow.log_metrics(finite, run_id=run_id, model_id=model.model_id)
         version: ModelVersion = mlflow.register_model(model.model_uri, name, tags=dict(tags))
         return int(version.version)
+
+
+def list_requirements() -> list[str]:
+    """Return the packages that a model needs on a server, with their installed versions."""
+    extra = [package for package in DECODERS if importlib.util.find_spec(package)]
+    return [f"{package}=={importlib.metadata.version(package)}" for package in (*REQUIREMENTS, *extra)]
 
 
 def describe_version(name: str, version: int, description: str) -> None:
@@ -114,11 +123,14 @@ def describe_version(name: str, version: int, description: str) -> None:
 
 
 def has_files(name: str, version: int) -> bool:
-    """Return whether a version still has the files of its model; False if they cannot be listed."""
-    try:
-        return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{name}/{version}"))
-    except (MlflowException, SQLAlchemyError, OSError):
-        return False
+    """Return whether a version still has the files of its model; raise UserError if their store does not answer."""
+    with _report_errors(f"the files of {name} version {version} could not be listed"):
+        try:
+            return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{name}/{version}"))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
 
 def set_alias(name: str, alias: str, version: int) -> None:

@@ -13,7 +13,8 @@ SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
 """Databases that MLflow takes besides sqlite; a driver may follow, as in `mysql+pymysql`."""
-_SERVER = re.compile(r"(?:(https?):?/*)?(?:[^@/]*@)?([\w.-]+:\d{1,5}|localhost)(?:[/?#]|$)")
+_SERVER = re.compile(r"(?:(https?):?/*)?(?:[^@/:]*@)?([\w.-]+:\d{1,5}|localhost)(?:[/?#]|$)")
+_LOGIN = re.compile(r"([a-z][\w+.-]*:/+|https?:|(?![a-z][\w+.-]*:/))[^@:]*:.*@", re.IGNORECASE | re.DOTALL)
 _FILE_SCHEME = re.compile(r"file:(?://)?|sqlite(?:\+\w+)?:/{0,3}")
 _PATH = re.compile(r"[\w./ ~+@=-]+")
 
@@ -33,7 +34,7 @@ def resolve_store(uri: str, source: str = "--tracking") -> str:
             the right form.
     """
     if (problem := _find_problem(uri)) is not None:
-        raise UserError(f"{source} is {uri!r}, but {problem}; use {_suggest(uri)}.")
+        raise UserError(f"{source} is {_hide_login(uri)!r}, but {problem}; use {_suggest(uri)}.")
     if uri.startswith(SQLITE):
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return uri
@@ -45,14 +46,18 @@ def _find_problem(uri: str) -> str | None:
         parts = urllib.parse.urlsplit(uri)
         port = parts.port  # ValueError if it is no number
     except ValueError as error:
-        return f"it is not an address ({error})"
+        special = "write special characters of a password as %XX, for example / as %2F"
+        reason = error if _hide_login(uri) == uri else special  # the error may repeat a part of the password
+        return f"it is not an address ({reason})"
     scheme = parts.scheme.partition("+")[0]
     if scheme in SERVERS:
         if not parts.hostname or port == 0 or " " in parts.netloc:
             return "it does not name a server"
         return "it is the address of a page in the browser" if parts.fragment or parts.query else None
     if scheme in DATABASES:
-        return None if uri.startswith(f"{parts.scheme}://") and parts.path.strip("/") else "it does not name a database"
+        # A query may name the database (`?odbc_connect=...`), and so may the host, for ODBC the name of a data source.
+        named = bool(parts.path.strip("/") or parts.query) or parts.scheme.endswith("+pyodbc")
+        return None if uri.startswith(f"{parts.scheme}://") and named else "it does not name a database"
     if scheme == "sqlite":
         return _find_problem_of_file(uri)
     return "runs and models are kept only in a database or on an MLflow server"
@@ -70,13 +75,18 @@ def _find_problem_of_file(uri: str) -> str | None:
     return None
 
 
+def _hide_login(uri: str) -> str:
+    """Return an address with `***` for `user:password`, also where it is not a URI: `user:password@host`."""
+    return _LOGIN.sub(r"\1***@", uri, count=1) if _LOGIN.match(uri.lstrip()) else uri
+
+
 def _is_folder(path: str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - Path's raises where the user may not look
 
 
 def _suggest(uri: str) -> str:
     """Return the address that the user probably means."""
-    text = uri.strip()
+    text = _LOGIN.sub(r"\1", uri.strip(), count=1)
     if server := _SERVER.match(text):
         return f"{server[1] or 'http'}://{server[2]}"
     if text.startswith("postgres"):

@@ -54,6 +54,17 @@ def test_timeline_and_attention_are_written_for_each_good_file(
     assert not list(tmp_path.rglob("broken.wav.*"))
 
 
+def test_recordings_of_the_same_name_keep_a_timeline_each(
+    tmp_path: Path, save_tone: SaveTone, trained_bundle: Path
+) -> None:
+    for name in ("a/x.wav", "b/x.wav", "b/y.wav"):
+        save_tone(tmp_path / "in" / name, seconds=0.5)
+    inputs = (tmp_path / "in" / "a", tmp_path / "in" / "a" / ".." / "b")
+    predict(PredictSettings(inputs=inputs, model=str(trained_bundle), timeline=tmp_path / "times"))
+    written = {str(path.relative_to(tmp_path / "times")) for path in (tmp_path / "times").rglob("*.csv")}
+    assert written == {"a/x.wav.csv", "b/x.wav.csv", "y.wav.csv"}
+
+
 def test_a_timeline_has_the_clip_level_probabilities_of_each_window(trained_bundle: Path) -> None:
     predictor = Predictor(Bundle.load(trained_bundle))
     wave_N = np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32)

@@ -16,6 +16,7 @@ import mlflow
 import pytest
 from bundles import LABELS, write_run
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.weights.bundle import Bundle
@@ -150,6 +151,19 @@ def test_a_version_without_its_files_is_registered_again_and_stays_no_champion(
     replace_run(settings, (0, 2), score=0.1)
     register(settings)
     assert champion() == 4  # a worse model, but one that can be used
+
+
+def test_a_store_of_files_that_does_not_answer_costs_no_champion(settings: RegisterSettings, monkeypatch) -> None:
+    register(settings)
+    replace_run(settings, (0, 2), score=0.1)
+
+    def list_artifacts(**_: str) -> None:
+        raise MlflowException("503 Service Unavailable")
+
+    monkeypatch.setattr(registry.mlflow.artifacts, "list_artifacts", list_artifacts)
+    with pytest.raises(UserError, match=r"version 1 could not be listed: 503"):
+        register(settings)
+    assert champion() == 1
 
 
 def test_new_thresholds_are_a_new_version_of_the_same_bundle(settings: RegisterSettings) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ast_core.errors import UserError
 from pipeline.cli.command_line import parse_settings
-from pipeline.cli.main import STAGES
+from pipeline.cli.inputs import require_inputs
+from pipeline.cli.main import STAGES, main
+from pipeline.cli.stages import RegisterSettings
+from tune.settings import SearchSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"torch", "ray", "mlflow", "pandas", "pyarrow", "matplotlib", "scipy"}
@@ -48,7 +52,12 @@ def test_help_lists_every_stage_with_one_line_and_imports_nothing_heavy() -> Non
         (["search", "--help"], 0, "--study"),
         (["--version"], 0, "ast-pipeline "),
         (["--print-completion", "bash"], 0, "complete -F"),
-        (["trian"], 2, "invalid choice: 'trian'"),
+        ([], 0, "usage: ast-pipeline STAGE"),
+        (["--", "train"], 2, "unrecognized arguments: "),
+        (["--recipe", "demo", "train"], 2, "unrecognized arguments: --recipe demo train"),
+        (["trian"], 2, "the stage 'trian' does not exist. Did you mean train?"),
+        (["help"], 2, "`ast-pipeline --help` lists the stages"),
+        (["cross_validate", "--help"], 0, "usage: ast-pipeline cross-validate"),
         (["train", "--optim.learning-rat", "1"], 2, "--optim.learning-rate"),
         (["run", "--recipe", "own", "--data.source", "nowhere"], 1, "nowhere does not exist"),
         (["run", "--recipe", "esc50"], 1, "data.source is empty"),
@@ -56,6 +65,8 @@ def test_help_lists_every_stage_with_one_line_and_imports_nothing_heavy() -> Non
         (["train", "--recipe", "demo", "--run-dir", "nowhere"], 1, "There are no shards in"),
         (["train", "--recipe", "demo", "--model.init", "nowhere.pth"], 1, "nowhere.pth does not exist"),
         (["check", "nowhere"], 1, "nowhere does not exist"),
+        (["register", "--run-dir", "nowhere"], 1, "nowhere does not exist"),
+        (["predict"], 1, "give audio files or folders"),
         (["predict", "nowhere.wav"], 1, "nowhere.wav does not exist"),
         (["predict", "README.md", "--model", "nowhere"], 1, "--model nowhere does not exist"),
     ],
@@ -64,6 +75,24 @@ def test_flags_are_answered_before_anything_heavy_is_imported(words: list[str], 
     found, output, imported = run_program(*words)
     assert (found, imported) == (code, [])
     assert message in " ".join(output.split())
+
+
+def test_help_needs_no_installed_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pipeline.cli.main.PROGRAM", "nothing-installed")
+    main([])
+    assert "cross-validate" in capsys.readouterr().out
+
+
+def test_stages_that_can_do_without_shards_or_recordings_are_not_refused(tmp_path: Path) -> None:
+    flags = ["--run-dir", str(tmp_path), "--data.source", str(tmp_path / "gone")]
+    require_inputs(parse_settings(RegisterSettings, "", flags[:2]))  # registers bundles
+    search = parse_settings(SearchSettings, "", flags)
+    with pytest.raises(UserError, match="gone does not exist"):
+        require_inputs(search)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "index.json").touch()
+    require_inputs(search)
+    require_inputs(parse_settings(SearchSettings, "", [*flags, "--shards", "none", "--storage", "s3://bucket/run"]))
 
 
 @pytest.mark.parametrize("name", STAGES)

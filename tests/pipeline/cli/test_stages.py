@@ -9,7 +9,14 @@ import pytest
 from ast_core.errors import UserError
 from pipeline.cli.command_line import load_recipe, parse_settings, select_settings
 from pipeline.cli.program import run_stage
-from pipeline.cli.stages import PrepareSettings, RunSettings, TrainSettings
+from pipeline.cli.stages import (
+    CheckSettings,
+    EvaluateSettings,
+    PredictSettings,
+    PrepareSettings,
+    RunSettings,
+    TrainSettings,
+)
 
 GOOD = """
 [data]
@@ -69,6 +76,9 @@ def test_repeated_root_flags_name_several_absolute_folders(tmp_path):
     assert set(data.root) == {str(here / "a"), str(tmp_path), str(here / "b"), str(here / "c")}
     assert data.follow_links
     assert parse_settings(PrepareSettings, "", ["--recipe", "own"]).data.root == ()
+    for flags in (["--data.root", ""], ["--data.root="]):  # an unset variable in a script is not the current folder
+        with pytest.raises(UserError, match=r"data\.root has an empty path"):
+            parse_settings(PrepareSettings, "", ["--recipe", "own", *flags])
 
 
 def test_select_settings_keeps_the_sections_of_run(recipe):
@@ -111,6 +121,18 @@ def test_user_error_prints_one_sentence_and_exits_with_code_1(capsys):
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "loop/file"])
+def test_path_that_cannot_be_used_prints_one_sentence(name, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = tmp_path / name
+    with pytest.raises(SystemExit) as exit_info:
+        run_stage(path.stat)
+    assert exit_info.value.code == 1
+    reason = "Too many levels of symbolic links" if "/" in name else "File name too long"
+    shown = capsys.readouterr().err
+    assert shown == f"Error: {path} cannot be used: {reason}. Check the path and your rights to it.\n"
+
+
 def test_workers_that_cannot_share_the_batch_raise_a_user_error():
     with pytest.raises(
         UserError, match=r"batch-size 12 cannot be split over 8 workers\. Set --workers to one of 1, 2, 3, 4, 6, 12, or"
@@ -118,6 +140,22 @@ def test_workers_that_cannot_share_the_batch_raise_a_user_error():
         parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "8"])
     assert parse_settings(RunSettings, "", ["--recipe", "audioset_full", "--workers", "6"]).workers == 6
     assert parse_settings(PrepareSettings, "", ["--recipe", "audioset_full", "--workers", "64"]).workers == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        (PrepareSettings, ["--workers", "-1"], "--workers is -1; give 0 or more"),
+        (CheckSettings, ["folder", "--workers", "-1"], "--workers is -1; give 0 or more"),
+        (EvaluateSettings, ["--bootstrap", "-5"], "--bootstrap is -5; give 0 or more"),
+        (PredictSettings, ["--top-k", "0"], "--top-k is 0; give 1 or more"),
+        (PredictSettings, ["--hop-s", "0"], "--hop-s is 0.0; give a number of seconds above 0"),
+        (PredictSettings, ["--hop-s", "nan"], "--hop-s is nan; give a number of seconds above 0"),
+    ],
+)
+def test_counts_that_are_too_low_raise_a_user_error(kind, words, message):
+    with pytest.raises(UserError, match=message):
+        parse_settings(kind, "", words)
 
 
 def test_stage_file_imports_its_main_so_that_workers_can():

@@ -122,6 +122,29 @@ def test_a_user_without_a_name_or_a_home_gets_both(home: str | None, tmp_path: P
     assert own_home == str(home != "/")  # a home that can be read stays
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "open folder"])
+def test_caches_are_never_in_what_another_user_put_in_their_place(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = tmp_path / f"ast-pipeline-{os.getuid()}"
+    if kind == "file":
+        name.touch()
+    elif kind == "open folder":
+        name.mkdir()
+        name.chmod(0o777)
+    else:
+        name.symlink_to(tmp_path / ("missing" if kind == "dangling link" else "."))
+    monkeypatch.setattr(user_environment.tempfile, "tempdir", str(tmp_path))
+    for variable in ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "missing"))
+    monkeypatch.delenv("MPLCONFIGDIR")
+    user_environment.complete_environment()
+    home = Path(os.environ["HOME"])
+    assert (home.parent, home != name) == (tmp_path, True)
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert os.environ["MPLCONFIGDIR"] == str(home / "matplotlib")
+
+
 def test_the_environment_of_an_ordinary_user_does_not_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     before = dict(os.environ)

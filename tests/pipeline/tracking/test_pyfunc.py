@@ -23,7 +23,7 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.serving import _load_pyfunc as load_old
 from pipeline.tracking.pyfunc import Tagger
-from pipeline.tracking.registry import serving_signature
+from pipeline.tracking.registry import REQUIREMENTS, list_requirements, serving_signature
 from pipeline.tracking.serving_requests import RequestError
 
 RATE_HZ = 16_000
@@ -231,3 +231,10 @@ def test_the_former_loader_keeps_the_columns_that_old_signatures_promise(bundle:
 def test_a_request_error_is_raised_in_python(bundle: Path) -> None:
     with pytest.raises(RequestError, match="neither audio nor waveform"):
         Tagger(bundle).predict(pd.DataFrame([{"sound": 1}]))
+
+
+def test_a_registered_model_requires_ffmpeg_where_it_is_installed(monkeypatch) -> None:
+    with_ffmpeg = {line.partition("==")[0] for line in list_requirements()}
+    assert {*REQUIREMENTS, "av"} == with_ffmpeg
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert {line.partition("==")[0] for line in list_requirements()} == set(REQUIREMENTS)

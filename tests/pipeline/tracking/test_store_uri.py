@@ -43,6 +43,11 @@ WRONG = {
     "http://host:port": DEFAULT,
     "http://localhost:5000/#/experiments/1": "http://localhost:5000",
     "http://user:hidden-word@host:5000/#/models": "http://host:5000",
+    "user@localhost:5000": "http://localhost:5000",
+    "user:hidden-word@localhost:5000": "http://localhost:5000",
+    "http:user:hidden-word@host:5000": "http://host:5000",
+    "http://user:hidden-word/@host:5000": "http://host:5000",
+    "postgresql://user:hidden-word#1@host/db": "postgresql://USER@HOST/DATABASE",
     "sqlite://x.db": "sqlite:///x.db or http://localhost:5000",
     "sqlite:x.db": "sqlite:///x.db or http://localhost:5000",
     "sqlite+pysqlite:///x.db": "sqlite:///x.db or http://localhost:5000",
@@ -65,6 +70,8 @@ RIGHT = (
     "postgresql://user:word@host:5432/db",
     "postgresql+psycopg2:///db",
     "mysql+pymysql://host/db",
+    "mssql+pyodbc:///?odbc_connect=DSN",
+    "mssql+pyodbc://user:word@name_of_a_source",
 )
 SETTINGS = (
     CalibrateSettings, CombineSettings, CrossValidateSettings, EnsembleSettings, EvaluateSettings, ExportSettings,
