@@ -1,7 +1,7 @@
 """Find the samples in files with a length in the header: WAV, RF64, Wave64, AIFF, 8SVX, CAF, AU, SPHERE, VOC, AVR.
 
 Most of these files consist of chunks: a name, a length, content, and a byte of padding behind an odd length. One chunk
-says the format (`fmt `, `COMM`), another contains the samples (`data`, `SSND`). The others have a header of fixed places.
+says the format (`fmt `, `COMM`), another contains the samples (`data`, `SSND`). The others have headers of fixed size.
 Specifications: RIFF/WAVE (Microsoft and IBM, 1991), RF64 and BW64 (EBU Tech 3306, ITU-R BS.2088), AIFF (Apple, 1989),
 CAF (Apple Core Audio Format).
 """

@@ -4,7 +4,7 @@ libsndfile estimates the length of a file without such a header from its first f
 first recording's end. So this module counts the frames, and divides joined files into sections.
 
 A frame begins with four bytes: eleven bits of ones, then version, layer, bit rate and sampling rate, from which its
-length follows (ISO 11172-3, 13818-3). The first frame of a file may contain a Xing, Info or VBRI header instead of sound:
+length follows (ISO 11172-3, 13818-3). The first frame of a file may contain a Xing, Info or VBRI header, not sound:
 an addition of encoders that says the number of frames and bytes.
 """
 
