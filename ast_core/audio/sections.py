@@ -163,18 +163,16 @@ def _chunk_sections(file: FileWindow, chunk: SampleChunk, seconds: float | None)
         if chunk.more is not None:
             yield Section(_join_blocks(file, chunk, chunk.more))
             return
+        following = None if unknown else _find_joined(file, chunk)
+        end = file.start + file.size if following is None else following[0].start
         if chunk.codec in _MPEG_CODECS:
             whole = FileWindow(file.descriptor, 0, samples + available)
-            yield from _mpeg_sections(
-                whole, range(samples, samples + (available if unknown else chunk.length)), seconds
-            )
-            return
-        if unknown:
+            length = available if unknown else chunk.length
+            yield from _mpeg_sections(whole, range(samples, samples + length), seconds)
+        elif unknown:
             yield Section(_correct(file, chunk))
-            return
-        following = _find_joined(file, chunk)
-        end = file.start + file.size if following is None else following[0].start
-        yield Section(ByteView(file.descriptor, [range(file.start, end)]) if following or file.start else None)
+        else:
+            yield Section(ByteView(file.descriptor, [range(file.start, end)]) if following or file.start else None)
         if following is None:
             return
         file, chunk = following
@@ -198,7 +196,8 @@ def _find_joined(file: FileWindow, chunk: SampleChunk) -> tuple[FileWindow, Samp
     samples_end = chunk.start + chunk.length
     for end in {chunk.file_end, samples_end + chunk.length % 2} if chunk.file_end else set():
         if samples_end <= end < file.size:
-            joined = FileWindow(file.descriptor, file.start + end, file.size - end)
+            begin = min(file.size, skip_tags(file, end))
+            joined = FileWindow(file.descriptor, file.start + begin, file.size - begin)
             if found := find_samples(joined):
                 return joined, found
     return None

@@ -23,6 +23,13 @@ def test_a_tag_in_front_of_a_file_changes_no_sample(tmp_path: Path, form: str) -
     np.testing.assert_array_equal(load(tmp_path, ID3V2 + content), load(tmp_path, content))
 
 
+def test_wav_files_joined_with_tags_between_them_or_of_mp3_are_read_to_the_end(tmp_path: Path) -> None:
+    pcm, mp3 = write("WAV", WAVE_N), encode("wav", "libmp3lame", WAVE_N)
+    for first, second in ((pcm, ID3V2 + pcm), (pcm + ID3V1, pcm), (mp3, mp3), (mp3, pcm), (pcm, mp3)):
+        parts_N = [load(tmp_path, part) for part in (first, second)]
+        np.testing.assert_array_equal(load(tmp_path, first + second), np.concatenate(parts_N))
+
+
 @pytest.mark.parametrize("length", [0, 0x7FFF_F000, 0xFFFF_FFFF])
 def test_a_wav_file_behind_a_tag_is_read_to_its_end_or_refused_with_both_numbers(tmp_path: Path, length: int) -> None:
     content = write("WAV", WAVE_N)
