@@ -1,7 +1,7 @@
-"""Find the samples in files with a length in the header: WAV, RF64, Wave64, AIFF, 8SVX, CAF, AU, SPHERE, VOC, AVR.
+"""Find the samples in files with a length in the header: WAV, RF64, Wave64, AIFF, 8SVX, CAF, AU, ...
 
 Most of these files consist of chunks: a name, a length, content, and a byte of padding behind an odd length. One chunk
-says the format (`fmt `, `COMM`), another contains the samples (`data`, `SSND`). The others have headers of fixed size.
+says the format (`fmt `, `COMM`), another contains the samples (`data`, `SSND`). Others have headers of fixed size.
 Specifications: RIFF/WAVE (Microsoft and IBM, 1991), RF64 and BW64 (EBU Tech 3306, ITU-R BS.2088), AIFF (Apple, 1989),
 CAF (Apple Core Audio Format).
 """
@@ -23,6 +23,8 @@ _VOC_BLOCKS = range(1, 10)
 """Kinds of VOC's blocks; 0 ends the file."""
 _VOC_FORMS = {1: 2, 2: 0, 9: 12}
 """Kinds of VOC's blocks with samples, and the bytes in front of the samples that say rate and coding."""
+_MAT4_BYTES = {0: 8, 1: 4, 2: 4, 3: 2, 4: 2, 5: 1}
+"""Bytes of a number in a MATLAB 4 matrix, by the tens digit of its kind."""
 _NAME = re.compile(rb"[ -~]{4}")
 """A chunk's name. Other bytes, for example zeros, are no chunk, and would be walked for minutes."""
 
@@ -213,6 +215,27 @@ def _parse_avr(file: FileWindow) -> SampleChunk | None:
     return SampleChunk(128, frames * (1 + bool(stereo)) * (bits // 8))
 
 
+def _parse_mpc2k(file: FileWindow) -> SampleChunk | None:
+    stereo, _, _, frames = struct.unpack("<BIII", file.read(21, 13))
+    return SampleChunk(42, 2 * frames * (1 + bool(stereo)))
+
+
+def _parse_wve(file: FileWindow) -> SampleChunk | None:
+    return SampleChunk(32, *struct.unpack(">I", file.read(18, 4)))
+
+
+def _parse_mat4(file: FileWindow) -> SampleChunk | None:
+    order = "<" if file.read(4, 4) == b"\1\0\0\0" else ">"  # the first matrix, the sampling rate, has one row
+    place = 0
+    while place + 20 <= file.size:
+        kind, rows, columns, imaginary, name = struct.unpack(f"{order}5I", file.read(place, 20))
+        chunk = SampleChunk(place + 20 + name, rows * columns * _MAT4_BYTES.get(kind // 10 % 10, 0) * (1 + imaginary))
+        if place:
+            return chunk
+        place = chunk.start + chunk.length
+    return None
+
+
 _PARSERS: tuple[tuple[bytes, bytes, Callable[[FileWindow], SampleChunk | None]], ...] = (
     (b"RIFF", b"WAVE", _parse_wav),
     (b"RIFX", b"WAVE", _parse_wav),
@@ -228,4 +251,8 @@ _PARSERS: tuple[tuple[bytes, bytes, Callable[[FileWindow], SampleChunk | None]],
     (b"NIST_1A\n", b"", _parse_sphere),
     (b"Creative Voi", b"", _parse_voc),
     (b"2BIT", b"", _parse_avr),
+    (b"\1\4", b"", _parse_mpc2k),
+    (b"ALawSoundFil", b"", _parse_wve),
+    (b"\0\0\0\0\1\0\0\0\1\0\0\0", b"", _parse_mat4),
+    (b"\0\0\3\xe8\0\0\0\1\0\0\0\1", b"", _parse_mat4),
 )
