@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from ast_core.audio.byte_view import ByteView
+from ast_core.audio.chunk_headers import find_samples
 from ast_core.audio.ffmpeg_decoder import decode_with_ffmpeg
+from ast_core.audio.file_window import FileWindow
 from ast_core.audio.sections import Section, find_sections
 from ast_core.audio.truncation import truncated
 from ast_core.errors import ClipError
@@ -22,6 +25,12 @@ _BLOCK_FRAMES, _BLOCK_SAMPLES = 1 << 19, 1 << 22
 """Frames, and samples of all channels, that are read at a time: a false header may promise a thousand channels."""
 
 _LAST_FRAMES = 64
+_NO_SAMPLES = "No 'data' chunk"
+"""libsndfile's reason for WAV files without samples, and for some whose chunks are in another order."""
+_REASONS = {
+    "possibly a pipe": "the MPEG stream is too short or damaged",  # libsndfile calls it "not a regular file"
+    "SF_INFO struct incomplete": "the header says no usable sampling rate or number of channels",
+}
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -62,7 +71,11 @@ def _decode_section(descriptor: int, section: Section, seconds: float | None) ->
     try:
         file = _SequentialFile(descriptor if section.view is None else section.view, closefd=False)
     except soundfile.SoundFileError as error:
-        yield from decode_with_ffmpeg(descriptor, seconds, _explain(error))
+        reason, size = _explain(error), os.fstat(descriptor).st_size
+        if _NO_SAMPLES in reason and not find_samples(FileWindow(descriptor, 0, size)):
+            raise ClipError("decode", reason) from error  # FFmpeg would look for minutes in a file of zeros
+        view = section.view or ByteView(descriptor, [range(size)])
+        yield from decode_with_ffmpeg(descriptor, view, seconds, reason)
         return
     promised = file.frames if section.length_known else None
     limit = _smaller(promised, None if seconds is None else math.ceil(seconds * file.samplerate))
@@ -96,7 +109,9 @@ def _read_blocks(file: soundfile.SoundFile, limit: int | None) -> Iterator[Sampl
 
 
 def _explain(error: soundfile.SoundFileError) -> str:
-    return str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(". ")
+    """Return libsndfile's reason, or a true one in place of those that describe its own state."""
+    reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(". ")
+    return next((true for words, true in _REASONS.items() if words in reason), reason)
 
 
 def _count_readable(file: soundfile.SoundFile, start: int) -> int:

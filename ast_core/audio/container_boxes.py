@@ -1,4 +1,8 @@
-"""Refuse cut MP4, Matroska, WebM, ASF and AVI files: FFmpeg reads what is left of them without an error."""
+"""Refuse cut MP4, Matroska, WebM, ASF and AVI files: FFmpeg reads what is left of them without an error.
+
+Each consists of elements with a name and a length: boxes (ISO 14496-12), EBML elements (RFC 8794, Matroska: RFC 9559),
+objects (Microsoft's Advanced Systems Format, section 3) and RIFF chunks.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,30 @@ from ast_core.errors import ClipError
 
 _INDEX = {b"moov", b"moof"}
 _EBML_NAME, _EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_EBML_NAMES = {
+    _EBML_NAME,
+    _EBML_SEGMENT,
+    b"\x11\x4d\x9b\x74",  # SeekHead
+    b"\x15\x49\xa9\x66",  # Info
+    b"\x16\x54\xae\x6b",  # Tracks
+    b"\x1f\x43\xb6\x75",  # Cluster
+    b"\x1c\x53\xbb\x6b",  # Cues
+    b"\x10\x43\xa7\x70",  # Chapters
+    b"\x12\x54\xc3\x67",  # Tags
+    b"\x19\x41\xa4\x69",  # Attachments
+    b"\xec",  # Void
+    b"\xbf",  # CRC-32
+}
+"""Elements of Matroska's two upper levels (RFC 9559). Other bytes behind the segment are no part of the file."""
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_ASF_INDEXES = {
+    bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"),
+    bytes.fromhex("d329e2d6da35d111903400a0c90349be"),
+    bytes.fromhex("f803b1fead12644c840f2a1d2f7ad48c"),
+    bytes.fromhex("d03fb73c4a0c0348953dedf7b6228f0c"),
+}
+"""ASF's objects behind the data: simple index, index, media object index, timecode index."""
 _ASF_EMPTY_DATA = 50
 """Bytes of ASF's data object without packets, which is what a stream says."""
 
@@ -76,6 +102,8 @@ def _ebml_elements(descriptor: int, size: int) -> Iterator[Element]:
         if not name_bytes or not length_bytes:
             return
         name = head[:name_bytes]
+        if name not in _EBML_NAMES:
+            return
         ones = (1 << 7 * length_bytes) - 1
         length = int.from_bytes(head[name_bytes : name_bytes + length_bytes], "big") & ones
         start = place + name_bytes + length_bytes
@@ -91,11 +119,12 @@ def _count_bytes(content: bytes) -> int:
 
 
 def _asf_objects(descriptor: int, size: int) -> Iterator[Element]:
-    """Yield the objects of the top level: header, data, indexes."""
+    """Yield the objects of the top level, header, data and indexes, up to other bytes."""
     place = 0
     while place + 24 <= size:
         name, length = struct.unpack("<16sQ", os.pread(descriptor, 24, place))
-        if length < 24 or (name == _ASF_DATA and length == _ASF_EMPTY_DATA):
+        known = name in {_ASF, _ASF_DATA} or name in _ASF_INDEXES
+        if not known or length < 24 or (name == _ASF_DATA and length == _ASF_EMPTY_DATA):
             return
         yield Element(name, place, length)
         place += length

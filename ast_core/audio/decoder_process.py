@@ -37,6 +37,8 @@ def serve(limit_s: float) -> None:
         limit_s: seconds that the Decoder waits for an answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the Decoder's process
+    # libsndfile takes a file `._` in the current folder for a part of every file. The paths in requests are absolute.
+    os.chdir("/")
     _limit_memory()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each broken file would fill the disk
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

@@ -6,6 +6,7 @@ named `ffmpeg` has to be found, trusted and started for each file.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,6 +25,8 @@ _FORMATS = (
     "mpegts,nistsphere,ogg,qcp,rm,tak,truehd,tta,voc,w64,wav,wv,xwma"
 )
 """Containers that may be opened. Playlists are not among them: they name other files and addresses to read."""
+_CONTAINER = "the container is damaged, or of a kind that is not read"
+"""What "Invalid argument" means, FFmpeg's reason for a container that may not be opened."""
 _STREAMS = {"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "loas", "mpeg", "mpegts", "truehd"}
 """Containers without a length: a recorder that stopped within a frame leaves a cut one, which breaks no promise."""
 _BLOCK_SAMPLES = 1 << 16
@@ -36,12 +39,13 @@ _LOSSLESS = {"alac", "ape", "flac", "tak", "tta", "wavpack"}
 
 
 def decode_with_ffmpeg(
-    descriptor: int, seconds: float | None, reason: str
+    descriptor: int, view: ByteView, seconds: float | None, reason: str
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Yield the sampling rate and the samples, float32 [N, channels], of each block of the best audio stream.
 
     Args:
         descriptor: the file.
+        view: what to decode of it: all, or one of several recordings that are joined.
         seconds: length to decode at most; None decodes the complete stream.
         reason: why libsndfile cannot decode the file.
 
@@ -54,14 +58,15 @@ def decode_with_ffmpeg(
     except ImportError:
         text = f"{reason}; FFmpeg reads more formats (m4a, aac, wma, webm, ...): {_INSTALL}"
         raise ClipError("decode", text) from None
-    size = os.fstat(descriptor).st_size
-    check_container(descriptor, size)
-    view = ByteView(descriptor, [range(size)])
+    check_container(descriptor, os.fstat(descriptor).st_size)
+    view.seek(0)
     try:
-        with av.open(view, options={"format_whitelist": _FORMATS, "protocol_whitelist": "none"}) as container:
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+        with av.open(view, options=options, metadata_errors="replace") as container:  # titles in other encodings
             yield from _decode_stream(container, seconds)
     except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("decode", f"{reason}; FFmpeg: {_explain(error)}") from error
+        cause = _CONTAINER if getattr(error, "errno", None) == errno.EINVAL else _explain(error)
+        raise ClipError("decode", f"{reason}; FFmpeg: {cause}") from error
     finally:
         if view.error is not None:
             raise view.error
@@ -72,6 +77,8 @@ def _decode_stream(container: Any, seconds: float | None) -> Iterator[tuple[int,
     stream = container.streams.best("audio")
     if stream is None:
         kinds = ", ".join(sorted({other.type for other in container.streams})) or "none"
+        if any(other.type == "audio" for other in container.streams):
+            raise ClipError("decode", "the header of the audio stream has no usable channels, sampling rate or codec")
         raise ClipError("decode", f"the file has no audio stream; its streams: {kinds}")
     if stream.codec_context is None:
         raise ClipError("decode", "FFmpeg has no decoder for the audio stream")

@@ -2,6 +2,10 @@
 
 libsndfile estimates the length of a file without such a header from its first frame, and ends a joined file at the
 first recording's end. So this module counts the frames, and divides joined files into sections.
+
+A frame begins with four bytes: eleven bits of ones, then version, layer, bit rate and sampling rate, from which its
+length follows (ISO 11172-3, 13818-3). The first frame of a file may contain a Xing, Info or VBRI header, not sound:
+an addition of encoders that says the number of frames and bytes.
 """
 
 from __future__ import annotations
@@ -232,6 +236,12 @@ def _find_tag(head: bytes, place: int, header: _Header) -> _Tag | None:
     numbers = [int.from_bytes(head[xing + at : xing + at + 4], "big") for at in (8, 12)]
     frames = numbers.pop(0) if flags & 1 else 0
     return _Tag(frames, numbers[0] if flags & 2 else 0, place + xing + 8 if flags & 1 else 0, False)
+
+
+def is_free_format(head: bytes) -> bool:
+    """Return whether a frame's first four bytes are those of a stream whose headers do not say the bit rate."""
+    with_bit_rate = head[:2] + bytes([head[2] | 0x10]) + head[3:] if len(head) == 4 and head[2] < 0x10 else b""
+    return _parse(with_bit_rate) is not None
 
 
 @functools.lru_cache(1 << 14)

@@ -1,4 +1,9 @@
-"""Find the recordings in Ogg files: several in a chained one (RFC 3533), of which libsndfile reads the first."""
+"""Find the recordings in Ogg files: several in a chained one (RFC 3533), of which libsndfile reads the first.
+
+An Ogg file consists of pages: `OggS`, flags, the lengths of up to 255 segments, and the segments. The first page of a
+stream has a flag. Streams that are multiplexed, such as sound and video, begin together. A link of a chain begins where
+first pages follow other pages.
+"""
 
 from __future__ import annotations
 

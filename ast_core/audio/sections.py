@@ -16,12 +16,13 @@ import numpy as np
 from ast_core.audio.byte_view import ByteView
 from ast_core.audio.chunk_headers import SampleChunk, find_samples
 from ast_core.audio.file_window import FileWindow
-from ast_core.audio.mpeg_frames import find_mpeg_sections, skip_tags
+from ast_core.audio.mpeg_frames import find_mpeg_sections, is_free_format, skip_tags
 from ast_core.audio.ogg_pages import find_ogg_links, mark_end
 from ast_core.audio.truncation import is_unknown, truncated
 from ast_core.errors import ClipError
 
 _STREAMINFO_BYTES = 42
+_ID3V1_BYTES = 128
 _FLAC_STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
 """The magic and the header of STREAMINFO, which comes first and has 34 bytes (RFC 9639)."""
 _CLAIM = 64
@@ -29,10 +30,14 @@ _CLAIM = 64
 _SCAN_BYTES = 1 << 20
 _LARGEST_RIFF = 0xFFFF_0000
 """More bytes of samples than this, with a header of any usual size, do not fit into the 32 bits of WAV's lengths."""
+_LARGEST_VOC = 0xFF_FFFF
+"""The most bytes that the 24 bits of a VOC block's length can say."""
 _MPEG_CODECS = {0x50, 0x55}
 """WAV's numbers of MPEG layers 1 and 2, and of MP3 (RFC 2361)."""
-_OTHER_CONTAINERS = (b"RIFF", b"FLV\1", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75")
-"""First bytes of files that may contain MPEG frames, but are no stream of them: AVI, FLV, Matroska, ASF."""
+_OTHER_CONTAINERS = (b"RIFF", b"FLV\1", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"\0\0\1\xba", b".RMF")
+"""First bytes of files that may contain MPEG frames, but are no stream of them: AVI, FLV, Matroska, ASF, MPEG, RM."""
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+"""The first box's name in files of MP4's family, for which the same holds."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,16 @@ def find_sections(descriptor: int, seconds: float | None) -> list[Section]:
         ClipError: stage `decode`, if the file is provably shorter than its header says.
     """
     file = FileWindow(descriptor, 0, os.fstat(descriptor).st_size)
-    if chunk := find_samples(file):
-        return list(_chunk_sections(file, chunk, seconds)) or [Section()]
-    start = skip_tags(file, 0)
+    start = min(file.size, skip_tags(file, 0))
+    untagged = FileWindow(descriptor, start, file.size - start) if start else file
+    if chunk := find_samples(untagged):
+        return list(_chunk_sections(untagged, chunk, seconds)) or [Section()]
     magic = file.read(start, 8)
     if magic.startswith(b"OggS"):
         sections = list(_ogg_sections(file))
     elif magic.startswith(b"fLaC"):
         sections = list(_flac_sections(file, start, seconds))
-    elif magic[:4] in _OTHER_CONTAINERS or magic[4:] == b"ftyp":
+    elif magic[:4] in _OTHER_CONTAINERS or magic[4:] in _MP4_BOXES:
         sections = []
     else:
         sections = _mpeg_sections(file, range(file.size), seconds)
@@ -76,7 +82,8 @@ def _ogg_sections(file: FileWindow) -> Iterator[Section]:
     links = find_ogg_links(file)
     for link in links:
         if link.ended:
-            yield Section(None if len(links) == 1 else ByteView(file.descriptor, [link.pages]))
+            alone = len(links) == 1 and not link.pages.start
+            yield Section(None if alone else ByteView(file.descriptor, [link.pages]))
         else:
             last = link.last_page
             header = mark_end(file, last)
@@ -89,9 +96,12 @@ def _ogg_sections(file: FileWindow) -> Iterator[Section]:
 
 
 def _mpeg_sections(file: FileWindow, part: range, seconds: float | None) -> list[Section]:
-    """Return the MPEG streams in a part of a file."""
+    """Return the MPEG streams in a part of a file; none if libsndfile finds the stream and its length itself."""
+    start = skip_tags(file, part.start)
     found = find_mpeg_sections(file, part, seconds)
-    if len(found) == 1 and found[0].has_true_tag() and not part.start:
+    if not found and is_free_format(file.read(start, 4)):  # mpg123 knows the frames, but guesses their number
+        return [Section(ByteView(file.descriptor, [range(start, part.stop)], _CLAIM * len(part)), False)]
+    if len(found) == 1 and found[0].has_true_tag() and found[0].start == skip_tags(file, 0):
         return []
     return [
         Section(ByteView(file.descriptor, section.corrected(), 0 if section.has_number else _CLAIM * len(part)), False)
@@ -110,11 +120,22 @@ def _flac_sections(file: FileWindow, start: int, seconds: float | None) -> Itera
         known = not is_unknown(frames, file.size - begin)
         if seconds is not None and known:
             seconds -= frames / max(1, rate_hz)
-        following = None if seconds is not None and seconds < 0 else _find_flac(file, begin + _STREAMINFO_BYTES)
+        following = None if seconds is not None and seconds < 0 else _find_flac(file, _skip_metadata(file, begin))
         alone = begin == start and following is None
         end = file.size if following is None else following
+        tag = end - _ID3V1_BYTES
+        if not known and following is None and tag > begin and file.read(tag, 3) == b"TAG":
+            end, alone = tag, False  # libFLAC would take the tag for damage
         yield Section(None if alone else ByteView(file.descriptor, [range(begin, end)]), known)
         begin = following
+
+
+def _skip_metadata(file: FileWindow, begin: int) -> int:
+    """Return where the frames of a FLAC recording begin: a picture or an application's block may contain a magic."""
+    place, last = begin + 4, False
+    while not last and len(header := file.read(place, 4)) == 4:
+        last, place = header[0] >= 0x80, place + 4 + int.from_bytes(header[1:], "big")
+    return place
 
 
 def _find_flac(file: FileWindow, place: int) -> int | None:
@@ -133,25 +154,41 @@ def _find_flac(file: FileWindow, place: int) -> int | None:
 
 def _chunk_sections(file: FileWindow, chunk: SampleChunk, seconds: float | None) -> Iterator[Section]:
     """Yield the recordings of a file with a length in the header. Several WAV or AIFF files may be joined."""
-    first = file
     while True:
         available = file.size - chunk.start
         unknown = available > 0 and not chunk.chunks_follow and is_unknown(chunk.length, available)
+        samples = file.start + chunk.start
         if chunk.length > available and not unknown:
-            raise truncated(file.size, chunk.start + chunk.length, "bytes")
-        if chunk.codec in _MPEG_CODECS and file is first:
-            end = file.size if unknown else chunk.start + chunk.length
-            yield from _mpeg_sections(file, range(chunk.start, end), seconds)
+            raise truncated(samples + available, samples + chunk.length, "bytes")
+        if chunk.more is not None:
+            yield Section(_join_blocks(file, chunk, chunk.more))
             return
-        if unknown:
-            yield Section(_correct(file, chunk))
-            return
-        following = _find_joined(file, chunk)
+        following = None if unknown else _find_joined(file, chunk)
         end = file.start + file.size if following is None else following[0].start
-        yield Section(ByteView(file.descriptor, [range(file.start, end)]) if following or file is not first else None)
+        if chunk.codec in _MPEG_CODECS:
+            whole = FileWindow(file.descriptor, 0, samples + available)
+            length = available if unknown else chunk.length
+            yield from _mpeg_sections(whole, range(samples, samples + length), seconds)
+        elif unknown:
+            yield Section(_correct(file, chunk))
+        else:
+            yield Section(ByteView(file.descriptor, [range(file.start, end)]) if following or file.start else None)
         if following is None:
             return
         file, chunk = following
+
+
+def _join_blocks(file: FileWindow, chunk: SampleChunk, more: tuple[range, ...]) -> ByteView:
+    """Return a VOC file with all samples in the first block. libsndfile takes what is behind it for samples."""
+    parts = [range(chunk.start, chunk.start + chunk.length), *more]
+    end, length = parts[-1].stop, sum(len(part) for part in parts)
+    if end > file.size:
+        raise truncated(file.start + file.size, file.start + end, "bytes")
+    if length > _LARGEST_VOC:
+        raise ClipError("decode", f"{length} bytes of samples in several blocks of VOC are not read; convert it to WAV")
+    pieces = [range(file.start + part.start, file.start + part.stop) for part in parts]
+    head = range(file.start, file.start + chunk.start - 3)
+    return ByteView(file.descriptor, [head, length.to_bytes(3, "little"), *pieces, b"\0"])
 
 
 def _find_joined(file: FileWindow, chunk: SampleChunk) -> tuple[FileWindow, SampleChunk] | None:
@@ -159,7 +196,8 @@ def _find_joined(file: FileWindow, chunk: SampleChunk) -> tuple[FileWindow, Samp
     samples_end = chunk.start + chunk.length
     for end in {chunk.file_end, samples_end + chunk.length % 2} if chunk.file_end else set():
         if samples_end <= end < file.size:
-            joined = FileWindow(file.descriptor, file.start + end, file.size - end)
+            begin = min(file.size, skip_tags(file, end))
+            joined = FileWindow(file.descriptor, file.start + begin, file.size - begin)
             if found := find_samples(joined):
                 return joined, found
     return None

@@ -66,10 +66,10 @@ def test_a_file_that_is_shorter_than_a_promise_is_refused_with_both_numbers(
     assert int(found) == len(content) - length
 
 
-@pytest.mark.parametrize("form", ["NIST", "VOC", "AVR", "SVX"])
+@pytest.mark.parametrize("form", ["NIST", "VOC", "AVR", "SVX", "MPC2K", "WVE", "MAT4"])
 def test_formats_of_old_programs_keep_their_promises(tmp_path: Path, form: str) -> None:
-    content = write(form, WAVE_N)
-    assert len(load(tmp_path, content)) == len(WAVE_N)
+    content = write(form, WAVE_N, 8000 if form == "WVE" else RATE_HZ)
+    assert len(load(tmp_path, content, 8000 if form == "WVE" else RATE_HZ)) == len(WAVE_N)
     assert re.match(r"truncated: \d+ of \d+ bytes", refusal(tmp_path, content[:-2]))
 
 
