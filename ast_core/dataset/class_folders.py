@@ -12,12 +12,16 @@ from ast_core.dataset.problems import Problems, UnlistedCounts, require_printabl
 
 SPLIT_FOLDERS = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
+    "validate": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
     "eval": "test",
+    "evaluation": "test",
 }
 """Folder names that mean a split, and the split."""
 
@@ -36,14 +40,21 @@ def load_class_folders(_: Path, tree: FileTree, problems: Problems) -> Manifest:
         return manifest_by_class(rows, "folders", count_outside_classes(tree))
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
-            reason = f"this folder is not a split, but {', '.join(splits)} are; move it into one of them or elsewhere"
-            problems.add(os.path.join(tree.root, name), None, reason)
+            problems.add(os.path.join(tree.root, name), None, _explain_no_split(name, splits))
     rows = [
         (f"{name}/{key}", key.split("/")[0], path, SPLIT_FOLDERS[name.lower()])
         for name in splits
         for key, path in class_files(tree, os.path.join(tree.root, name), problems)
     ]
     return manifest_by_class(rows, "folders", count_outside_classes(tree))
+
+
+def _explain_no_split(name: str, splits: Sequence[str]) -> str:
+    """Return why a top folder with audio is not read although others are splits."""
+    others = f"this folder is not a split, but {', '.join(splits)} {'is' if len(splits) == 1 else 'are'}"
+    if name.lower() in SPLIT_FOLDERS:
+        return f"{others}: a split has folders for its classes and no audio files next to them; move those into classes"
+    return f"{others}; move it into one of them or elsewhere (names of splits are {', '.join(SPLIT_FOLDERS)})"
 
 
 def _holds_classes(tree: FileTree, name: str) -> bool:
@@ -54,8 +65,11 @@ def _holds_classes(tree: FileTree, name: str) -> bool:
 
 def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
     """Yield CLASS/FILE below `root` and the absolute path of every audio file in every class folder."""
-    for name in tree.folders(root):
+    classes = tree.folders(root)
+    for name in classes:
         for path in tree.audio(os.path.join(root, name), problems):
+            if tree.is_alias(path, root, {*classes} - {name}):
+                continue
             key = os.path.relpath(path, root)
             try:
                 require_printable("class", name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ast_core.config import PrepareConfig
+from ast_core.config import DataConfig, PrepareConfig
 from ast_core.errors import require
 from pipeline.cli.stages import (
     CalibrateSettings,
@@ -32,7 +32,7 @@ def require_inputs(settings: Any) -> None:
         settings: settings of any stage, with absolute paths.
     """
     if isinstance(getattr(settings, "prepare", None), PrepareConfig):
-        _require_source(settings.data.source)
+        _require_source(settings.data)
     elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here
         index = settings.shards / "index.json"
         require(index.is_file(), f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
@@ -46,9 +46,12 @@ def require_inputs(settings: Any) -> None:
         require(path.exists(), f"{path} does not exist; give a file or a folder.")
 
 
-def _require_source(source: str) -> None:
+def _require_source(data: DataConfig) -> None:
+    source = data.source
     require(bool(source), "data.source is empty. Set it to the folder of a data set, or to a manifest file.")
     require(
         source == "synthetic" or Path(source).exists(),
         f"The data set {source} does not exist. Set data.source to an existing folder or manifest file.",
     )
+    for root in data.root:
+        require(Path(root).is_dir(), f"data.root {root} is not a folder; give an existing folder.")
