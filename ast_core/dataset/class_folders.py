@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.file_tree import FileTree, is_audio
-from ast_core.dataset.problems import Problems, UnlistedCounts, require_printable
+from ast_core.dataset.problems import EXAMPLES, Problems, UnlistedCounts, make_printable, require_printable
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -37,7 +38,8 @@ def load_class_folders(_: Path, tree: FileTree, problems: Problems) -> Manifest:
     if not splits:
         files = class_files(tree, tree.root, problems)
         rows = [(key, key.split("/")[0], path, "") for key, path in files]
-        return manifest_by_class(rows, "folders", count_outside_classes(tree))
+        manifest = manifest_by_class(rows, "folders", count_outside_classes(tree))
+        return replace(manifest, notes=_note_repeated_folders(row[0] for row in rows))
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
             problems.add(os.path.join(tree.root, name), None, _explain_no_split(name, splits))
@@ -47,6 +49,27 @@ def load_class_folders(_: Path, tree: FileTree, problems: Problems) -> Manifest:
         for key, path in class_files(tree, os.path.join(tree.root, name), problems)
     ]
     return manifest_by_class(rows, "folders", count_outside_classes(tree))
+
+
+def _note_repeated_folders(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return a note if all audio of every class is in folders and the classes share two of these folders' names.
+
+    These may be the classes or the splits, which are elsewhere in this layout.
+    """
+    inner: dict[str, set[str]] = {}
+    for key in keys:
+        top, below, *rest = key.split("/", 2)
+        inner.setdefault(top, set()).add(below if rest else "")
+    common = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    if len(common) < 2 or any("" in names for names in inner.values()):
+        return ()
+    shown = ", ".join(make_printable(name) for name in sorted(common)[:EXAMPLES])
+    note = (
+        f"{len(inner)} folders, such as {make_printable(min(inner))}, are read as the classes, and each has the "
+        f"folders {shown}. If those are the classes or the splits, arrange the files as SPLIT/CLASS/FILE with the "
+        "splits train, validation, test."
+    )
+    return (note,)
 
 
 def _explain_no_split(name: str, splits: Sequence[str]) -> str:

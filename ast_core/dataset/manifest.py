@@ -96,11 +96,11 @@ def read_manifest(
     loader = functools.partial(load_user_table, group=group) if chosen == "manifest" else _LOADERS[chosen]
     manifest = loader(source, tree, problems)
     _report_similar_names(source, "classes", manifest.labels, problems)
-    splits = dict.fromkeys(clip.split for clip in manifest.clips)
-    _report_similar_names(source, "splits", list(splits), problems)
     if group:
         manifest = group_clips(manifest, group, source if source.is_dir() else source.parent, problems)
-    return dataclasses.replace(manifest, clips=place_clips(manifest.clips, split_rule))
+    clips = place_clips(manifest.clips, split_rule)
+    _report_similar_names(source, "splits", sorted({clip.split for clip in clips}), problems)
+    return dataclasses.replace(manifest, clips=clips)
 
 
 def _report_similar_names(source: Path, what: str, given: Sequence[str], problems: Problems) -> None:

@@ -173,10 +173,20 @@ def test_a_split_with_audio_next_to_its_classes_is_refused_with_the_reason(tmp_p
     assert "test: this folder is not a split, but train is: a split has folders for its classes" in refusal(tmp_path)
 
 
-def test_splits_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["train", ""])
+def test_splits_that_differ_only_in_case_are_refused(tmp_path: Path, split: str) -> None:
     touch(tmp_path, "a.wav", "b.wav")
-    write(tmp_path, "list.csv", "path,labels,split\na.wav,dog,test\nb.wav,dog,Test\n")
-    assert "the splits 'test' and 'Test' differ only in case" in refusal(tmp_path / "list.csv")
+    write(tmp_path, "list.csv", f"path,labels,split\na.wav,dog,{split}\nb.wav,dog,Train\n")
+    assert "the splits 'Train' and 'train' differ only in case" in refusal(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("pattern", ["fold{}/{}/a.wav", "class{1}/part{0}/a.wav"])
+def test_folders_that_every_class_has_are_named(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, *(pattern.format(number, label) for number in range(2) for label in ("cat", "dog")))
+    (note,) = load_manifest(tmp_path).notes
+    assert "are read as the classes" in note
+    touch(tmp_path, "cow/a.wav")
+    assert not load_manifest(tmp_path).notes
 
 
 def test_folders_without_splits_get_a_tenth_of_each_class(tmp_path: Path) -> None:
