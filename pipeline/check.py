@@ -43,7 +43,9 @@ def check(settings: CheckSettings) -> None:
     data, source, problems = settings.data, settings.source.absolute(), Problems(sys.maxsize)
     roots = [Path(root) for root in data.root]
     manifest = read_manifest(source, problems, data.layout, roots, data.follow_links, data.group)
-    if sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
+    if not manifest.clips:
+        problems.add(source, None, "no clip can be read from this source")
+    elif sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
         problems.add(source, None, sentence)
     kept = _decode(settings, manifest, problems)
     console = Console(soft_wrap=True, highlight=False)

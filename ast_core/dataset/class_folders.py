@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.file_tree import FileTree, is_audio
-from ast_core.dataset.problems import Problems, UnlistedCounts, require_printable
+from ast_core.dataset.problems import EXAMPLES, Problems, UnlistedCounts, make_printable, require_printable
 
 SPLIT_FOLDERS = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
+    "validate": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
     "eval": "test",
+    "evaluation": "test",
 }
 """Folder names that mean a split, and the split."""
 
@@ -33,17 +38,46 @@ def load_class_folders(_: Path, tree: FileTree, problems: Problems) -> Manifest:
     if not splits:
         files = class_files(tree, tree.root, problems)
         rows = [(key, key.split("/")[0], path, "") for key, path in files]
-        return manifest_by_class(rows, "folders", count_outside_classes(tree))
+        manifest = manifest_by_class(rows, "folders", count_outside_classes(tree))
+        return replace(manifest, notes=_note_repeated_folders(row[0] for row in rows))
     for name in set(top) - set(splits):
         if any(tree.audio(os.path.join(tree.root, name), problems)):
-            reason = f"this folder is not a split, but {', '.join(splits)} are; move it into one of them or elsewhere"
-            problems.add(os.path.join(tree.root, name), None, reason)
+            problems.add(os.path.join(tree.root, name), None, _explain_no_split(name, splits))
     rows = [
         (f"{name}/{key}", key.split("/")[0], path, SPLIT_FOLDERS[name.lower()])
         for name in splits
         for key, path in class_files(tree, os.path.join(tree.root, name), problems)
     ]
     return manifest_by_class(rows, "folders", count_outside_classes(tree))
+
+
+def _note_repeated_folders(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return a note if all audio of every class is in folders and the classes share two of these folders' names.
+
+    These may be the classes or the splits, which are elsewhere in this layout.
+    """
+    inner: dict[str, set[str]] = {}
+    for key in keys:
+        top, below, *rest = key.split("/", 2)
+        inner.setdefault(top, set()).add(below if rest else "")
+    common = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    if len(common) < 2 or any("" in names for names in inner.values()):
+        return ()
+    shown = ", ".join(make_printable(name) for name in sorted(common)[:EXAMPLES])
+    note = (
+        f"{len(inner)} folders, such as {make_printable(min(inner))}, are read as the classes, and each has the "
+        f"folders {shown}. If those are the classes or the splits, arrange the files as SPLIT/CLASS/FILE with the "
+        "splits train, validation, test."
+    )
+    return (note,)
+
+
+def _explain_no_split(name: str, splits: Sequence[str]) -> str:
+    """Return why a top folder with audio is not read although others are splits."""
+    others = f"this folder is not a split, but {', '.join(splits)} {'is' if len(splits) == 1 else 'are'}"
+    if name.lower() in SPLIT_FOLDERS:
+        return f"{others}: a split has folders for its classes and no audio files next to them; move those into classes"
+    return f"{others}; move it into one of them or elsewhere (names of splits are {', '.join(SPLIT_FOLDERS)})"
 
 
 def _holds_classes(tree: FileTree, name: str) -> bool:
@@ -54,8 +88,11 @@ def _holds_classes(tree: FileTree, name: str) -> bool:
 
 def class_files(tree: FileTree, root: str, problems: Problems) -> Iterator[tuple[str, str]]:
     """Yield CLASS/FILE below `root` and the absolute path of every audio file in every class folder."""
-    for name in tree.folders(root):
+    classes = tree.folders(root)
+    for name in classes:
         for path in tree.audio(os.path.join(root, name), problems):
+            if tree.is_alias(path, root, {*classes} - {name}):
+                continue
             key = os.path.relpath(path, root)
             try:
                 require_printable("class", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ast_core.dataset.audio_suffixes import has_audio_suffix, starts_like_audio
@@ -35,6 +35,8 @@ class FileTree:
         self.roots = list(dict.fromkeys([self.root, *map(os.path.realpath, others)]))
         self.skipped: set[str] = set()
         """Folders that `folders` left out for their names."""
+        self._aliases: set[str] = set()
+        """Links to folders that are read by their own names."""
         self._follow_links = follow_links
         self._real_prefixes = tuple(folder.rstrip("/") + "/" for folder in self.roots)
         self._prefixes: list[tuple[str, str]] = []
@@ -161,6 +163,26 @@ class FileTree:
             waiting += [path for path in inner if _is_folder(path, found[path[len(current) + 1 :]])]
             yield from self.audio_in(current)
 
+    def is_alias(self, path: str, root: str, classes: Collection[str]) -> bool:
+        """Return whether links lead from one class folder to a file of another, and note the link if so.
+
+        Args:
+            path: file that `audio` yielded.
+            root: folder of the class folders.
+            classes: names of the other class folders.
+        """
+        folder = path.rpartition("/")[0]
+        real = self._real_folders.get(folder, folder)
+        if real == folder or not f"{real}/".startswith(f"{root}/"):
+            return False
+        top = real[len(root) + 1 :].partition("/")[0]
+        if top and (top not in classes or self.entries(root)[top] & 3 == _LINK):
+            return False
+        while not os.path.islink(folder):
+            folder = folder.rpartition("/")[0]
+        self._aliases.add(folder)
+        return True
+
     def audio_in(self, folder: str) -> Iterator[str]:
         """Yield the absolute paths of the audio files in a folder, sorted by name."""
         for name, kind in sorted(self.entries(folder).items()):
@@ -177,6 +199,8 @@ class FileTree:
             below: folders.
         """
         waiting, seen = list(below), set[str]()
+        for link in sorted(self._aliases):
+            counts.add("links to folders that are read by their own names", link, 1, "folder")
         own = {os.path.realpath(path) for path in lists}
         while waiting:
             current = waiting.pop()

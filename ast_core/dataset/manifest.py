@@ -100,22 +100,24 @@ def read_manifest(
     tree = FileTree(source if source.is_dir() else source.parent, roots, follow_links)
     loader = functools.partial(load_user_table, group=group) if chosen == "manifest" else _LOADERS[chosen]
     manifest = loader(source, tree, problems)
-    _report_similar_labels(source, manifest.labels, problems)
+    _report_similar_names(source, "classes", manifest.labels, problems)
     if group:
         manifest = group_clips(manifest, group, source if source.is_dir() else source.parent, problems)
-    return dataclasses.replace(manifest, clips=place_clips(manifest.clips, split_rule))
+    clips = place_clips(manifest.clips, split_rule)
+    _report_similar_names(source, "splits", sorted({clip.split for clip in clips}), problems)
+    return dataclasses.replace(manifest, clips=clips)
 
 
-def _report_similar_labels(source: Path, labels: Sequence[str], problems: Problems) -> None:
-    """Add classes whose names differ only in case, spaces or Unicode form: some disks and people take them for one."""
+def _report_similar_names(source: Path, what: str, given: Sequence[str], problems: Problems) -> None:
+    """Add names that differ only in case, spaces or Unicode form: some disks and people take them for one."""
     spellings: dict[str, list[str]] = {}
-    for label in labels:
-        spellings.setdefault(canonical_name(label), []).append(label)
+    for name in given:
+        spellings.setdefault(canonical_name(name), []).append(name)
     for names in spellings.values():
         if len(names) > 1:
             listed = " and ".join(shorten(name) for name in names)
             problems.add(
-                source, None, f"the classes {listed} differ only in case, spaces or Unicode form; give them one name"
+                source, None, f"the {what} {listed} differ only in case, spaces or Unicode form; give them one name"
             )
 
 

@@ -65,21 +65,25 @@ def place_clips(clips: Sequence[Clip], split_rule: int = TENTHS_OF_CLASSES) -> t
         return tuple(clips)
     if split_rule == HASH_ALONE:
         return tuple(clip if clip.split else replace(clip, split=hashed_split(clip.clip_id)) for clip in clips)
-    keys = _find_keys(clips)
-    units = _make_units(clips, keys)
+    own = _make_units(clips)
+    units = list(dict.fromkeys(own))
     by_label: dict[int, list[_Unit]] = {}
-    for unit in units.values():
+    for unit in units:
         for label in unit.labels:
             by_label.setdefault(label, []).append(unit)
     # Labels of one unit come last: it must not decide for the labels that it is shared with.
     rarest_first = sorted(by_label, key=lambda label: (len(by_label[label]) == 1, len(by_label[label]), label))
     for label in rarest_first:
         _place_label(label, by_label[label])
-    for unit in units.values():
+    for unit in units:
         unit.split = unit.split or (TEST if unit.order[0] < 10 else VALIDATION if unit.order[0] < 20 else TRAIN)
     _GapFiller(rarest_first, by_label).fill()
+    # `dataclasses.replace` would take five times as long.
     return tuple(
-        clip if clip.split else replace(clip, split=units[key].split) for clip, key in zip(clips, keys, strict=True)
+        clip
+        if clip.split
+        else Clip(clip.clip_id, clip.path, clip.labels, unit.split, clip.start_s, clip.end_s, clip.group)
+        for clip, unit in zip(clips, own, strict=True)
     )
 
 
@@ -102,31 +106,31 @@ def _hash(key: str) -> tuple[int, int]:
     return 99 - value % 100, value  # 99 - x: version 0.1.0 took the test clips from the end
 
 
-def _find_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
-    """Return what each clip shares with the other clips of its unit: a group, a file, or its own id."""
+def _make_units(clips: Sequence[Clip]) -> list[_Unit]:
+    """Return the unit of each clip: that of its group, else of its file if clips share it, else its own."""
     files = Counter(clip.path for clip in clips if clip.path)
-    return [
-        ("group", clip.group)
-        if clip.group
-        else ("file", clip.path)
-        if files[clip.path] > 1 or (clip.path and clip.is_segment)
-        else ("clip", clip.clip_id)
-        for clip in clips
-    ]
-
-
-def _make_units(clips: Sequence[Clip], keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Unit]:
-    units: dict[tuple[str, str], _Unit] = {}
-    for clip, key in zip(clips, keys, strict=True):
-        unit = units.get(key)
-        if unit is None:
+    shared: dict[tuple[str, str], _Unit] = {}
+    units = []
+    for clip in clips:
+        if clip.group:
+            key = ("group", clip.group)
+        elif clip.path and (files[clip.path] > 1 or clip.is_segment):
+            key = ("file", clip.path)
+        else:
+            split = clip.split
+            unit = _Unit((*_hash(clip.clip_id), clip.clip_id), dict.fromkeys(clip.labels, 1), split, bool(split))
+            units.append(unit)
+            continue
+        known = shared.get(key)
+        if known is None:
             # A file's name without folders, because a data set that moves keeps its splits.
             name = key[1].rpartition("/")[2] if key[0] == "file" else key[1]
-            unit = units[key] = _Unit((*_hash(name), key[1]), {})
+            known = shared[key] = _Unit((*_hash(name), key[1]), {})
         for label in clip.labels:
-            unit.labels[label] = unit.labels.get(label, 0) + 1
+            known.labels[label] = known.labels.get(label, 0) + 1
         if clip.split:
-            unit.split, unit.fixed = clip.split, True
+            known.split, known.fixed = clip.split, True
+        units.append(known)
     return units
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ from ast_core.errors import UserError
 
 MANIFEST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _COLUMNS = ("path", "labels")
+_OPTIONAL_COLUMNS = ("clip_id", "split", "start_s", "end_s")
+MOST_COLUMNS = 10
+"""Largest number of unread columns that a note names."""
 LONGEST_LABEL = 500
 """Largest number of characters in a label; AudioSet's longest has 58."""
 _TIMES = frozenset({"start_s", "end_s"})
@@ -58,8 +61,9 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
     rows: list[_Row] = []
     ids: set[str] = set()
     groups: dict[str, str] = {}
-    first, is_ast_list = 0, False
+    first, is_ast_list, columns = 0, False, tuple[str, ...]()
     for number, cells in _read_rows(source, displayed, problems, group):
+        columns = columns or tuple(cells)
         first, is_ast_list = first or number, is_ast_list or "wav" in cells
         try:
             row = reader.read_cells(cells)
@@ -85,7 +89,19 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
         Clip(r.clip_id, r.path, numbers[r.names], r.split, r.start_s, r.end_s, groups[r.clip_id]) for r in rows
     )
     single_label = all(len(names) == 1 for names in label_sets)
-    return Manifest(clips, tuple(labels), single_label, "manifest", _count_unlisted(source, tree))
+    notes = _note_unread_columns(source, columns, group)
+    return Manifest(clips, tuple(labels), single_label, "manifest", _count_unlisted(source, tree), notes)
+
+
+def _note_unread_columns(source: Path, columns: Sequence[str], group: str) -> tuple[str, ...]:
+    """Return a note that names the columns (of JSON, those of the first row) that mean nothing here."""
+    if columns and source.suffix.lower() == ".parquet":
+        columns = pq.read_schema(source).names
+    unread = [shorten(name) for name in columns if name not in {*_COLUMNS, *_OPTIONAL_COLUMNS, "wav", group}]
+    if not unread:
+        return ()
+    more = f" and {len(unread) - MOST_COLUMNS} more" if len(unread) > MOST_COLUMNS else ""
+    return (f"columns that are not read: {', '.join(unread[:MOST_COLUMNS])}{more}",)
 
 
 def _count_unlisted(source: Path, tree: FileTree) -> tuple[UnlistedFiles, ...]:
@@ -292,7 +308,7 @@ def _read_parquet_rows(source: Path, problems: Problems, group: str) -> Iterator
             for name in _COLUMNS:
                 if columns.count(name) != 1:
                     raise UserError(f"{source} has {columns.count(name)} columns named {name}; give exactly one.")
-            known = (*_COLUMNS, "clip_id", "split", "start_s", "end_s", group)
+            known = (*_COLUMNS, *_OPTIONAL_COLUMNS, group)
             wanted = [name for name in dict.fromkeys(known) if name in columns]
             first = 1
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):

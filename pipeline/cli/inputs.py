@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ast_core.config import PrepareConfig
+from ast_core.config import DataConfig, PrepareConfig
 from ast_core.errors import require
 from pipeline.cli.stages import (
     CalibrateSettings,
@@ -36,7 +36,7 @@ def require_inputs(settings: Any) -> None:
     if isinstance(getattr(settings, "prepare", None), PrepareConfig):
         # A study, whose settings are those of `run`, needs no recordings if its shards exist.
         if not (isinstance(settings, RunSettings) and (settings.storage or _has_shards(settings))):
-            _require_source(settings.data.source)
+            _require_source(settings.data)
     elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here
         found = _has_shards(settings)
         require(found, f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
@@ -59,9 +59,12 @@ def _has_shards(settings: Common) -> bool:
     return (settings.shards / "index.json").is_file()
 
 
-def _require_source(source: str) -> None:
+def _require_source(data: DataConfig) -> None:
+    source = data.source
     require(bool(source), "data.source is empty. Set it to the folder of a data set, or to a manifest file.")
     require(
         source == "synthetic" or Path(source).exists(),
         f"The data set {source} does not exist; give an existing folder or manifest file.",
     )
+    for root in data.root:
+        require(Path(root).is_dir(), f"data.root {root} is not a folder; give an existing folder.")

@@ -99,3 +99,10 @@ def test_a_source_that_does_not_exist_is_refused(tmp_path: Path, capsys) -> None
     status, text = check(capsys, str(tmp_path / "absent"))
     assert status == 1
     assert "does not exist" in text
+
+
+def test_a_list_without_rows_is_one_problem(tmp_path: Path, capsys) -> None:
+    (tmp_path / "list.csv").write_text("path,labels\n")
+    status, text = check(capsys, str(tmp_path / "list.csv"))
+    assert (status, text.count("Problem: ")) == (1, 1)
+    assert "no clip can be read from this source" in text

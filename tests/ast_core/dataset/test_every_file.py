@@ -207,3 +207,15 @@ def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "dog/again").symlink_to(tmp_path / "dog")
     (tmp_path / "dog/broken").symlink_to(tmp_path / "nowhere")
     assert [clip.clip_id for clip in load_manifest(tmp_path).clips] == ["dog/a.wav"]
+
+
+def test_a_link_to_another_class_folder_is_counted_and_gives_its_files_no_second_class(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/a.wav", "dog/sub/b.wav", "cat/c.wav")
+    (tmp_path / "puppy").symlink_to(tmp_path / "dog")
+    (tmp_path / "cat/up").symlink_to("..")
+    (tmp_path / "cat/part").symlink_to(tmp_path / "dog/sub")
+    manifest = load_manifest(tmp_path)
+    assert [clip.clip_id for clip in manifest.clips] == ["cat/c.wav", "dog/a.wav", "dog/sub/b.wav"]
+    assert [(own.count, own.noun, own.examples) for own in manifest.unlisted] == [
+        (3, "folder", ("cat/part", "cat/up", "puppy"))
+    ]

@@ -160,6 +160,35 @@ def test_folders_with_splits(tmp_path: Path) -> None:
     assert "this folder is not a split, but" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("training", "validation", "testing"), ("Train", "Validate", "Evaluation")])
+def test_further_names_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    touch(tmp_path, *(f"{name}/{label}/a.wav" for name in names for label in ("cat", "dog")))
+    manifest = load_manifest(tmp_path)
+    assert manifest.labels == ("cat", "dog")
+    assert {clip.split for clip in manifest.clips} == {"train", "validation", "test"}
+
+
+def test_a_split_with_audio_next_to_its_classes_is_refused_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "train/dog/a.wav", "test/dog/b.wav", "test/loose.wav")
+    assert "test: this folder is not a split, but train is: a split has folders for its classes" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", ""])
+def test_splits_that_differ_only_in_case_are_refused(tmp_path: Path, split: str) -> None:
+    touch(tmp_path, "a.wav", "b.wav")
+    write(tmp_path, "list.csv", f"path,labels,split\na.wav,dog,{split}\nb.wav,dog,Train\n")
+    assert "the splits 'Train' and 'train' differ only in case" in refusal(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("pattern", ["fold{}/{}/a.wav", "class{1}/part{0}/a.wav"])
+def test_folders_that_every_class_has_are_named(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, *(pattern.format(number, label) for number in range(2) for label in ("cat", "dog")))
+    (note,) = load_manifest(tmp_path).notes
+    assert "are read as the classes" in note
+    touch(tmp_path, "cow/a.wav")
+    assert not load_manifest(tmp_path).notes
+
+
 def test_folders_without_splits_get_a_tenth_of_each_class(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}/{number}.wav" for name in ("train", "car") for number in range(300)))
     manifest = load_manifest(tmp_path)

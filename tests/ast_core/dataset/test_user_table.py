@@ -171,3 +171,18 @@ def test_bad_rows_of_the_json_lists_of_ast_are_named(tmp_path: Path) -> None:
     assert all(f"train.json, row {number}: " in text for number in range(1, 6))
     (tmp_path / "train.json").write_text('{"data": {"wav": 1}}')
     assert "AST's own" in refusal(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_columns_that_are_not_read_are_named(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"path": ["a.wav"], "labels": ["dog"], "start": ["1.0"], "speaker": ["x"]})
+    source = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        source.write_text("path,labels,start,speaker\na.wav,dog,1.0,x\n")
+    elif kind == "json":
+        source.write_text(json.dumps(table.to_pylist()))
+    else:
+        pq.write_table(table, source)
+    (tmp_path / "a.wav").touch()
+    assert load_manifest(source).notes == ("columns that are not read: 'start', 'speaker'",)
+    assert "columns that are not read: 'start'" in load_manifest(source, group="speaker").notes

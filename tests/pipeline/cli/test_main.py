@@ -60,6 +60,7 @@ def test_help_lists_every_stage_with_one_line_and_imports_nothing_heavy() -> Non
         (["cross_validate", "--help"], 0, "usage: ast-pipeline cross-validate"),
         (["train", "--optim.learning-rat", "1"], 2, "--optim.learning-rate"),
         (["run", "--recipe", "own", "--data.source", "nowhere"], 1, "nowhere does not exist"),
+        (["check", ".", "--data.root", "nowhere"], 1, "nowhere is not a folder"),
         (["run", "--recipe", "esc50"], 1, "data.source is empty"),
         (["prepare", "--recipe", "nowhere.toml"], 1, "Recipe 'nowhere.toml' does not exist"),
         (["train", "--recipe", "demo", "--run-dir", "nowhere"], 1, "There are no shards in"),
