@@ -67,7 +67,8 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
         first, is_ast_list = first or number, is_ast_list or "wav" in cells
         try:
             row = reader.read_cells(cells)
-            groups[row.clip_id] = read_group(cells.get(group))
+            if group:
+                groups[row.clip_id] = read_group(cells.get(group))
             if row.clip_id in ids:
                 raise ValueError(f"the clip {shorten(row.clip_id)} is listed twice")
             path = tree.find(row.path)
@@ -86,7 +87,7 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
     index = {name: number for number, name in enumerate(labels)}
     numbers = {names: tuple(sorted(index[name] for name in names)) for names in label_sets}
     clips = tuple(
-        Clip(r.clip_id, r.path, numbers[r.names], r.split, r.start_s, r.end_s, groups[r.clip_id]) for r in rows
+        Clip(r.clip_id, r.path, numbers[r.names], r.split, r.start_s, r.end_s, groups.get(r.clip_id, "")) for r in rows
     )
     single_label = all(len(names) == 1 for names in label_sets)
     notes = _note_unread_columns(source, columns, group)
