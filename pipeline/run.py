@@ -67,17 +67,18 @@ def run(settings: RunSettings) -> None:
         seconds[name] = time.monotonic() - started
         return result
 
-    runs.open_experiment(settings.tracking, settings.experiment)
-    with opened(settings, exclusive="run") as folder, connection.connect(settings.address, settings.workers):
-        timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
-        for seed in settings.ensemble.seeds:
-            member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
-            timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
-        bundles = timed("combine", lambda: combine(select_settings(settings, CombineSettings)))
-        summary = timed("evaluate", lambda: evaluate(select_settings(settings, EvaluateSettings)))
-        if settings.data.validation_split:  # the test split must not choose thresholds
-            timed("calibrate", lambda: calibrate(select_settings(settings, CalibrateSettings)))
-        versions = timed("register", lambda: register(select_settings(settings, RegisterSettings)))
+    with opened(settings, exclusive="run") as folder:
+        runs.open_experiment(settings.tracking, settings.experiment)
+        with connection.connect(settings.address, settings.workers):
+            timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
+            for seed in settings.ensemble.seeds:
+                member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
+                timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
+            bundles = timed("combine", lambda: combine(select_settings(settings, CombineSettings)))
+            summary = timed("evaluate", lambda: evaluate(select_settings(settings, EvaluateSettings)))
+            if settings.data.validation_split:  # the test split must not choose thresholds
+                timed("calibrate", lambda: calibrate(select_settings(settings, CalibrateSettings)))
+            versions = timed("register", lambda: register(select_settings(settings, RegisterSettings)))
     recordings = _test_recordings(settings, folder)
     model = _uri(settings.model_name, versions[settings.model_name])
     again = PredictSettings(inputs=recordings, model=model, top_k=3, tracking=settings.tracking)
