@@ -24,8 +24,7 @@ from peers.published_loader import write_table
 from ast_core.audio.waveform import load_waveform
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
-from ast_core.serialization import to_dict
-from pipeline.ray_runtime.shard_part import ShardPart, write_shard_part
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, write_shard_part
 
 CLIPS, ROUNDS = 24, 9
 FORMATS = {
@@ -43,9 +42,8 @@ GOAL_OVER_DECODING = 1.25
 def make_part(paths: list[Path], folder: Path) -> ShardPart:
     """Return the part that `prepare` would make of these files."""
     clips = tuple(Clip(path.stem, str(path), (0,), "train") for path in paths)
-    front_end = to_dict(FrontEndConfig())
-    metadata = {"front_end": front_end, "labels": ["sound"], "single_label": False}
-    return ShardPart(str(folder), "part-00000", "train", clips, str(paths[0].parent), front_end, metadata)
+    metadata = ShardMetadata(FrontEndConfig(), ("sound",), single_label=False)
+    return ShardPart(str(folder), "part-00000", "train", clips, str(paths[0].parent), metadata)
 
 
 def compare(what: str, paths: list[Path], folder: Path, rounds: int, goal: float | None) -> None:
