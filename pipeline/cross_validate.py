@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.serialization import to_dict
@@ -28,6 +27,7 @@ from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
 from pipeline.run_folder.layout import RunFolder
+from pipeline.run_folder.listed_clips import list_clips
 from pipeline.tracking import mlflow_store, runs
 from pipeline.train import train
 
@@ -114,8 +114,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
 def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     """Return the names of the folds: all splits of the data set."""
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    roots = [Path(root) for root in settings.data.root]
-    manifest = load_manifest(Path(settings.data.source), settings.data.layout, roots, settings.data.follow_links)
+    manifest, _ = list_clips(settings.data, Path(settings.data.source), settings.shards)
     names = tuple(sorted({clip.split for clip in manifest.clips}))
     require(
         len(names) >= 3 and not {"train", "test", "eval"} & set(names),

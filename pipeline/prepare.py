@@ -24,7 +24,7 @@ from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.manifest import Clip, Manifest
 from ast_core.dataset.problems import EXAMPLES, make_printable
 from ast_core.dataset.synthetic import make_demo_audio
-from ast_core.errors import require
+from ast_core.errors import UserError, require
 from ast_core.shards.index import REJECTS, ShardIndex
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
@@ -128,13 +128,13 @@ def _check_missing(settings: PrepareSettings, manifest: Manifest) -> None:
     missing = Counter(clip.split for clip in manifest.clips if not clip.path)
     for splits in dict.fromkeys([tuple(data.train_splits), (data.validation_split,), (data.test_split,)]):
         total, absent = (sum(counts[split] for split in splits) for counts in (listed, missing))
-        first = next((clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path), "")
-        require(
-            absent <= limit * total,
-            f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
-            f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder of "
-            "the files with --data.root, or raise the limit.",
-        )
+        if absent > limit * total:
+            first = next(clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path)
+            raise UserError(
+                f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
+                f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder "
+                "of the files with --data.root, or raise the limit."
+            )
 
 
 def _check_source(settings: PrepareSettings) -> None:

@@ -56,7 +56,7 @@ class FileTree:
             given: path relative to a root (the first one that has the file counts), or an absolute path below one.
 
         Raises:
-                ValueError: the path is malformed or leads out of the roots, by itself or by a link. The text says why.
+            ValueError: the path is malformed or leads out of the roots, by itself or by a link. The text says why.
         """
         name = given.rpartition("/")[2]
         before = given[: len(given) - len(name)]

@@ -50,8 +50,7 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
     """Read a table's clips.
 
     Paths are relative to the table's folder or to a further root. Labels are sorted by name; those of AST's JSON lists
-    have the order of class_labels_indices.csv. Rows without a split have none yet, and
-    `group` may be a column.
+    have the order of class_labels_indices.csv. Rows without a split have none yet, and `group` may be a column.
 
     Raises:
         UserError: the file's content does not fit its suffix, or no row has a label.

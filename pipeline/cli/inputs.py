@@ -56,7 +56,7 @@ def require_inputs(settings: Any) -> None:
 
 
 def _has_shards(settings: Common) -> bool:
-    return (settings.shards / "index.json").is_file()
+    return (settings.shards / "index.json").is_file()  # `ast_core.shards.index.INDEX`, whose module loads pyarrow
 
 
 def _require_source(data: DataConfig) -> None:
