@@ -29,7 +29,7 @@ from pipeline.reporting.history import read_history
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import list_clips
 from pipeline.tracking import mlflow_store, runs
-from pipeline.train import train
+from pipeline.train import MemberTrainings
 
 WAYS = {
     "published": "one epoch for all folds, the best on the test folds, as the published code does; too optimistic",
@@ -86,14 +86,21 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     with connection.connect(settings.address, settings.workers):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))
         key = f"test_{headline_metric(index.single_label)}"
-        curves = {}
-        for held_out in names:
-            Console().rule(f"{held_out} held out")
-            others = tuple(name for name in names if name != held_out)
-            data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
-            folder = run.fold(held_out)
-            member = dataclasses.replace(select_settings(settings, TrainSettings), data=data, run_dir=folder)
-            curves[held_out] = [float(row[key]) for row in read_history(MemberFolder(train(member)).history)]
+        members = {}
+        with MemberTrainings() as trainings:
+            for held_out in names:
+                Console().rule(f"{held_out} held out")
+                others = tuple(name for name in names if name != held_out)
+                data = dataclasses.replace(whole, train_splits=others, test_split=held_out)
+                member = dataclasses.replace(
+                    select_settings(settings, TrainSettings), data=data, run_dir=run.fold(held_out)
+                )
+                members[held_out] = trainings.train(held_out, member)
+        curves = {
+            held_out: [float(row[key]) for row in read_history(MemberFolder(folder).history)]
+            for held_out, folder in members.items()
+            if folder is not None
+        }
     choices = choose(curves)
     result = CrossValidation(
         metric=key.removeprefix("test_"),

@@ -6,6 +6,7 @@ python pipeline/run.py --recipe demo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 import time
@@ -45,7 +46,7 @@ from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
 from pipeline.tracking import registry, runs
 from pipeline.tracking.registry import CHAMPION
-from pipeline.train import train
+from pipeline.train import MemberTrainings
 
 ResultT = TypeVar("ResultT")
 SHOWN_RECORDINGS = 3
@@ -71,9 +72,10 @@ def run(settings: RunSettings) -> None:
         runs.open_experiment(settings.tracking, settings.experiment)
         with connection.connect(settings.address, settings.workers):
             timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
-            for seed in settings.ensemble.seeds:
-                member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
-                timed(f"train seed {seed}", lambda member=member: train(member))  # type: ignore[misc]
+            with MemberTrainings() as trainings:
+                for seed in settings.ensemble.seeds:
+                    member = dataclasses.replace(select_settings(settings, TrainSettings), seed=seed)
+                    timed(f"train seed {seed}", functools.partial(trainings.train, f"seed {seed}", member))
             bundles = timed("combine", lambda: combine(select_settings(settings, CombineSettings)))
             summary = timed("evaluate", lambda: evaluate(select_settings(settings, EvaluateSettings)))
             if settings.data.validation_split:  # the test split must not choose thresholds

@@ -5,15 +5,18 @@ python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 
 from ast_core.config import Job
+from ast_core.errors import NoRoomError, UserError
 from ast_core.redaction import without_secrets
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
@@ -25,6 +28,7 @@ from pipeline.cli.program import run_stage
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
+from pipeline.ray_runtime.worker_group import WorkerGroup
 from pipeline.reporting.history import read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
 from pipeline.run_folder import downloads, sync
@@ -36,8 +40,13 @@ from pipeline.tracking.metrics_follower import MetricsFollower
 from pipeline.tracking.run_note import NOTE, write_run_note
 
 
-def train(settings: TrainSettings) -> Path:
+def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
     """Train one member of a run, `seed-N`.
+
+    Args:
+        settings: settings of the stage.
+        group: workers of the training before, if there was one, and of the next; by default, new workers that end with
+            this training.
 
     Returns:
         The member's folder (`ast_core.training.member_folder`).
@@ -48,7 +57,8 @@ def train(settings: TrainSettings) -> Path:
     run, member = RunFolder.of(settings), RunFolder.of(settings).member(settings.seed)
     _download(settings, member)
     index = ShardIndex.load(run.shards)
-    job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings))
+    make_room = group.close if group is not None else None
+    job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings, make_room))
     with lock_folder(member.path, "train"):
         mlflow_store.open_store(settings.tracking)
         stored = _write_settings(settings, member)
@@ -65,10 +75,68 @@ def train(settings: TrainSettings) -> Path:
             else:
                 with connection.connect(settings.address, settings.workers):
                     workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
-                    supervise(job, workers, sync.object_stores(settings))
+                    with contextlib.nullcontext(group) if group is not None else WorkerGroup() as used:
+                        supervise(job, workers, sync.object_stores(settings), used)
         runs.log_artifacts(run_id, member.settings_file)
     Console().print(metrics_table(f"{member.name}: training", member.history))
     return member.path
+
+
+class MemberTrainings:
+    """Trainings of several members in the same workers, one after the other, while this context is open.
+
+    A member that fails does not keep the others from being trained: its error is raised at the end of the context.
+    """
+
+    def __init__(self) -> None:
+        self._group = WorkerGroup()
+        self._trained: list[str] = []
+        self._errors: dict[str, UserError] = {}
+
+    def __enter__(self) -> Self:
+        """Return these trainings."""
+        self._group.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers, and raise UserError if a member failed."""
+        self._group.__exit__(kind, error, trace)
+        if error is None and self._errors:
+            raise self._summarise()
+
+    def train(self, name: str, settings: TrainSettings) -> Path | None:
+        """Train one member; return its folder, or None if it failed.
+
+        Args:
+            name: name of the member for the user, such as "seed 0".
+            settings: settings of the member's training.
+
+        Raises:
+            NoRoomError: a disk is full; it would be full for the other members, too.
+        """
+        try:
+            folder = train(settings, self._group)
+        except NoRoomError:
+            raise
+        except UserError as error:
+            self._errors[name] = error
+            Console(stderr=True, soft_wrap=True).print(f"{name} failed: {error}", markup=False)
+            return None
+        self._trained.append(name)
+        return folder
+
+    def _summarise(self) -> UserError:
+        """Return one error for all members that failed."""
+        sentences = {str(error): None for error in self._errors.values()}
+        if not self._trained and len(sentences) == 1:
+            return next(iter(self._errors.values()))
+        failed = " ".join(f"{name} failed: {error}" for name, error in self._errors.items())
+        trained = ", ".join(self._trained) or "No member"
+        return UserError(
+            f"{failed} Trained and kept: {trained}. Fix the cause and run the same command again: it trains the others."
+        )
 
 
 def _write_settings(settings: TrainSettings, member: MemberFolder) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import ray.util
 from ray.exceptions import RayError
@@ -26,7 +27,7 @@ LOOK_EVERY_S = 0.5
 
 
 class PreemptionWatch:
-    """Rank 0's watch for a reason to stop: the driver asks it to, or Ray drains a node of the training.
+    """Rank 0's watch for a reason to stop, in this context: the driver asks it to, or Ray drains one of its nodes.
 
     Args:
         folder: folder of the member.
@@ -37,8 +38,17 @@ class PreemptionWatch:
         self._folder = folder
         self._nodes = set(ray.util.placement_group_table(group)["bundles_to_node_id"].values())
         self._stop = threading.Event()
-        _write(folder, RUNNING)
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        _write(self._folder, RUNNING)
         threading.Thread(target=self._watch, name="preemption-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop watching."""
+        self._over.set()
 
     def should_stop(self) -> bool:
         """Return whether there is a reason to stop; costs nothing."""
@@ -49,7 +59,7 @@ class PreemptionWatch:
         _write(self._folder, LEFT + str(step).encode())
 
     def _watch(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_S):
+        while not self._over.wait(LOOK_EVERY_S) and not self._stop.is_set():
             with contextlib.suppress(RayError):  # the head is away
                 if _read(self._folder) == ASKED or self._nodes & draining_nodes():
                     self._stop.set()

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import uuid
 from pathlib import Path
 
 from ray.exceptions import OutOfDiskError
-from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
-from ray.train.torch import TorchTrainer
+from ray.train import TrainingFailedError
 from rich.console import Console
 
 from ast_core.config import Job
@@ -22,27 +18,11 @@ from ast_core.storage.disk_space import FULL_DISK_ERRNOS, write_error
 from ast_core.storage.object_store import ObjectStore
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
-from pipeline.ray_runtime import cluster_size, connection, internals, placement_groups, preemption
+from pipeline.ray_runtime import cluster_size, connection, internals, preemption
 from pipeline.ray_runtime.liveness import LivenessWatch
-from pipeline.ray_runtime.train_rank import TrainRankConfig, train_rank
+from pipeline.ray_runtime.train_rank import TrainRankConfig
+from pipeline.ray_runtime.worker_group import WorkerGroup, scratch_folder
 from pipeline.reporting import prometheus
-from pipeline.run_folder import downloads, sync
-
-TRAIN = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # ours knows the driver's SIGTERM too
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # with Ray's 2 s, every end and every loss is noticed so much later
-    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S: "5",  # Ray's 30 s are waited for ranks that hang in a collective
-}
-"""Settings of Ray Train, unless the environment of the training's driver has others. Ray Train's own health check is
-only to notice workers that died; `LivenessWatch` ends those that are stopped."""
-
-
-def configure_ray_train() -> None:
-    """Set the environment variables of `TRAIN`, which Ray Train's controller and workers take from this process."""
-    for name, value in TRAIN.items():
-        os.environ.setdefault(name, value)
-    internals.propagate_to_train_workers(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # Ray hands only some on by itself
-
 
 RESTARTS = 3
 """Losses of workers in a row, without a new checkpoint in between, after which a training still goes on."""
@@ -53,8 +33,8 @@ def placement_group_file(folder: Path) -> Path:
     return folder / ".placement-group"
 
 
-def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
-    """Run the workers to the end; start them again if they die of anything but an error that the user must fix.
+def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...], group: WorkerGroup) -> None:
+    """Train to the end; start the workers again if they die of anything but an error that the user must fix.
 
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
     write. Our checkpoints do, so each start is a fresh run to Ray.
@@ -63,17 +43,21 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
         job: the training.
         workers: number of ranks.
         stores: stores of which the run's folders are working copies.
+        group: workers of the training before, if there was one, and of the next.
 
     Raises:
         UserError: an error that the user must fix, or more losses in a row than `RESTARTS`.
     """
-    scratch, losses = job.folder / ".ray", 0
+    scratch, losses = scratch_folder(job.folder), 0
     try:
         while True:
             before, watch = _newest_step(job), LivenessWatch(f"train:{job.folder}", workers)
             try:
                 with watch:
-                    return _fit_once(job, workers, stores, scratch, watch)
+                    preemption.forget_training(job.folder)
+                    generation = writer_fence.start_generation(job.folder)
+                    config = TrainRankConfig(job, watch.name, placement_group_file(job.folder), stores, generation)
+                    return group.train(config, workers, cluster_size.uses_gpu())
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
@@ -97,7 +81,6 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
                 raise
     finally:
         writer_fence.end_generation(job.folder)
-        sync.remove_scratch(scratch)
 
 
 def _newest_step(job: Job) -> str:
@@ -135,25 +118,6 @@ def _describe_loss(watch: LivenessWatch, error: BaseException) -> str:
         if (fate := internals.died_or_silent(failure))
     ]
     return ", ".join(named) or type(error).__name__
-
-
-def _fit_once(job: Job, workers: int, stores: tuple[ObjectStore, ...], scratch: Path, watch: LivenessWatch) -> None:
-    held = placement_group_file(job.folder)
-    downloads.download_if_changed(held)
-    placement_groups.release_placement_group(held)  # of a launch whose controller was killed
-    placement_groups.release_own_placement_groups()
-    configure_ray_train()
-    preemption.forget_training(job.folder)
-    config = TrainRankConfig(job, watch.name, held, stores, writer_fence.start_generation(job.folder))
-    TorchTrainer(
-        functools.partial(train_rank, config),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=cluster_size.uses_gpu()),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex,
-            **sync.ray_storage_arguments(scratch),
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
-        ),
-    ).fit()
 
 
 def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:

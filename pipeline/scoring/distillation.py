@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,12 @@ class ComparisonRow:
     """Headline metric on the test clips."""
 
 
-def score_teacher(settings: TrainSettings) -> Path | None:
+def score_teacher(settings: TrainSettings, make_room: Callable[[], None] | None = None) -> Path | None:
     """Score the training clips with the recipe's teacher, once for all members of a run.
+
+    Args:
+        settings: settings of the student's training.
+        make_room: function that frees the CPUs and GPUs of the training before; called only if scores are missing.
 
     Returns:
         The file of the probabilities; None if the recipe has no teacher.
@@ -56,6 +60,8 @@ def score_teacher(settings: TrainSettings) -> Path | None:
         reader = ShardReader(settings.shards, settings.data.train_splits)
         teacher = describe_bundle(_fetch_teacher(settings), reader)
         if read_scores(path, identity_of(teacher.digest, reader)) is None:
+            if make_room is not None:
+                make_room()
             bundle_scores(settings, {"teacher": teacher}, reader, folder)
     return path
 
