@@ -9,6 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["calibrate", *sys.argv[1:]])
+    sys.exit()
+
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -106,10 +114,3 @@ def _table(effects: dict[str, Effect], title: str) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: calibrate(parse_settings(CalibrateSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.calibrate import main
-
-    main()

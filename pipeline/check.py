@@ -13,6 +13,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["check", *sys.argv[1:]])
+    sys.exit()
+
+
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -131,10 +139,3 @@ def _duplicates(kept: Sequence[Clip]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: check(parse_settings(CheckSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.check import main
-
-    main()

@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["combine", *sys.argv[1:]])
+    sys.exit()
+
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -159,10 +167,3 @@ def _part(name: str, folder: Path) -> Part:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: combine(parse_settings(CombineSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.combine import main
-
-    main()

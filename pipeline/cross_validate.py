@@ -12,6 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["cross-validate", *sys.argv[1:]])
+    sys.exit()
+
+
 from rich.console import Console
 from rich.table import Table
 
@@ -195,10 +203,3 @@ def _table(result: CrossValidation) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: cross_validate(parse_settings(CrossValidateSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.cross_validate import main
-
-    main()

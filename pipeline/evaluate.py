@@ -10,6 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["evaluate", *sys.argv[1:]])
+    sys.exit()
+
+
 import numpy as np
 from rich.console import Console
 
@@ -195,10 +203,3 @@ def _log(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: evaluate(parse_settings(EvaluateSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.evaluate import main
-
-    main()

@@ -13,6 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["export", *sys.argv[1:]])
+    sys.exit()
+
+
 from rich.console import Console
 
 from ast_core.errors import UserError, require
@@ -79,10 +87,3 @@ def list_exportable_recipes() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: export(parse_settings(ExportSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.export import main
-
-    main()

@@ -9,6 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["predict", *sys.argv[1:]])
+    sys.exit()
+
+
 import numpy as np
 import torch
 from rich.console import Console
@@ -123,10 +131,3 @@ def _list_files(inputs: Sequence[Path]) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: predict(parse_settings(PredictSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.predict import main
-
-    main()

@@ -14,6 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["prepare", *sys.argv[1:]])
+    sys.exit()
+
+
 import ray.data
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -223,10 +231,3 @@ def _check_rejects(settings: PrepareSettings, splits: Splits, rejects: Sequence[
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: prepare(parse_settings(PrepareSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.prepare import main
-
-    main()

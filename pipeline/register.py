@@ -13,6 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["register", *sys.argv[1:]])
+    sys.exit()
+
+
 import numpy as np
 import pandas as pd
 import soundfile
@@ -227,10 +235,3 @@ def _table(versions: dict[str, int], candidates: Sequence[Candidate], verdicts: 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: register(parse_settings(RegisterSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.register import main
-
-    main()

@@ -16,6 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["report", *sys.argv[1:]])
+    sys.exit()
+
+
 import jinja2
 import numpy as np
 import pyarrow.parquet
@@ -247,10 +255,3 @@ def _json(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: report(parse_settings(ReportSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.report import main
-
-    main()

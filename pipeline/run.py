@@ -14,6 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["run", *sys.argv[1:]])
+    sys.exit()
+
+
 from rich.console import Console
 from rich.table import Table
 
@@ -138,10 +146,3 @@ def _program(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the main job as a program."""
     run_stage(lambda: run(parse_settings(RunSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.run import main
-
-    main()

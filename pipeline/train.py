@@ -13,6 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["train", *sys.argv[1:]])
+    sys.exit()
+
+
 from rich.console import Console
 
 from ast_core.config import Job
@@ -189,10 +197,3 @@ def job_of(settings: TrainSettings) -> Job:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage as a program."""
     run_stage(lambda: train(parse_settings(TrainSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from pipeline.train import main  # workers import this module by its name, not as __main__
-
-    main()

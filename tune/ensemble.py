@@ -11,6 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["ensemble", *sys.argv[1:]])
+    sys.exit()
+
+
 import numpy as np
 import rich.table
 from rich.console import Console
@@ -184,10 +192,3 @@ def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReade
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `ensemble` as a program."""
     run_stage(lambda: ensemble(parse_settings(EnsembleSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from tune.ensemble import main
-
-    main()

@@ -15,6 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipeline.cli.main import main as start
+
+    start(["search", *sys.argv[1:]])
+    sys.exit()
+
+
 import ray
 import tomli_w
 from ray.tune import ResultGrid, RunConfig, TuneConfig, Tuner
@@ -255,10 +263,3 @@ def _write_winner(path: Path, table: Table, recipes: dict[str, Recipe]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study as a program."""
     run_stage(lambda: search(parse_settings(SearchSettings, __doc__, argv)))
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from tune.search import main
-
-    main()

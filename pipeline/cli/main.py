@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -35,6 +36,8 @@ class StageEntry:
     settings: str
     """Class of its settings."""
     settings_module: str = "pipeline.cli.stages"
+    starts_ray: bool = False
+    """Whether the stage begins with work for Ray, which can then start while the stage's libraries are imported."""
 
     def load_settings_class(self) -> type[Any]:
         """Return the class of the stage's settings."""
@@ -50,15 +53,23 @@ class StageEntry:
 
     def run(self, settings: Any) -> Any:
         """Import the stage and run it with settings of its class."""
-        stage = getattr(importlib.import_module(self.module), self.module.rpartition(".")[2])
-        return stage(settings)
+        with self._start_ray(settings):
+            stage = getattr(importlib.import_module(self.module), self.module.rpartition(".")[2])
+            return stage(settings)
+
+    def _start_ray(self, settings: Any) -> contextlib.AbstractContextManager[None]:
+        if not self.starts_ray:
+            return contextlib.nullcontext()
+        from pipeline.ray_runtime import connection  # noqa: PLC0415  # imports Ray
+
+        return connection.start_early(settings.address, settings.workers)
 
 
 STAGES = {
-    "run": StageEntry("pipeline.run", "RunSettings"),
+    "run": StageEntry("pipeline.run", "RunSettings", starts_ray=True),
     "check": StageEntry("pipeline.check", "CheckSettings"),
-    "prepare": StageEntry("pipeline.prepare", "PrepareSettings"),
-    "train": StageEntry("pipeline.train", "TrainSettings"),
+    "prepare": StageEntry("pipeline.prepare", "PrepareSettings", starts_ray=True),
+    "train": StageEntry("pipeline.train", "TrainSettings", starts_ray=True),
     "combine": StageEntry("pipeline.combine", "CombineSettings"),
     "evaluate": StageEntry("pipeline.evaluate", "EvaluateSettings"),
     "calibrate": StageEntry("pipeline.calibrate", "CalibrateSettings"),
@@ -66,8 +77,8 @@ STAGES = {
     "report": StageEntry("pipeline.report", "ReportSettings"),
     "predict": StageEntry("pipeline.predict", "PredictSettings"),
     "export": StageEntry("pipeline.export", "ExportSettings"),
-    "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings"),
-    "search": StageEntry("tune.search", "SearchSettings", "tune.settings"),
+    "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings", starts_ray=True),
+    "search": StageEntry("tune.search", "SearchSettings", "tune.settings", starts_ray=True),
     "ensemble": StageEntry("tune.ensemble", "EnsembleSettings", "tune.settings"),
 }
 """Stages by the name of their sub-command, in the order of `--help`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +24,6 @@ from pipeline.ray_runtime.local_paths import LocalPaths, open_local_paths
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "lo"
 """Linux's own network interface."""
-NO_DASHBOARD = "http://127.0.0.1:9"
-"""Address at which nothing answers. A local Ray has no dashboard; without this address, Ray Train's placement group
-cleaner looks for one, and prints a traceback if the machine runs several Rays."""
 STARTS = 4
 """Tries to start a local Ray, which allows itself 30 s: too few on a busy machine."""
 
@@ -41,27 +40,88 @@ def connect(address: str, workers: int = 0) -> Iterator[None]:
         UserError: the named cluster cannot be reached.
         NoRoomError: Ray's object store is full, and so is the disk to which it spills.
     """
-    if ray.is_initialized():
+    if _early is not None:
+        _early.wait()
+    with contextlib.ExitStack() as until_stopped:
+        if not ray.is_initialized():
+            with sigterm.keep_sigterm_handler():
+                _start(_address(address), workers, until_stopped)
         with _explain_full_disks():
             yield
+
+
+@contextlib.contextmanager
+def start_early(address: str, workers: int) -> Iterator[None]:
+    """Start a local Ray in a thread while this context imports and begins its stage; it ends with the context.
+
+    Ray's processes take seconds to start, and so does the import of torch and MLflow. `connect` waits for this Ray.
+    Where a cluster is named, this does nothing.
+    """
+    global _early  # noqa: PLW0603
+    if _address(address) or ray.is_initialized():
+        yield
         return
-    target = address or os.environ.get("RAY_ADDRESS", "")
-    with contextlib.ExitStack() as until_ray_stopped:
-        try:
-            with sigterm.keep_sigterm_handler():
-                if target:
-                    ray.init(address=target, logging_level=logging.WARNING)
-                else:
-                    paths = until_ray_stopped.enter_context(open_local_paths(str(ROOT)))
-                    _start_here(max(os.cpu_count() or 1, workers), paths)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = target or "this machine"
-            raise UserError(f"Ray at {where} cannot be reached: {error}. Check --address.") from error
-        try:
-            with _explain_full_disks():
-                yield
-        finally:
-            ray.shutdown()
+    _early = early = _EarlyStart(workers)
+    try:
+        yield
+    finally:
+        _early = None
+        early.stop()
+
+
+class _EarlyStart:
+    """A local Ray that a thread starts and stops.
+
+    The thread lives as long as Ray: the kernel kills Ray's processes with the thread that started them.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[workers], name="local-ray", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until Ray has started; errors as `connect`."""
+        self._started.result()
+
+    def stop(self) -> None:
+        """Stop Ray."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self, workers: int) -> None:
+        with contextlib.ExitStack() as until_stopped:
+            try:
+                _start("", workers, until_stopped)
+            except BaseException as error:  # noqa: BLE001  # raised again by `wait`
+                self._started.set_exception(error)
+                return
+            self._started.set_result(None)
+            self._over.wait()
+
+
+_early: _EarlyStart | None = None
+"""The Ray that `start_early` starts for this process."""
+
+
+def _address(address: str) -> str:
+    """Return the address of the cluster to join; empty to start a local one."""
+    return address or os.environ.get("RAY_ADDRESS", "")
+
+
+def _start(target: str, workers: int, until_stopped: contextlib.ExitStack) -> None:
+    """Join the cluster at `target`, or start a local one; `until_stopped` gets what stops it."""
+    try:
+        if target:
+            ray.init(address=target, logging_level=logging.WARNING)
+        else:
+            paths = until_stopped.enter_context(open_local_paths(str(ROOT)))
+            _start_here(max(os.cpu_count() or 1, workers), paths)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = target or "this machine"
+        raise UserError(f"Ray at {where} cannot be reached: {error}. Check --address.") from error
+    until_stopped.callback(ray.shutdown)
 
 
 @contextlib.contextmanager
@@ -83,31 +143,50 @@ def spill_disk_error() -> NoRoomError:
 
 
 def _start_here(cores: int, paths: LocalPaths) -> None:
-    """Start a Ray on this machine; UserError if the machine is too busy."""
+    """Start a Ray on this machine; UserError if the machine is too busy.
+
+    Its processes inherit their environment from this one. With an environment of Ray's (`runtime_env`) each worker
+    would be started twice, and no worker could do the work of another stage.
+    """
     # Worker processes import these packages from the same folder as the driver.
     environment = {"PYTHONPATH": os.pathsep.join([paths.checkout, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    environment["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
         try:
-            with internals.bind_to_loopback(), internals.start_processes_with(paths.python):
+            with (
+                internals.bind_to_loopback(),
+                internals.start_processes_with(paths.python),
+                _set_environment(environment),
+            ):
                 ray.init(
                     address="local",
                     num_cpus=cores,
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     _temp_dir=paths.temporary,
-                    runtime_env={
-                        "env_vars": environment,
-                        "worker_process_setup_hook": "pipeline.ray_runtime.worker_setup.quiet_ray_logs",
-                    },
                 )
         except Exception as error:
             if "timed out during startup" not in str(error):  # Ray has no class of its own for it
                 raise
             ray.shutdown()
         else:
+            internals.mark_local()
             return
     raise UserError(
         f"Ray did not start on this machine in {STARTS} tries: it is too busy. Run the command again later."
     )
+
+
+@contextlib.contextmanager
+def _set_environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables inside the context."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

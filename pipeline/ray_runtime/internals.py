@@ -1,4 +1,4 @@
-"""Private names of Ray: every use of one is a function here, so that a new release of Ray breaks one file only.
+"""Private names of Ray: every use is a function here or in `train_internals`, so that a new Ray breaks these two only.
 
 `tests/pipeline/ray_runtime/test_internals.py` lists the names and says which of them a release broke. `pyproject.toml`
 keeps Ray below the next minor release until that test has passed on it. Ray Train's names are imported late: workers
@@ -20,6 +20,8 @@ from ray.util.placement_group import PlacementGroup
 
 NAMESPACE = b"ast-pipeline"
 """Namespace of this project's keys in the key-value store of Ray's head."""
+LOCAL = b"local"
+"""Key that marks a Ray that a stage started on its machine, for itself."""
 
 
 def kv_get(key: bytes) -> bytes:
@@ -46,6 +48,16 @@ def kv_list(prefix: bytes) -> list[bytes]:
     """Return the keys in the store of Ray's head that begin with a prefix."""
     keys: list[bytes] = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
     return keys
+
+
+def mark_local() -> None:
+    """Mark this Ray as one that a stage started on its machine, for itself."""
+    kv_put(LOCAL, b"yes")
+
+
+def is_local() -> bool:
+    """Return whether a stage started this Ray on its machine, for itself."""
+    return kv_get(LOCAL) != b""
 
 
 def draining_nodes() -> set[str]:

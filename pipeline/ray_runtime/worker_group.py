@@ -21,9 +21,9 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
-from ray.train.torch import TorchTrainer
 
 from pipeline.ray_runtime import internals, placement_groups
+from pipeline.ray_runtime.train_internals import LeanTorchTrainer
 from pipeline.ray_runtime.train_rank import END, TrainRankConfig, finished_key, serve_trainings, task_key
 from pipeline.run_folder import downloads, sync
 
@@ -116,7 +116,7 @@ class _Run:
         placement_groups.release_placement_group(first.placement_group_file)  # of a launch whose controller was killed
         placement_groups.release_own_placement_groups()
         configure_ray_train()
-        trainer = TorchTrainer(
+        trainer = LeanTorchTrainer(
             functools.partial(serve_trainings, self._name),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(
@@ -147,7 +147,7 @@ class _Run:
             internals.kv_delete_prefix(task_key(self._name, None))
         sync.remove_scratch(self._scratch)
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: LeanTorchTrainer) -> None:
         try:
             trainer.fit()
         except BaseException as error:  # noqa: BLE001  # raised again in the driver's main thread

@@ -1,4 +1,4 @@
-"""Setup hook of each worker process of a local cluster. Every worker imports this module: keep its imports light."""
+"""Log messages of Ray's in worker processes. Every worker imports this module: keep its imports light."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 def quiet_ray_logs() -> None:
-    """Keep Ray's log messages out of the terminal.
+    """Keep Ray's log messages in this worker process out of the terminal.
 
     An error of a worker is not lost: Ray raises it in the driver, which reports it once.
     """
