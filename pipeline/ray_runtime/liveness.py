@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from pipeline.ray_runtime.heartbeat import HEARTBEAT_EVERY_S, PREFIX, Heartbeat, read_heartbeat, read_heartbeats
-from pipeline.ray_runtime.internals import kv_delete, kv_delete_prefix, kv_put
+from pipeline.ray_runtime.internals import is_local, kv_delete, kv_delete_prefix, kv_put
 
 LOOK_EVERY_S = 2.0
 SILENT_S = float(os.environ.get("AST_SILENT_WORKER_S", "30"))
@@ -197,7 +197,7 @@ class NodeInspector:
         heartbeat = read_heartbeat(key)
         if heartbeat is None or heartbeat.count != count:
             return ALIVE
-        if process not in {worker.pid for worker in self._workers()}:
+        if process not in {worker.pid for worker in self._workers(every_job=True)}:
             return GONE
         os.kill(process, signal.SIGKILL)
         return KILLED
@@ -205,7 +205,7 @@ class NodeInspector:
     def kill_stopped(self) -> list[str]:
         """Kill worker processes that were stopped at an earlier look and still are; return their descriptions."""
         now_s, stopped, killed = time.monotonic(), {}, []
-        for worker in self._workers():
+        for worker in self._workers(every_job=is_local()):
             with contextlib.suppress(psutil.Error):
                 if worker.status() == psutil.STATUS_STOPPED:
                     stopped[worker.pid] = self._stopped.get(worker.pid, now_s)
@@ -217,12 +217,15 @@ class NodeInspector:
         self._stopped = stopped
         return killed
 
-    def _workers(self) -> list[psutil.Process]:
-        """Return the worker processes of the Ray job on this node."""
+    def _workers(self, every_job: bool) -> list[psutil.Process]:
+        """Return the worker processes on this node: those of every job, or those that Ray started for this job.
+
+        The environment of a worker that Ray started before it knew the job does not name the job.
+        """
         raylet = psutil.Process().parent()
         workers = []
         for process in raylet.children() if raylet else []:
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RAY_JOB_ID") == self._job:
+                if every_job or process.environ().get("RAY_JOB_ID") == self._job:
                     workers.append(process)
         return workers

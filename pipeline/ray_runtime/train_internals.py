@@ -6,6 +6,7 @@ test_internals.py` lists the private names, and `pyproject.toml` keeps Ray below
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -22,7 +23,6 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from pipeline.ray_runtime import internals
-from pipeline.ray_runtime.worker_logs import quiet_ray_logs
 
 NO_WARNING = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
 """Environment variable that Ray Train sets for its controller."""
@@ -74,3 +74,8 @@ class _LocalScaling(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         """Request nothing."""
+
+
+def quiet_ray_logs() -> None:
+    """Keep the log messages of Ray Train in this process out of the terminal: the driver reports each error once."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)

@@ -14,8 +14,12 @@ from pipeline.ray_runtime import internals
 
 ROOT = Path(__file__).resolve().parents[3]
 ONLY = ROOT / "pipeline" / "ray_runtime" / "internals.py"
+TRAIN = ONLY.with_name("train_internals.py")
 SOURCES = sorted(
-    path for package in ("ast_core", "pipeline", "tune") for path in (ROOT / package).rglob("*.py") if path != ONLY
+    path
+    for package in ("ast_core", "pipeline", "tune")
+    for path in (ROOT / package).rglob("*.py")
+    if path not in {ONLY, TRAIN}
 )
 NAMES = [
     ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
@@ -26,12 +30,20 @@ NAMES = [
     ("ray.experimental.internal_kv", "_internal_kv_put"),
     ("ray.experimental.internal_kv", "_internal_kv_del"),
     ("ray.experimental.internal_kv", "_internal_kv_list"),
+    ("ray.train.v2._internal.callbacks", "DatasetsCallback"),
+    ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback"),
+    ("ray.train.v2._internal.constants", "DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE"),
     ("ray.train.v2._internal.constants", "ENV_VARS_TO_PROPAGATE"),
+    ("ray.train.v2._internal.execution.controller", "TrainController.get_result"),
+    ("ray.train.v2._internal.execution.scaling_policy", "FixedScalingPolicy._maybe_send_resource_request"),
+    ("ray.train.v2._internal.execution.scaling_policy", "FixedScalingPolicy.after_controller_start"),
     ("ray.train.v2._internal.exceptions", "WorkerHealthCheckFailedError"),
     ("ray.train.v2._internal.exceptions", "WorkerHealthCheckTimeoutError"),
     ("ray.train.v2._internal.exceptions", "UserExceptionWithTraceback"),
+    ("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._create_default_callbacks"),
+    ("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._initialize_and_run_controller"),
 ]
-"""Modules and names that `internals.py` uses."""
+"""Modules and names that `internals.py` and `train_internals.py` use."""
 
 
 def is_private(name: str) -> bool:

@@ -56,7 +56,7 @@ def test_a_process_that_beats_again_or_has_ended_is_not_killed(monkeypatch) -> N
     internals.kv_put(KEY, beat)
     try:
         assert inspector.kill_silent(KEY, 3, os.getpid()) == liveness.ALIVE
-        assert inspector.kill_silent(KEY, 4, 1) == liveness.GONE  # no worker of this job
+        assert inspector.kill_silent(KEY, 4, 1) == liveness.GONE  # no worker of this node
     finally:
         internals.kv_delete(KEY)
     assert inspector.kill_silent(KEY, 4, os.getpid()) == liveness.ALIVE  # the watch is over

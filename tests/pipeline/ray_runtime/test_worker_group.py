@@ -31,19 +31,20 @@ def test_members_in_one_group_equal_those_trained_alone_and_one_that_fails_costs
 ) -> None:
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     alone = train(member_settings(tmp_path, "alone", 1))
-    missing = str(tmp_path / "missing.pth")
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"no weights")
     groups: dict[int, str] = {}
 
     def train_four() -> None:
         with MemberTrainings() as trainings:
             for seed in range(4):
-                more = ("--model.init", missing) if seed == 2 else ()
+                more = ("--model.init", str(damaged)) if seed == 2 else ()
                 member = trainings.train(f"seed {seed}", member_settings(tmp_path, "together", seed, *more))
                 assert (member is None) == (seed == 2)
                 if member is not None:
                     groups[seed] = placement_group_file(member).read_text()
 
-    with pytest.raises(UserError, match=r"seed 2 failed: .*missing\.pth.*Trained and kept: seed 0, seed 1, seed 3\."):
+    with pytest.raises(UserError, match=r"seed 2 failed: .*damaged\.pth.*Trained and kept: seed 0, seed 1, seed 3\."):
         train_four()
     assert groups[0] == groups[1] != groups[3]
     together = tmp_path / "together" / "members"
