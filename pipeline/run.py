@@ -57,6 +57,8 @@ from pipeline.tracking.registry import CHAMPION
 from pipeline.train import MemberTrainings
 
 ResultT = TypeVar("ResultT")
+TYPICAL_S = {"demo": 90}
+"""Seconds that all stages of a recipe take on two quiet cores, as the recipe's run prints at its end."""
 SHOWN_RECORDINGS = 3
 """Test recordings that are tagged at the end, for the user to check by ear."""
 
@@ -68,9 +70,11 @@ def run(settings: RunSettings) -> None:
         UserError: as its stages do.
     """
     seconds: dict[str, float] = {}
+    stages = _list_stages(settings)
+    _announce(settings, stages)
 
     def timed(name: str, stage: Callable[[], ResultT]) -> ResultT:
-        Console().rule(name)
+        Console().rule(f"{name} ({stages.index(name) + 1} of {len(stages)})")
         started = time.monotonic()
         result = stage()
         seconds[name] = time.monotonic() - started
@@ -96,6 +100,22 @@ def run(settings: RunSettings) -> None:
     timed("report", lambda: report(select_settings(settings, ReportSettings)))
     write_json(folder.stage_seconds, seconds)
     _show(settings, folder, seconds, summary[bundles[-1].name], model)
+
+
+def _list_stages(settings: RunSettings) -> list[str]:
+    """Return the names of the stages in their order."""
+    members = [f"train seed {seed}" for seed in settings.ensemble.seeds]
+    calibrate_too = ["calibrate"] if settings.data.validation_split else []
+    return ["prepare", *members, "combine", "evaluate", *calibrate_too, "register", "predict", "report"]
+
+
+def _announce(settings: RunSettings, stages: list[str]) -> None:
+    """Print what this run will do and, if it is known, how long that usually takes."""
+    members, epochs = len(settings.ensemble.seeds), settings.optim.epochs
+    text = f"{len(stages)} stages: {', '.join(stages)}. Each of the {members} members trains for {epochs} epochs."
+    if settings.recipe in TYPICAL_S:
+        text += f" On two cores this usually takes about {TYPICAL_S[settings.recipe]} s."
+    Console(highlight=False).print(f"{text} What is done already is not done again.")
 
 
 def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[Path, ...]:

@@ -23,7 +23,7 @@ class EpochBar:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=Console(stderr=True),
         )  # fmt: skip
-        self._task = self._progress.add_task(title, total=epochs, news="")
+        self._task = self._progress.add_task(title, total=epochs, news="the workers start")
         self._poller = Poller(0.5, self._show)
 
     def __enter__(self) -> Self:
