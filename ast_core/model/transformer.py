@@ -184,7 +184,8 @@ class AST(nn.Module):
         """
         freq, time = self.patch_proj.kernel_size
         if self.patch_proj.stride != (freq, time):
-            return self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
+            projected_BEMT: torch.Tensor = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1))
+            return projected_BEMT.flatten(2).transpose(1, 2)
         rows, columns = self.grid
         cut_BTM = fbank_BTM[:, : columns * time, : rows * freq]
         patches_BPTM = cut_BTM.unflatten(2, (rows, freq)).unflatten(1, (columns, time)).permute(0, 3, 1, 2, 4)
