@@ -12,7 +12,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test test-all lint bench audit lock pipelines clean
+.PHONY: demo test test-all lint bench bench-gpu audit lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -40,6 +40,9 @@ lint: .venv/.installed  ## Check style, types and imports
 
 bench: .venv/.installed  ## Measure every headline figure and its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-gpu:  ## Measure on one GPU in eight minutes, with PYTHON's packages instead of .venv: torch, torchaudio, pyarrow
+	$(PYTHON) benchmarks/gpu.py --out gpu.json $(ARGS)
 
 audit: .venv/.installed  ## Ask PyPI for known weaknesses of the dependencies; needs the network
 	$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.lock

@@ -40,7 +40,7 @@ class OurInputs:
         """Return the next batch, normalised [B, T, M]."""
         batch = read_batch(self.job, self.reader, 1, self.order_N, next(self.steps))
         mean, std = published_loader.MEAN, published_loader.STD
-        return augment.apply(batch.draws, self.job.augment, batch.fbank_BTM, batch.partner_KTM, mean, std)
+        return augment.apply(batch.choices, self.job.augment, batch.fbank_BTM, batch.partner_KTM, mean, std)
 
 
 class PublishedInputs:

@@ -3,6 +3,7 @@
 On a GPU it also prints TFLOP/s.
 
 python benchmarks/train_step.py
+python benchmarks/train_step.py --recipe demo --rounds 100
 python benchmarks/train_step.py --device cuda --precision bf16 --compile --batch 96 --peer-batch 24
 
 Our step is that of the trainer: clips read from shards, augmentation, forward, backward, fused Adam. The step of a peer
@@ -15,8 +16,10 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peers.comparison import (
@@ -42,8 +45,9 @@ from peers.training import (
     transformers_step,
 )
 
-from ast_core.config import Job
+from ast_core.config import AugmentConfig, FrontEndConfig, Job, ModelConfig
 from ast_core.model.cost import model_cost
+from ast_core.serialization import from_dict
 
 GOALS = {"cpu": {"published": 1.7}, "cuda": {"published": 3.0, "transformers sdpa": 1.5}}
 ACTIVATIONS_GOAL = 0.5
@@ -57,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--backbone", default="deit_base_distilled_patch16_384")
+    parser.add_argument("--recipe", help="a recipe's model, front end, augmentation and batch; ours alone")
     parser.add_argument("--stride", type=int, default=10)
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1, help="clips of our step")
@@ -70,9 +75,18 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.backbone, args.frames, args.rounds = "ast_micro", 128, 2
+    if args.recipe:
+        sections = read_recipe(args.recipe)
+        args.no_peers, args.batch, args.backbone = True, sections["optim"]["batch_size"], sections["model"]["backbone"]
     args.peer_batch = args.peer_batch or args.batch
     args.rounds = args.rounds or (CPU_ROUNDS if args.device == "cpu" else GPU_ROUNDS)
     return args
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Return the sections of one of the pipeline's recipes."""
+    path = Path(__file__).resolve().parents[1] / "pipeline" / "recipes" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def make_job(args: argparse.Namespace, folder: Path) -> Job:
@@ -81,6 +95,14 @@ def make_job(args: argparse.Namespace, folder: Path) -> Job:
         folder, batch=args.batch, backbone=args.backbone, stride=args.stride, frames=args.frames,
         precision=args.precision, patchout=tuple(args.patchout), compiled=args.compile,
     )  # fmt: skip
+    if args.recipe:
+        sections = read_recipe(args.recipe)
+        job = dataclasses.replace(
+            job,
+            front_end=from_dict(FrontEndConfig, sections.get("front_end", {})),
+            model=from_dict(ModelConfig, sections["model"] | {"init": "scratch"}),
+            augment=from_dict(AugmentConfig, sections.get("augment", {})),
+        )
     write_shards(job.shards, {"train": max(16, 4 * args.batch)}, job.front_end)
     return job
 
@@ -131,7 +153,7 @@ def print_throughput(ours: OurStep, seconds: list[float], peak_tflops: float) ->
     tflops = clips_per_s * 6 * gmacs / 1000  # forward, and twice that backward; two operations a multiply-accumulate
     share = tflops / peak_tflops
     goal = f"goal {PEAK_SHARE_GOAL:.0%}: {verdict(share >= PEAK_SHARE_GOAL)}"
-    print(f"{clips_per_s:.3g} clips/s, {6 * gmacs:.0f} GFLOP each: {tflops:.3g} TFLOP/s, ", end="")
+    print(f"{clips_per_s:.3g} clips/s, {6 * gmacs:.3g} GFLOP each: {tflops:.3g} TFLOP/s, ", end="")
     print(f"{share:.1%} of {peak_tflops:g}; {goal}" if peak_tflops and ours.state.device.type == "cuda" else "fp32")
 
 
@@ -149,7 +171,10 @@ def main() -> None:
         compare_activations(ours, peers, device, per)
         seconds = time_steps({**peers, "ours": ours}, args.rounds, device)
         seconds = {name: [value / per[name] for value in values] for name, values in seconds.items()}
-        print_medians(seconds, f"a clip's training step, {args.backbone}, stride {args.stride}, {args.precision}")
+        print_medians(
+            seconds,
+            f"a clip's training step, {args.recipe or args.backbone}, stride {job.model.time_stride}, {args.precision}",
+        )
         for peer in peers:
             print_ratio(seconds, peer, goal=GOALS[device.type].get(peer))
         print_throughput(ours, seconds["ours"], args.peak_tflops)

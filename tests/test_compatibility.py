@@ -22,8 +22,9 @@ from soundfile import read as read_sound
 
 from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, ModelConfig, OptimConfig
 from ast_core.evaluation.predictor import Predictor
-from ast_core.model.transformer import BACKBONES, Backbone
+from ast_core.model.transformer import AST, BACKBONES, Backbone
 from ast_core.serialization import from_dict
+from ast_core.training import augment
 from ast_core.training.trainer import fit, is_finished
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.stages import PredictSettings, ReportSettings
@@ -88,7 +89,27 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def test_an_old_training_resumes_and_ends_with_the_bits_that_the_old_code_gave_it(old: Path) -> None:
+def project_by_convolution(model: AST, fbank_BTM: torch.Tensor) -> torch.Tensor:
+    """Return the patches' projections, [B, P, E], as the old code computed them also for patches without overlap."""
+    projected: torch.Tensor = model.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1))
+    return projected.flatten(2).transpose(1, 2)
+
+
+def add_noise_clip_by_clip(normal_BTM: torch.Tensor, draws: augment.DrawTensors) -> torch.Tensor:
+    """Add the noise that the old code drew: a generator for each clip."""
+    for fbank_TM, scale, seed in zip(normal_BTM, draws.noise_scale_B, draws.noise_seed_B, strict=True):
+        generator = torch.Generator().manual_seed(int(seed))
+        fbank_TM.add_(torch.rand(fbank_TM.shape, generator=generator) * scale)
+    return normal_BTM
+
+
+@pytest.mark.parametrize("as_before", [False, True])
+def test_an_old_training_resumes_and_ends_with_the_bits_that_the_old_code_gave_it(
+    old: Path, monkeypatch, as_before: bool
+) -> None:
+    if as_before:
+        monkeypatch.setattr(AST, "_embed_patches", project_by_convolution)
+        monkeypatch.setattr(augment, "_add_noise_", add_noise_clip_by_clip)
     job, wanted = job_of(old, 1), expected(old)
     before = (job.folder / "metrics.jsonl").read_text()
     assert not is_finished(job)
@@ -103,8 +124,9 @@ def test_an_old_training_resumes_and_ends_with_the_bits_that_the_old_code_gave_i
     paths = sorted((job.folder / "epochs").glob("epoch-*/*.safetensors"))
     hashes = {str(path.relative_to(job.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert hashes.keys() == wanted["resumed"]["sha256"].keys()
-    # Matrix products have other bits on another processor or in another release of torch.
-    if (torch.__version__, processor()) == (wanted["torch"], wanted["processor"]):
+    # Matrix products have other bits on another processor or in another release of torch. The projection of the patches
+    # sums in another order today, and the noise has other values; everything else has the same bits.
+    if as_before and (torch.__version__, processor()) == (wanted["torch"], wanted["processor"]):
         assert hashes == wanted["resumed"]["sha256"]
 
 

@@ -162,8 +162,7 @@ class AST(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the first block's input [B, P, E], and which tokens to attend to, [B, 1, 1, P]; None for all."""
         clips, count = fbank_BTM.shape[0], self.prefix_tokens  # `len` would fix the batch in an exported graph
-        patches_BPE = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
-        patches_BPE = patches_BPE + self.pos_embed[:, count:]  # frequency-major
+        patches_BPE = self._embed_patches(fbank_BTM) + self.pos_embed[:, count:]
         if kept_BK is not None:
             patches_BPE = patches_BPE.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BPE.shape[2]))
         own: list[torch.Tensor] = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
@@ -176,6 +175,22 @@ class AST(nn.Module):
         if kept_BK is not None:
             seen_BP = seen_BP.gather(1, kept_BK)
         return tokens_BPE, functional.pad(seen_BP, (count, 0), value=True)[:, None, None, :]
+
+    def _embed_patches(self, fbank_BTM: torch.Tensor) -> torch.Tensor:
+        """Return the projections of the patches, frequency-major, [B, P, E].
+
+        Patches without overlap are one matrix product: a convolution of one channel takes seven times as long on a CPU.
+        The weight is transposed rather than the input, which is larger: patches of full height need no copy of it.
+        """
+        freq, time = self.patch_proj.kernel_size
+        if self.patch_proj.stride != (freq, time):
+            projected_BEMT: torch.Tensor = self.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1))
+            return projected_BEMT.flatten(2).transpose(1, 2)
+        rows, columns = self.grid
+        cut_BTM = fbank_BTM[:, : columns * time, : rows * freq]
+        patches_BPTM = cut_BTM.unflatten(2, (rows, freq)).unflatten(1, (columns, time)).permute(0, 3, 1, 2, 4)
+        weight_ETM = self.patch_proj.weight[:, 0].transpose(1, 2)
+        return functional.linear(patches_BPTM.flatten(3).flatten(1, 2), weight_ETM.flatten(1), self.patch_proj.bias)
 
     def _find_sound(self, num_frames_B: torch.Tensor) -> torch.Tensor:
         """Return which patches have at least one frame that is not padding, [B, P]."""

@@ -40,6 +40,35 @@ class Draws:
         """Positions in the batch of the mixed clips, int64, ascending."""
         return np.flatnonzero(self.lambda_B < 1)
 
+    def to_tensors(self) -> DrawTensors:
+        """Return the choices as `apply` takes them, on the host."""
+        mixed_K = self.mixed_K
+        arrays = (
+            mixed_K, self.lambda_B[mixed_K], self.freq_mask_B2, self.time_mask_B2,
+            self.noise_scale_B.astype(np.float32), self.roll_B, self.noise_seed_B.astype(np.int32),
+        )  # fmt: skip
+        return DrawTensors(*map(torch.from_numpy, arrays))
+
+
+@dataclass(frozen=True)
+class DrawTensors:
+    """Random choices for a batch as tensors on one device: K of the B clips are mixed."""
+
+    mixed_K: torch.Tensor
+    """Positions in the batch of the mixed clips, int64."""
+    lambda_K: torch.Tensor
+    """Share of each mixed clip itself in its mixture, float64."""
+    freq_mask_B2: torch.Tensor
+    """First bin and width in bins of the frequency mask, int64."""
+    time_mask_B2: torch.Tensor
+    """First frame and width in frames of the time mask, int64."""
+    noise_scale_B: torch.Tensor
+    """Amplitude of the additive noise, float32."""
+    roll_B: torch.Tensor
+    """Number of frames to roll by, int64."""
+    noise_seed_B: torch.Tensor
+    """Seed of each clip's noise, int32."""
+
 
 def draw(
     config: AugmentConfig, seed: int, epoch: int, positions_B: np.ndarray, clips: int, frames: int, bins: int
@@ -108,7 +137,7 @@ def patchout(
 
 
 def apply(
-    draws: Draws,
+    draws: DrawTensors,
     config: AugmentConfig,
     fbank_BTM: torch.Tensor,
     partner_KTM: torch.Tensor,
@@ -117,8 +146,10 @@ def apply(
 ) -> torch.Tensor:
     """Mix, mask, normalise, add noise and roll, in the order of AST's published code.
 
+    On a GPU nothing here waits for the device.
+
     Args:
-        draws: random choices that `draw` returned.
+        draws: random choices, on the device of the clips.
         config: the recipe's augmentation.
         fbank_BTM: raw log-mel, float16 or float32; not changed.
         partner_KTM: raw log-mel of the partners of the K mixed clips, in the order of `draws.mixed_K`.
@@ -129,12 +160,10 @@ def apply(
         Normalised float32 [B, T, M].
     """
     out_BTM = fbank_BTM.to(torch.float32, copy=True)  # the only copy: the steps below work in place
-    mixed_K = torch.as_tensor(draws.mixed_K, device=fbank_BTM.device)
-    if len(mixed_K):
-        lambda_K = torch.as_tensor(draws.lambda_B[draws.mixed_K], device=fbank_BTM.device)
-        out_BTM[mixed_K] = mix_power(fbank_BTM[mixed_K], partner_KTM, lambda_K)
+    if len(draws.mixed_K):
+        out_BTM[draws.mixed_K] = mix_power(fbank_BTM[draws.mixed_K], partner_KTM, draws.lambda_K)
     mask_(out_BTM, draws.freq_mask_B2, draws.time_mask_B2).sub_(mean).div_(2 * std)
-    return _noise_and_roll(out_BTM, draws) if config.noise else out_BTM
+    return _roll(_add_noise_(out_BTM, draws), draws.roll_B) if config.noise else out_BTM
 
 
 def mix_power(fbank_BTM: torch.Tensor, partner_BTM: torch.Tensor, lambda_B: torch.Tensor) -> torch.Tensor:
@@ -153,11 +182,10 @@ def mix_labels(labels_BC: torch.Tensor, partner_BC: torch.Tensor, lambda_B: torc
     return labels_BC * share_B1 + partner_BC * (1 - share_B1)
 
 
-def mask_(fbank_BTM: torch.Tensor, freq_mask_B2: np.ndarray, time_mask_B2: np.ndarray) -> torch.Tensor:
+def mask_(fbank_BTM: torch.Tensor, freq_mask_B2: torch.Tensor, time_mask_B2: torch.Tensor) -> torch.Tensor:
     """Set one band of bins and one band of frames to 0 in raw log-mel, in place, padding included, as published."""
-    device = fbank_BTM.device
-    hidden_BM = _mark_spans(freq_mask_B2, fbank_BTM.shape[2], device)
-    hidden_BT = _mark_spans(time_mask_B2, fbank_BTM.shape[1], device)
+    hidden_BM = _mark_spans(freq_mask_B2, fbank_BTM.shape[2])
+    hidden_BT = _mark_spans(time_mask_B2, fbank_BTM.shape[1])
     # Multiplying takes a quarter of the time of masked_fill. NaN and infinity stay: the trainer must find them.
     return fbank_BTM.mul_(~hidden_BT[:, :, None]).mul_(~hidden_BM[:, None, :])
 
@@ -188,19 +216,33 @@ def _place_mask(widest: int, size: int, width_uniform: float, start_uniform: flo
     return int(start_uniform * (size - width)), int(width)
 
 
-def _mark_spans(mask_B2: np.ndarray, size: int, device: torch.device) -> torch.Tensor:
+def _mark_spans(mask_B2: torch.Tensor, size: int) -> torch.Tensor:
     """Return which of `size` places each clip's mask covers, bool [B, size]."""
-    bounds_B2 = torch.as_tensor(mask_B2, device=device)
-    place_S = torch.arange(size, device=device)
-    return (place_S >= bounds_B2[:, :1]) & (place_S < bounds_B2[:, :1] + bounds_B2[:, 1:])
+    place_S = torch.arange(size, device=mask_B2.device)
+    return (place_S >= mask_B2[:, :1]) & (place_S < mask_B2[:, :1] + mask_B2[:, 1:])
 
 
-def _noise_and_roll(normal_BTM: torch.Tensor, draws: Draws) -> torch.Tensor:
-    rows = []
-    for fbank_TM, scale, roll, seed in zip(
-        normal_BTM, draws.noise_scale_B, draws.roll_B, draws.noise_seed_B, strict=True
-    ):
-        generator = torch.Generator(fbank_TM.device).manual_seed(int(seed))
-        noise_TM = torch.rand(fbank_TM.shape, generator=generator, device=fbank_TM.device)
-        rows.append(torch.roll(fbank_TM + noise_TM * float(scale), int(roll), 0))
-    return torch.stack(rows)
+def _add_noise_(normal_BTM: torch.Tensor, draws: DrawTensors) -> torch.Tensor:
+    """Add uniform noise in [0, scale), in place.
+
+    Each value is a hash of the clip's seed and the place in the clip, so one call serves the batch, and the values are
+    the same on any device and in any batch.
+    """
+    place_TM = torch.arange(normal_BTM[0].numel(), dtype=torch.int32, device=normal_BTM.device)
+    hash_BTM = _hash_(_hash_(place_TM).view_as(normal_BTM[0]) ^ draws.noise_seed_B[:, None, None])
+    uniform_BTM = hash_BTM.bitwise_and_(2**24 - 1).float().mul_(2**-24)  # float32 holds 24 bits exactly
+    return normal_BTM.add_(uniform_BTM.mul_(draws.noise_scale_B[:, None, None]))
+
+
+def _hash_(values: torch.Tensor) -> torch.Tensor:
+    """Hash int32 values in place: a permutation of the 32-bit integers, lowbias32 of Wellons' hash prospector."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        values.bitwise_xor_((values >> shift).bitwise_and_((1 << 32 - shift) - 1)).mul_(factor)
+    return values.bitwise_xor_((values >> 16).bitwise_and_(2**16 - 1))
+
+
+def _roll(normal_BTM: torch.Tensor, roll_B: torch.Tensor) -> torch.Tensor:
+    """Roll each clip by its own number of frames, as `torch.roll` does."""
+    frames = normal_BTM.shape[1]
+    source_BT = (torch.arange(frames, device=roll_B.device) - roll_B[:, None]) % frames
+    return normal_BTM.gather(1, source_BT[:, :, None].expand_as(normal_BTM))

@@ -60,6 +60,9 @@ class State:
     """Device of the model."""
     moving: dict[str, torch.Tensor]
     """Exponential moving average of the weights; empty if the recipe has none."""
+    faulty: torch.Tensor
+    """Whether some step was not finite, bool on the device. If so, no later step changes the weights either: the host
+    may notice one step later, and then looks for the cause with the weights of that step."""
 
 
 def initial_state(job: Job, train: ShardReader, device: torch.device, world: int) -> State:
@@ -86,11 +89,13 @@ def initial_state(job: Job, train: ShardReader, device: torch.device, world: int
     optimizer = torch.optim.Adam(
         model.parameters(), lr=optim.learning_rate, betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
     )
-    replica = (
-        DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
-    )
+    replica: nn.Module = model
+    if world > 1:
+        devices = [device] if device.type == "cuda" else None
+        replica = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     scaler = GradScaler(device.type, enabled=optim.precision == "fp16")
-    return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving)
+    faulty = torch.zeros((), dtype=torch.bool, device=device)
+    return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving, faulty)
 
 
 def choose_checkpoint(job: Job, rank: int, world: int) -> Checkpoint | None:

@@ -8,6 +8,7 @@ uninterrupted run on the same number of ranks.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,10 @@ from ast_core.evaluation import metrics
 from ast_core.model.loss import probabilities
 from ast_core.shards.reader import ShardReader
 from ast_core.training import order
-from ast_core.training.batches import iterate_batches
+from ast_core.training.batches import Batch, iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.training.member_folder import MemberFolder
-from ast_core.training.optimizer_step import optimizer_step
+from ast_core.training.optimizer_step import QueuedStep, finish_step, queue_step
 from ast_core.training.run_identity import RunIdentity, build_identity
 from ast_core.training.schedule import learning_rate
 from ast_core.training.state import (
@@ -45,6 +46,8 @@ MOST_NAMED = 12
 """Largest number of clips that one error names."""
 CLIPS_AT_ONCE = 32
 """Held-out clips that are scored in one batch."""
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+"""Steps that the host queues before it reads the numbers of an earlier step. A CPU computes while it queues."""
 
 
 @dataclass(frozen=True)
@@ -120,24 +123,58 @@ def _require_labels(job: Job, train: ShardReader) -> None:
     )
 
 
+class _StepQueue:
+    """Steps of an epoch that are queued on the device, oldest first, and reported once the host has read them."""
+
+    def __init__(self, state: State, task: _Task, epoch: int) -> None:
+        self._state, self._task, self._epoch = state, task, epoch
+        self._queued: deque[tuple[QueuedStep, float]] = deque()
+        self._ended = time.monotonic()
+
+    def add(self, batch: Batch, asked: float) -> None:
+        """Queue the step of a batch that the rank waited for since `asked`; finish the steps too far behind it."""
+        task, waiting_s = self._task, time.monotonic() - asked
+        queued = queue_step(self._state, task.job, batch, self._epoch, task.mean, task.std)
+        self._queued.append((queued, waiting_s))
+        self.finish(leave=STEPS_AHEAD[self._state.device.type])
+
+    def finish(self, leave: int = 0) -> None:
+        """Finish and report the oldest steps until `leave` remain.
+
+        Raises:
+            UserError: a step is not finite. All ranks raise it, because all finish their steps at the same places.
+        """
+        task = self._task
+        while len(self._queued) > leave:
+            queued, waiting_s = self._queued.popleft()
+            loss = finish_step(self._state, task.job, queued, task.train)
+            now, clips = time.monotonic(), len(queued.batch.clip_indices)
+            task.callback.on_step_end(
+                StepResult(queued.step, self._epoch, loss, queued.learning_rate, clips, now - self._ended, waiting_s)
+            )
+            self._ended = now
+
+    def is_faulty(self) -> bool:
+        """Return whether a queued step is not finite; unlike `finish`, one rank may ask alone."""
+        return any(queued.read()[2] for queued, _ in self._queued)
+
+
 def _train_epoch(state: State, task: _Task, epoch: int) -> None:
     """Do the steps of the epoch that are not done yet.
 
     No step remains if the training stopped while it scored the held-out clips at the epoch's end.
     """
-    job, ended = task.job, time.monotonic()
+    job, steps, asked = task.job, _StepQueue(state, task, epoch), time.monotonic()
     first = state.progress.step - (epoch - 1) * task.steps
-    for batch in iterate_batches(job, task.train, epoch, task.rank, task.world, first):
-        _stop_if_asked(state, task)
-        read = time.monotonic()
-        loss = optimizer_step(state, job, batch, task.train, epoch, task.mean, task.std)
-        done, rate, now = state.progress.step, state.optimizer.param_groups[0]["lr"], time.monotonic()
-        task.callback.on_step_end(
-            StepResult(done, epoch, loss, rate, len(batch.clip_indices), now - ended, read - ended)
-        )
-        ended = now
+    for batch in iterate_batches(job, task.train, epoch, task.rank, task.world, first, state.device):
+        _stop_if_asked(state, task, steps)
+        steps.add(batch, asked)
+        done = state.progress.step
         if done % job.optim.checkpoint_every_steps == 0 and done % task.steps:
+            steps.finish()
             _commit(state, task)
+        asked = time.monotonic()
+    steps.finish()
     require_finite(state, job, task.rank)
 
 
@@ -158,12 +195,15 @@ def _commit_epoch(state: State, task: _Task, row: dict[str, float], epoch: int) 
         task.callback.on_checkpoint_saved(state.progress.step, time.monotonic() - started)
 
 
-def _stop_if_asked(state: State, task: _Task) -> None:
+def _stop_if_asked(state: State, task: _Task, steps: _StepQueue | None = None) -> None:
     """Commit a checkpoint and raise `Preempted` if rank 0's callback asks for it.
 
-    All ranks hold the same weights, so rank 0 commits without telling the others; they cannot step without it.
+    All ranks hold the same weights, so rank 0 commits without telling the others; they cannot step without it. If a
+    queued step is not finite, rank 0 goes on instead: all ranks find the cause together after the next step.
     """
-    if task.rank == 0 and task.callback.should_stop():
+    if task.rank == 0 and task.callback.should_stop() and not (steps and steps.is_faulty()):
+        if steps:
+            steps.finish()
         _commit(state, task)
         task.callback.on_stopped(state.progress.step)
         raise Preempted(f"{task.job.folder.name} stopped at step {state.progress.step}, after saving a checkpoint.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from ast_core.config import FrontEndConfig
 from ast_core.serialization import to_dict
@@ -43,6 +42,8 @@ def sound(seed: int, rate_hz: int, seconds: float = 10.0, channels: int = 1) -> 
 
 def save_sounds(folder: Path, suffix: str, rate_hz: int, clips: int, channels: int = 1) -> list[Path]:
     """Write files of 10 s each; `suffix`, with its dot, chooses the format."""
+    import soundfile  # noqa: PLC0415, a machine with a GPU may have none
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}{suffix}" for number in range(clips)]
     for number, path in enumerate(paths):

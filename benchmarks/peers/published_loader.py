@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 import torch
 import torchaudio
 from torch.nn import functional
@@ -25,6 +24,8 @@ FREQ_MASK, TIME_MASK = 48, 192
 
 def load(path: Path) -> torch.Tensor:
     """Return a decoded, resampled mono waveform [1, N]; soundfile decodes, as in torchaudio before it used FFmpeg."""
+    import soundfile  # noqa: PLC0415, a machine with a GPU may have none
+
     samples_NK, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     wave_KN = torch.from_numpy(samples_NK.T.copy())
     wave_1N = wave_KN.mean(dim=0, keepdim=True) if len(wave_KN) > 1 else wave_KN

@@ -18,8 +18,9 @@ from ast_core.config import AugmentConfig, DataConfig, FrontEndConfig, Job, Mode
 from ast_core.model.transformer import BACKBONES
 from ast_core.shards.reader import ShardReader
 from ast_core.training.batches import Batch, iterate_batches
-from ast_core.training.optimizer_step import AUTOCAST, optimizer_step
+from ast_core.training.optimizer_step import AUTOCAST, QueuedStep, finish_step, queue_step
 from ast_core.training.state import State, initial_state
+from ast_core.training.trainer import STEPS_AHEAD
 
 from .made_data import CLASSES
 from .published_loader import MEAN, STD
@@ -63,16 +64,19 @@ class OurStep:
         self.reader = ShardReader(job.shards, job.data.train_splits)
         self.state: State = initial_state(job, self.reader, device, 1)
         self.coming = self._batches()
+        self._queued: list[QueuedStep] = []
 
     def _batches(self) -> Iterator[Batch]:
         epoch = 1
         while True:
-            yield from iterate_batches(self.job, self.reader, epoch, 0, 1, 0)
+            yield from iterate_batches(self.job, self.reader, epoch, 0, 1, 0, self.state.device)
             epoch += 1
 
     def __call__(self) -> None:
-        """Do one step."""
-        optimizer_step(self.state, self.job, next(self.coming), self.reader, 1, MEAN, STD)
+        """Queue one step, and finish those that the trainer would finish."""
+        self._queued.append(queue_step(self.state, self.job, next(self.coming), 1, MEAN, STD))
+        while len(self._queued) > STEPS_AHEAD[self.state.device.type]:
+            finish_step(self.state, self.job, self._queued.pop(0), self.reader)
 
 
 @dataclass

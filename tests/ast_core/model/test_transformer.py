@@ -32,6 +32,23 @@ def test_forward_and_every_parameter_gets_a_gradient():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("patch", "size"), [((128, 8), (128, 400)), ((16, 16), (128, 250)), ((16, 8), (50, 101))])
+def test_patches_without_overlap_equal_the_convolution_and_its_gradient(patch, size) -> None:
+    torch.manual_seed(0)
+    config = replace(
+        TINY, backbone="ast_micro", patch_freq=patch[0], patch_time=patch[1], freq_stride=patch[0], time_stride=patch[1]
+    )
+    model = AST(config, *size, 7)
+    fbank_BTM, weights_BPE = torch.randn(3, size[1], size[0]), torch.randn(3, model.grid[0] * model.grid[1], 96)
+    own_BPE = model._embed_patches(fbank_BTM)
+    expected_BPE = model.patch_proj(fbank_BTM.transpose(1, 2).unsqueeze(1)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(own_BPE, expected_BPE, atol=1e-5, rtol=1e-6)  # sums of up to 1024 products near 1
+    parameters = (model.patch_proj.weight, model.patch_proj.bias)
+    own, expected = (torch.autograd.grad((out * weights_BPE).mean(), parameters) for out in (own_BPE, expected_BPE))
+    for mine, theirs in zip(own, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
 def test_imagenet_file_sums_rgb_and_cuts_the_grid(tmp_path):
     source = timm.create_model(TINY.backbone, pretrained=False)
     weights = source.state_dict()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ def test_mixing_adds_powers_and_lambda_one_changes_no_bit():
 
 
 def test_mask_writes_raw_zero():
-    out = mask_(torch.full((1, 6, 5), -4.0), np.array([[1, 2]]), np.array([[3, 1]]))
+    out = mask_(torch.full((1, 6, 5), -4.0), torch.tensor([[1, 2]]), torch.tensor([[3, 1]]))
     assert (out[0, :, 1:3] == 0).all()
     assert (out[0, 3] == 0).all()
     assert (out[0, 0, [0, 3, 4]] == -4).all()
@@ -52,7 +54,7 @@ def test_mask_writes_raw_zero():
 def test_noise_is_bounded_and_repeats_for_the_same_position():
     config = AugmentConfig(mixup_rate=0, freq_mask_bins=0, time_mask_frames=0, noise=True)
     zeros = torch.zeros(3, 40, 8)
-    draws = draw(config, 0, 1, np.arange(3), 3, 40, 8)
+    draws = draw(config, 0, 1, np.arange(3), 3, 40, 8).to_tensors()
     out = apply(draws, config, zeros, zeros, 0.0, 0.5)
     assert 0 <= out.min() <= out.max() <= 0.1
     assert torch.equal(out, apply(draws, config, zeros, zeros, 0.0, 0.5))
@@ -70,5 +72,29 @@ def test_apply_equals_its_parts_with_partners_of_mixed_clips_only():
         hidden[row, time[0] : time.sum()] = True
     expected = (mixed.masked_fill(hidden, 0.0) - -5.0) / 8.0
     before = clips.clone()
-    torch.testing.assert_close(apply(draws, config, clips, partners[draws.mixed_K], -5.0, 4.0), expected)
+    torch.testing.assert_close(apply(draws.to_tensors(), config, clips, partners[draws.mixed_K], -5.0, 4.0), expected)
     assert torch.equal(clips, before)
+
+
+def test_noise_is_uniform_and_a_clips_noise_does_not_depend_on_its_batch():
+    config = AugmentConfig(mixup_rate=0, freq_mask_bins=0, time_mask_frames=0, noise=True)
+    zeros = torch.zeros(6, 128, 128)
+    draws = draw(config, 5, 1, np.arange(6), 6, 128, 128)
+    out = apply(draws.to_tensors(), config, zeros, zeros, 0.0, 0.5)
+    alone = draw(config, 5, 1, np.arange(4, 5), 6, 128, 128).to_tensors()
+    assert torch.equal(out[4:5], apply(alone, config, zeros[:1], zeros[:0], 0.0, 0.5))
+    uniform = out / torch.from_numpy(draws.noise_scale_B).float()[:, None, None]
+    count = uniform[0].numel()
+    assert (uniform.histc(16, 0, 1).view(16) / uniform.numel() - 1 / 16).abs().max() < 5 * (1 / 16 / count) ** 0.5
+    flat = uniform.flatten(1) - 0.5
+    neighbours = torch.stack([flat[0, :-1] @ flat[0, 1:], flat[0, :-128] @ flat[0, 128:], flat[0] @ flat[1]])
+    assert (12 * neighbours.abs() / count).max() < 5 / count**0.5  # correlations, five sigmas
+
+
+def test_roll_equals_torch_roll_of_each_clip():
+    config = AugmentConfig(mixup_rate=0, freq_mask_bins=0, time_mask_frames=0, noise=True)
+    clips = torch.randn(8, 30, 4)
+    draws = draw(config, 1, 1, np.arange(8), 8, 30, 4)
+    silent = dataclasses.replace(draws.to_tensors(), noise_scale_B=torch.zeros(8))
+    rolled = [torch.roll(clip, int(frames), 0) for clip, frames in zip(clips, draws.roll_B, strict=True)]
+    assert torch.equal(apply(silent, config, clips, clips[:0], 0.0, 0.5), torch.stack(rolled))

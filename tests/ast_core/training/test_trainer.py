@@ -206,7 +206,7 @@ def compute_first_gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
     state = initial_state(job, train, CPU, 1)
     batch = next(iterate_batches(job, train, 1, 0, 1, 0))
     loss = _accumulate_gradient(state, job, batch, batch.fbank_BTM.float() / 8)
-    return loss, {name: value.grad for name, value in state.model.named_parameters() if value.grad is not None}
+    return float(loss), {name: value.grad for name, value in state.model.named_parameters() if value.grad is not None}
 
 
 def test_accumulation_and_activation_checkpointing_do_not_change_the_gradient(job: Job) -> None:
