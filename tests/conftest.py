@@ -19,6 +19,7 @@ from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
 from pipeline.ray_runtime import connection
 
+pytest_plugins = ["tiers"]
 RATE_HZ = 16_000
 # On two shared cores, two threads wait for each other: a training of a second would take a minute.
 torch.set_num_threads(1)
@@ -27,17 +28,9 @@ SaveTone = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="inject as many faults as docs/reliability.md says")
     parser.addoption(
         "--fault-seed", type=int, default=0, help="seed of all random instants and bytes in tests/reliability"
     )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
 
 
 @pytest.fixture(scope="session")
