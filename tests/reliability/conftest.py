@@ -61,8 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(folder: Path, ray_session: None) -> Path:
-    """Return the folder of a member that was trained without a fault."""
-    from trainings import trained  # noqa: PLC0415  # most of these tests train nothing
+def whole(folder: Path) -> Path:
+    """Return the folder of a member that was trained without a fault, on two ranks without Ray."""
+    from launches import training_flags  # noqa: PLC0415  # most of these tests train nothing
+    from trainings import EPOCHS, fit_without_ray  # noqa: PLC0415
 
-    return trained(folder, "whole")
+    from pipeline.cli.command_line import parse_settings  # noqa: PLC0415
+    from pipeline.cli.stages import TrainSettings  # noqa: PLC0415
+
+    return fit_without_ray(parse_settings(TrainSettings, "", training_flags(folder, "whole", EPOCHS)), workers=2)

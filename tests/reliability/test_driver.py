@@ -81,7 +81,7 @@ def damage(member: Path) -> int:
 
 @pytest.mark.timeout(1500)
 def test_a_killed_driver_costs_no_bit_whatever_is_left_of_rays_notes(
-    folder: Path, whole: Path, many, fault_seed, measured
+    folder: Path, whole: Path, ray_session, many, fault_seed, measured
 ) -> None:
     rng, member = random.Random(fault_seed), folder / "driverless" / "members" / "seed-0"
     kills = many(1, 5)

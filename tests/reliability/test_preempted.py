@@ -31,7 +31,7 @@ def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> D
 
 
 @pytest.mark.timeout(900)
-def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, measured) -> None:
+def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, ray_session, measured) -> None:
     member = folder / "asked" / "members" / "seed-0"
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
         others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -18,8 +18,11 @@ from launches import training_flags
 from mlflow import MlflowClient
 from prepared import write_shards
 from servers import LocalTracker
+from trainings import fit_without_ray
 
 from pipeline import train
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.stages import TrainSettings
 from pipeline.reporting.history import read_history
 from pipeline.tracking import metrics_follower, mlflow_store, runs
 
@@ -131,9 +134,8 @@ def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses
             wait_for(lambda: not training.is_alive(), "the training waits for the tracker")
             assert len(read_history(history)) == EPOCHS
             assert "epochs are not logged for now" in capfd.readouterr().err
-            train.main(without)
+            fit_without_ray(parse_settings(TrainSettings, None, without), workers=2)
             assert read_weights(tmp_path / "with") == read_weights(tmp_path / "without")
-            mlflow_store.open_store(tracker.uri)  # the training above opened another store
             tracker.start()
             wait_for(lambda: len(read_steps(own_run, "loss")) == 4, "no epochs were logged after the tracker was back")
             write_rows(own, 5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import psutil
 
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
@@ -27,3 +30,15 @@ def started(settings: PrepareSettings, log: Path) -> BaseProcess:
     process = context.Process(target=_prepare, args=(settings, log))
     process.start()
     return process
+
+
+def part_makers() -> list[psutil.Process]:
+    """Workers of this process's Ray that have a decoder: those that make a part. This process may have one, too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker = process.parent()
+            decodes = "ast_core.audio.decoder_process" in " ".join(process.cmdline())
+            if decodes and worker is not None and worker.name().startswith("ray::"):
+                found.append(worker)
+    return found
