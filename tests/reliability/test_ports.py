@@ -61,7 +61,7 @@ def test_a_local_run_listens_on_loopback_alone(tmp_path: Path, measured) -> None
     watching = threading.Thread(target=look)
     watching.start()
     try:
-        train.main(training_flags(tmp_path, "run", 3))
+        train.main(training_flags(tmp_path, "run", 2))
     finally:
         done.set()
         watching.join()

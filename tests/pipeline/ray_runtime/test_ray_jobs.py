@@ -69,6 +69,7 @@ def test_a_study_job_shows_its_table(folder: Path, ray_cluster: Cluster) -> None
     assert best["optim"]["learning_rate"] in {1e-4, 1e-3}
 
 
+@pytest.mark.long  # a step's error and a job's output each have a test of their own
 def test_a_wrong_recipe_key_fails_the_job_with_its_sentence(folder: Path, ray_cluster: Cluster) -> None:
     recipe = folder / "wrong.toml"
     recipe.write_text("[optim]\nlerning_rate = 1e-3\n")
