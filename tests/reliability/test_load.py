@@ -55,6 +55,7 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
     assert peak_mb < labels_NC.nbytes / 2**20
 
 
+@pytest.mark.server
 @pytest.mark.timeout(900)
 def test_parallel_clients_get_the_bundles_own_answers(tmp_path: Path, many, measured, fault_seed: int) -> None:
     seconds, clients = many(5, 300), many(16, 64)

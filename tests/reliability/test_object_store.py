@@ -61,6 +61,7 @@ def test_prepare_with_a_full_object_store(tmp_path: Path, ray_cluster: Cluster, 
 REASON = small_disk.why_not()
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.timeout(300)
 def test_a_full_disk_for_spilling_is_named(tmp_path: Path, measured: Callable[..., None]) -> None:

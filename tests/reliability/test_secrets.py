@@ -66,6 +66,7 @@ def require_hidden(text: str, where: object) -> None:
         assert part not in text, f"{where}: {text[max(0, text.find(part) - 300) :][:400]}"
 
 
+@pytest.mark.server
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_writes_and_prints_everything_without_the_password(

@@ -21,6 +21,8 @@ from trainings import TIMES, rows_of, wait
 
 from ast_core.storage.json_files import read_json
 
+pytestmark = pytest.mark.xdist_group("ray_study")
+
 
 def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
     """Launch the study as a user does, and signal its driver once `ready()` is true.

@@ -108,6 +108,7 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.server
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses_no_metric(

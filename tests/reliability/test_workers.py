@@ -12,6 +12,8 @@ from trainings import EPOCHS, WORKER, epochs_of, gone, outcome, ranks_of, run_fa
 
 from ast_core.storage import writer_fence
 
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
 KINDS = ("rank 0", "rank 1 and one that starts", "both", "rank 0 inside a commit")
 FEW = ("rank 1 and one that starts", "rank 0 inside a commit")
 """Kinds of the short form: those after which most is left to clean up."""

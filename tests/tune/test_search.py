@@ -22,6 +22,8 @@ from pipeline.cli.command_line import parse_settings
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 
+pytestmark = pytest.mark.xdist_group("ray_study")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

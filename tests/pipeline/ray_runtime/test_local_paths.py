@@ -90,6 +90,7 @@ def test_a_machine_without_a_place_for_links_is_refused(tmp_path: Path, monkeypa
         pass
 
 
+@pytest.mark.ray
 def test_ray_starts_under_a_long_temporary_folder(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()

@@ -13,7 +13,7 @@ from clusters import Cluster
 from launches import ROOT, has_epoch, last_step, newest_step, training_flags, wait_until
 from prepared import write_shards
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.xdist_group("ray_cluster"), pytest.mark.timeout(400)]
 UPLOADED_BYTES = 2_000_000
 """At most; the virtual environment alone is gigabytes."""
 STUDY = """

@@ -20,6 +20,8 @@ EPOCHS = 16
 STAGES = """
 import json, sys
 from pipeline import prepare, train
+
+pytestmark = pytest.mark.xdist_group("ray_cluster")
 prepare.main(json.loads(sys.argv[1]))
 train.main(json.loads(sys.argv[2]))
 """
