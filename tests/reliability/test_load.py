@@ -17,6 +17,7 @@ FLAT = 1.25
 """Growth of memory, as a factor, that still counts as none."""
 
 
+@pytest.mark.xdist_group("ray_faults")
 @pytest.mark.timeout(3600)
 def test_ten_times_the_clips_need_no_more_memory(ray_session: None, tmp_path: Path, many, measured) -> None:
     loads = []

@@ -20,6 +20,8 @@ from listed_audio import files, prepare_settings, require_balance, rows, write_c
 from ast_core.shards.index import INDEX, ShardIndex
 from pipeline.cli.stages import PrepareSettings
 
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
 CLIPS, PER_PART = 240, 12
 
 

@@ -16,6 +16,8 @@ from trainings import run_fault
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import liveness
 
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
 CLIPS = 150
 SHORT_S = 8.0
 """Patience of the short form; more than the time between two heartbeats."""

@@ -108,6 +108,7 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.xdist_group("ray_faults")
 @pytest.mark.server
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
