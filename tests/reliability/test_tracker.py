@@ -18,7 +18,7 @@ from launches import training_flags
 from mlflow import MlflowClient
 from prepared import write_shards
 from servers import LocalTracker
-from trainings import fit_without_ray
+from trainings import fit_without_ray, supervise_without_ray
 
 from pipeline import train
 from pipeline.cli.command_line import parse_settings
@@ -113,8 +113,9 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses_no_metric(
-    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train, "supervise", supervise_without_ray)  # only the driver knows the tracker
     write_shards(tmp_path / "shards", {"train": 42, "test": 9})
     without, flags = (training_flags(tmp_path, name, EPOCHS) for name in ("without", "with"))
     flags[flags.index("--tracking") + 1] = tracker.uri

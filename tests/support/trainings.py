@@ -16,7 +16,9 @@ import forked_trainings
 import psutil
 from launches import training_flags
 
+from ast_core.config import Job
 from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
@@ -51,12 +53,18 @@ def fit_without_ray(settings: TrainSettings, workers: int = 1) -> Path:
         The member's folder.
     """
     job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings))
+    supervise_without_ray(job, workers)
+    return job.folder
+
+
+def supervise_without_ray(job: Job, workers: int, stores: tuple[ObjectStore, ...] = ()) -> None:
+    """Run the ranks of a training to the end, in the place of `training_supervisor.supervise`."""
+    assert not stores
     job.folder.mkdir(parents=True, exist_ok=True)
     # Two ranks have the threads that `train_rank` gives them; a single one need not have the same bits, only be fast.
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 1
     training = forked_trainings.train(job, workers, threads=threads)
     assert [rank.exitcode for rank in training.ranks] == [0] * workers, training.errors()
-    return job.folder
 
 
 def train_without_ray(settings: TrainSettings) -> Path:
