@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
 from pipeline.ray_runtime import connection
+
+if TYPE_CHECKING:
+    from main_jobs import MainJob
 
 pytest_plugins = ["tiers"]
 RATE_HZ = 16_000
@@ -57,7 +61,17 @@ def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pat
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory: pytest.TempPathFactory, ray_session: None, save_tone: SaveTone) -> MainJob:
+    """Return a main job that ran from recordings to predictions."""
+    from main_jobs import run_main_job, write_recordings  # noqa: PLC0415  # most tests run no stage
+
+    folder = tmp_path_factory.mktemp("main-job")
+    write_recordings(folder, save_tone)
+    return run_main_job(folder)
+
+
+@pytest.fixture(scope="session")
 def save_tone() -> SaveTone:
     """Return a function that writes one tone over faint noise; the same arguments make the same bytes."""
 
