@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import components
 import mlflow
@@ -22,7 +22,6 @@ from kfp import dsl
 from kube_api import KubeAPI
 from manifest_checks import check_image, check_ray_job
 from manifests import K8S, ROOT, Manifest
-from pipelines import PIPELINES, TRACKING, compile_to, run_here
 from trainings import fit_without_ray
 
 from ast_core.errors import UserError
@@ -38,6 +37,7 @@ OWN = {
     "search": ["--study", "overlap", "--repeats", "3"],
 }
 """Flags that the components add to a stage's flags."""
+NAMES = ("main_job", "study")
 RECIPE = """
 data.layout = "folders"
 prepare.clips_per_part = 8
@@ -73,6 +73,11 @@ def own_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "print", print)
 
 
+def pipelines() -> ModuleType:
+    """Return the module of the pipelines, whose import compiles them and takes seconds."""
+    return importlib.import_module("pipelines")
+
+
 def load_compiled(name: str) -> Manifest:
     return next(yaml.safe_load_all((K8S / "kubeflow" / f"{name}.yaml").read_text()))
 
@@ -85,8 +90,9 @@ def default_plan(name: str) -> Plan:
 
 
 def test_compiled_pipelines_equal_the_committed_files(tmp_path: Path) -> None:
-    compile_to(tmp_path)
-    for name in PIPELINES:
+    pipelines().compile_to(tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)
+    for name in NAMES:
         assert (tmp_path / f"{name}.yaml").read_bytes() == (K8S / "kubeflow" / f"{name}.yaml").read_bytes(), (
             f"{name}.yaml is stale; run `make pipelines`"
         )
@@ -96,18 +102,18 @@ def test_compiled_pipelines_equal_the_committed_files(tmp_path: Path) -> None:
 def test_ray_job_of_a_step_is_valid_and_its_flags_parse(stage: str) -> None:
     plan = default_plan("study" if stage == "search" else "main_job")
     job = ray_job(plan, stage, OWN.get(stage, []))
-    settings = check_ray_job(job, TRACKING)
+    settings = check_ray_job(job, pipelines().TRACKING)
     assert settings.experiment == "audioset_full"
     assert getattr(settings, "model_name", plan.model_name) == plan.model_name == "ast-audioset-full"
     assert isinstance(job["spec"]["activeDeadlineSeconds"], int)  # Kubeflow makes a dict's integers floats
     with pytest.raises(SystemExit):
-        check_ray_job(ray_job(plan, stage, [*OWN.get(stage, []), "--no-such-flag", "1"]), TRACKING)
+        check_ray_job(ray_job(plan, stage, [*OWN.get(stage, []), "--no-such-flag", "1"]), pipelines().TRACKING)
 
 
 def test_changes_reach_only_the_stages_that_take_them() -> None:
     changes = {"optim.epochs": 4.0, "data.train_splits": ["balanced", "unbalanced"], "bootstrap": 100.0}
     plan = dataclasses.replace(default_plan("main_job"), changes=changes).resolve()
-    found = {stage: check_ray_job(ray_job(plan, stage, OWN.get(stage, [])), TRACKING) for stage in STAGES}
+    found = {stage: check_ray_job(ray_job(plan, stage, OWN.get(stage, [])), pipelines().TRACKING) for stage in STAGES}
     assert found["train"].optim.epochs == found["combine"].optim.epochs == found["search"].optim.epochs == 4
     assert found["prepare"].data.train_splits == found["evaluate"].data.train_splits == ("balanced", "unbalanced")
     assert found["evaluate"].bootstrap == 100
@@ -126,10 +132,10 @@ def test_invalid_plan_raises_a_user_error() -> None:
         with pytest.raises(UserError, match=sentence):
             dataclasses.replace(plan, **change).resolve()
     other = ray_job(dataclasses.replace(plan, ray_cluster="other"), "prepare")
-    check_ray_job(other, TRACKING)  # with the other cluster's token
+    check_ray_job(other, pipelines().TRACKING)  # with the other cluster's token
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_pipelines_use_the_projects_image_without_cache_and_download(name: str) -> None:
     content = load_compiled(name)
     for executor in content["deploymentSpec"]["executors"].values():
@@ -256,7 +262,7 @@ def check_model(folder: Path, uri: str) -> None:
 @pytest.mark.timeout(600)
 def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
     own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
-    run_here(PIPELINES["main_job"], own, folder / "shown")
+    pipelines().run_here(pipelines().main_job, own, folder / "shown")
 
     check_results(folder, metrics_of(shown(folder, "evaluate")), (shown(folder, "evaluate") / "table").read_text())
     members = sorted((folder / "shown").glob("**/members/*/train"))
@@ -274,7 +280,7 @@ def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
 @pytest.mark.timeout(600)
 def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
     study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
-    run_here(PIPELINES["study"], study, folder / "shown")
+    pipelines().run_here(pipelines().study, study, folder / "shown")
     table = (shown(folder, "search") / "table").read_text()
     assert table == (folder / "run" / "studies" / "rates" / "report" / "rates.md").read_text()
     assert len(metrics_of(shown(folder, "search"))) >= 2
@@ -283,7 +289,7 @@ def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
 @pytest.mark.timeout(60)
 def test_failed_step_ends_the_pipeline_and_prints_its_error(folder: Path, capfd) -> None:
     with pytest.raises(RuntimeError, match="Inner task failed"):
-        run_here(PIPELINES["study"], {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
+        pipelines().run_here(pipelines().study, {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
     assert "changes holds no, which no stage takes. Begin each key with one of " in capfd.readouterr().out
 
 

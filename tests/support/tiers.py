@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the markers that follow from fixtures, keep tests that share fixtures in one process, start long ones first."""
+    """Add the markers that follow from fixtures, group tests that share fixtures, and put tests with Ray first."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         for marker in {STARTED_BY[name] for name in STARTED_BY.keys() & fixtures}:
@@ -79,7 +79,7 @@ def _refuse_unmarked_starts(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _needed_marker(command: str | bytes | os.PathLike[str] | Sequence[object]) -> str | None:
     """Return the marker that a test needs which runs this command."""
-    parts = command.split() if isinstance(command, str | bytes) else command if isinstance(command, list | tuple) else []
+    parts = command.split() if isinstance(command, str | bytes) else command if isinstance(command, Sequence) else ()
     names = [Path(os.fsdecode(part)).name for part in parts if isinstance(part, str | bytes | os.PathLike)]
     for first, second in zip(names, [*names[1:], ""], strict=True):
         marker = PROGRAMS.get(first) or COMMANDS.get((first, second))
