@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 from disk_writers import TELLS
-from forked_trainings import FORKS, PRELOADED
+from forked_trainings import preload
 from launches import training_flags
 from mlflow import MlflowClient
 from prepared import BINS, FRAMES, write_shards
@@ -161,7 +162,8 @@ def main() -> None:
     """Run the named stages, or all of them."""
     root, levels = Path(sys.argv[1]), int(sys.argv[2])
     write_shards(root / "shards", {"train": 42, "test": 21})
-    FORKS.set_forkserver_preload(["__main__", *PRELOADED])  # else each rank would import this program by itself
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the server of forks has no other search path
+    preload("__main__")  # else each rank would import this program by itself
     disk = SmallDisk(root / "disk", MEGABYTES)
     stages = {
         "prepare": lambda: try_prepare(disk, root, levels),

@@ -26,7 +26,15 @@ from ast_core.weights import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
 PRELOADED = ["ast_core.training.trainer", "pandas", "torch._dynamo"]  # the last two take seconds on their first use
-FORKS.set_forkserver_preload(PRELOADED)
+
+
+def preload(*modules: str) -> None:
+    """Add modules that the server of all forks imports when it starts; it does not find those of `tests`."""
+    PRELOADED.extend(name for name in modules if name not in PRELOADED)
+    FORKS.set_forkserver_preload(PRELOADED)
+
+
+preload()
 LIMIT_S = 300
 """Longest wait for a training; on an idle machine it ends within seconds."""
 TIMES = ("seconds", "clips_per_s")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
+from forked_trainings import FORKS, preload
 
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import internals
+
+preload("ray.data", "pipeline.prepare")  # of what a process imports, nearly all
 
 
 def _prepare(settings: PrepareSettings, log: Path) -> None:
@@ -25,9 +27,7 @@ def _prepare(settings: PrepareSettings, log: Path) -> None:
 
 def started(settings: PrepareSettings, log: Path) -> BaseProcess:
     """Start a driver with its own connection to the Ray of the settings; its output goes to `log`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_prepares"])
-    process = context.Process(target=_prepare, args=(settings, log))
+    process = FORKS.Process(target=_prepare, args=(settings, log))
     process.start()
     return process
 
