@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ RATE_HZ = 16_000
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that the tests start
 SaveTone = Callable[..., Path]
+NewStore = Callable[[Path], str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +85,24 @@ def save_tone() -> SaveTone:
         return path
 
     return save
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> NewStore:
+    """Return a function that writes an empty MLflow store `mlflow.db` to a folder and returns its URI.
+
+    MLflow takes two to four seconds to make the tables, so they are made once and copied.
+    """
+    from pipeline.tracking.mlflow_store import open_store  # noqa: PLC0415  # most tests need no MLflow
+
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{made}")
+
+    def copy(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{shutil.copy(made, folder / 'mlflow.db')}"
+
+    return copy
 
 
 @pytest.fixture

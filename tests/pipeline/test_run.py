@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import NewStore
 from main_jobs import MainJob, write_recordings
 
 from ast_core.audio.waveform import load_waveform
@@ -100,11 +101,9 @@ def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> 
         predict(PredictSettings(inputs=(folder / "clips",), model=str(folder)))
 
 
-def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: Path) -> None:
+def test_evaluate_refuses_shards_of_other_labels(trained_bundle: Path, new_store: NewStore) -> None:
     run_dir = trained_bundle.parents[1]
     path = run_dir / "shards" / "index.json"
     write_hashed_json(path, read_hashed_json(path, "index") | {"labels": ["low", "high", "middle"]})
     with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
-        evaluate(
-            EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards", tracking=f"sqlite:///{run_dir}/mlflow.db")
-        )
+        evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards", tracking=new_store(run_dir)))

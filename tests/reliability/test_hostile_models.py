@@ -420,9 +420,9 @@ def test_hostile_checkpoints_with_correct_hashes_are_refused(tmp_path, canary, m
 
 
 @pytest.mark.timeout(180)
-def test_hostile_registry_entries_are_refused(tmp_path, canary, bundle, measured):
+def test_hostile_registry_entries_are_refused(tmp_path, canary, bundle, measured, new_store):
     """Check that a pickled model, which MLflow itself would run, and a bundle with other weights are refused."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     mlflow_store.open_store(uri)
     entries = {"good": bundle, "code": tmp_path / "code", "tampered": tmp_path / "tampered"}
     entries["code"].mkdir()
