@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import components
 import mlflow
 import pytest
 import ray
-from kfp import dsl
 from kube_api import KubeAPI
 from manifest_checks import check_image, check_ray_job
 from manifests import K8S, ROOT, Manifest, load_all
@@ -223,6 +221,9 @@ def run_in_this_process(command: list[str], stage: str) -> None:
 @pytest.mark.timeout(300)
 def test_steps_of_the_main_job_in_one_process_register_a_model(folder: Path, monkeypatch) -> None:
     """Check the code of the components and the flags of their stages; kfp's runner only starts them as processes."""
+    import components  # noqa: PLC0415  # imports kfp, which takes seconds
+    from kfp import dsl  # noqa: PLC0415
+
     monkeypatch.setattr("pipeline.kubeflow_steps.run_step._run_process", run_in_this_process)
     own = parameters(folder) | {"changes": {"optim.epochs": 2.0}}
     empty = dict.fromkeys(components.plan.component_spec.inputs, "")
