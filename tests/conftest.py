@@ -24,7 +24,7 @@ from pipeline.ray_runtime import connection
 if TYPE_CHECKING:
     from main_jobs import MainJob
 
-pytest_plugins = ["tiers"]
+pytest_plugins = ["tiers", "figures"]
 RATE_HZ = 16_000
 # On two shared cores, two threads wait for each other: a training of a second would take a minute.
 torch.set_num_threads(1)

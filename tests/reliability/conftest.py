@@ -1,4 +1,4 @@
-"""Fixtures of the tests of promises: the number of faults, their seed, the printed figures."""
+"""Fixtures of the tests of promises: the number of faults, their seed, the trainings that they share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from prepared import write_shards
 if TYPE_CHECKING:
     from terminations import Termination
 
-FIGURES = pytest.StashKey[dict[str, list[str]]]()
 Many = Callable[[int, int], int]
-Measured = Callable[..., None]
 
 
 @pytest.fixture
@@ -28,32 +26,6 @@ def fault_seed(request: pytest.FixtureRequest) -> int:
     """Return the seed of every random instant and byte."""
     seed: int = request.config.getoption("--fault-seed")
     return seed
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Measured:
-    """Return `measured("R1", kills=20)`, which prints figures at the end; docs/reliability.md has no others."""
-
-    def note(row: str, **figures: object) -> None:
-        shown = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
-        request.config.stash.setdefault(FIGURES, {}).setdefault(row, []).append(f"{request.node.name}: {shown}")
-
-    return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    figures = config.stash.get(FIGURES, {})
-    if figures:
-        form = "long" if config.getoption("--long") else "short"
-        seed = config.getoption("--fault-seed")
-        terminalreporter.section(f"what was measured: the {form} form, --fault-seed {seed}")
-    for row in sorted(figures, key=lambda name: (name[:1], int(name[1:]) if name[1:].isdecimal() else 0, name)):
-        for line in figures[row]:
-            terminalreporter.line(f"{row:>4}  {line}")
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @pytest.fixture(scope="session")
