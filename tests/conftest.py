@@ -54,11 +54,12 @@ def ray_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None, new_store: NewStore) -> Path:
     """Return the folder of a study that ran without a fault."""
     from studies import new_study, run_search  # noqa: PLC0415  # most tests need no Ray Tune
 
     folder = new_study(tmp_path_factory.mktemp("study"))
+    new_store(folder)
     run_search(folder, "--ensemble.epochs")
     return folder
 

@@ -181,7 +181,8 @@ def test_step_submits_its_ray_job_and_raises_its_error(tmp_path: Path, monkeypat
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tone, ray_session, monkeypatch) -> Path:
+def folder(tmp_path: Path, save_tone, ray_session, new_store, monkeypatch) -> Path:
+    new_store(tmp_path)
     for label, pitch_hz in {"deep": 200.0, "high": 3200.0}.items():
         for number in range(7):
             split = "train" if number < 5 else "test"

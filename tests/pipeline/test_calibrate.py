@@ -43,7 +43,8 @@ def parsed(kind, folder: Path):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "validation": 36, "test": 24}, single_label=False)
     return tmp_path
 

@@ -29,9 +29,10 @@ def fault_seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the shards that all trainings of these tests use; each training has its own run folder next to them."""
+def folder(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Path:
+    """Write the shards and the store of all trainings of these tests; each has its own run folder next to them."""
     path = tmp_path_factory.mktemp("trainings")
+    new_store(path)
     write_shards(path / "shards", {"train": 42, "test": 21})
     return path
 

@@ -58,9 +58,11 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
 
 @pytest.mark.server
 @pytest.mark.timeout(900)
-def test_parallel_clients_get_the_bundles_own_answers(tmp_path: Path, many, measured, fault_seed: int) -> None:
+def test_parallel_clients_get_the_bundles_own_answers(
+    tmp_path: Path, new_store, many, measured, fault_seed: int
+) -> None:
     seconds, clients = many(5, 300), many(16, 64)
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store = new_store(tmp_path)
     asked = load_serving.make_questions(load_serving.register_model(tmp_path / "bundle", store), fault_seed)
     with load_serving.serve(store, tmp_path) as (port, server):
         seen = load_serving.ask(port, server, asked, clients, seconds)

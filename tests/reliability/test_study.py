@@ -57,9 +57,10 @@ def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Sig
 
 @pytest.mark.timeout(900)
 def test_interrupted_study_keeps_its_trials_and_finds_the_same_winner(
-    tmp_path: Path, searched: Path, ray_session, many, measured
+    tmp_path: Path, searched: Path, ray_session, new_store, many, measured
 ) -> None:
     folder, trials = new_study(tmp_path), trials_folder(tmp_path)
+    new_store(folder)
     for name in many(["fine/seed-0", "wide/seed-0"], []):  # the short form's first launch had finished these
         shutil.copytree(trials_folder(searched) / name, trials / name)
     copied = len(list(trials.glob("*/*/trial.json")))

@@ -96,7 +96,8 @@ def test_eight_processes_that_create_a_store_at_once_lose_no_metric(tmp_path: Pa
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[LocalTracker]:
+def tracker(tmp_path: Path, new_store: Callable[[Path], str]) -> Iterator[LocalTracker]:
+    new_store(tmp_path / "tracker")
     with LocalTracker(tmp_path / "tracker") as started:
         yield started
 

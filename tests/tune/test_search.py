@@ -27,7 +27,8 @@ pytestmark = pytest.mark.xdist_group("ray_study")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     return new_study(tmp_path)
 
 

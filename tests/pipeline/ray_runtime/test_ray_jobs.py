@@ -26,7 +26,8 @@ learning_rate = 1e-3
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     return tmp_path
 

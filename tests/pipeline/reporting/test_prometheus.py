@@ -44,7 +44,8 @@ def find_samples(scrape: str, name: str) -> list[tuple[dict[str, str], float]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tone: Callable[..., Path]) -> Path:
+def folder(tmp_path: Path, save_tone: Callable[..., Path], new_store: Callable[[Path], str]) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     for split in ("train", "test"):
         for number in range(6):

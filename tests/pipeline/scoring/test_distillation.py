@@ -59,7 +59,8 @@ def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     return tmp_path
 
