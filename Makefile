@@ -30,11 +30,11 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/.installed  ## Run the main job on audio that it makes itself, or on DATA=FOLDER
 	$(BIN)/python pipeline/run.py --recipe $(if $(DATA),own --data.source "$(DATA)",demo) $(ARGS)
 
-check: .venv/.installed  ## Check style, types and imports, and run the tests that start neither Ray nor a server
+check: .venv/.installed  ## Check style, types and imports, and run the quick tests that start neither Ray nor a server
 	@$(MAKE) --no-print-directory -j 2 types light style imports
 
 light: .venv/.installed
-	$(PYTEST) -n $(CORES) -m "not ray and not server" $(ARGS)
+	$(PYTEST) -n $(CORES) -m "not ray and not server and not slow" $(ARGS)
 
 test: lint  ## Run all checks and tests, as CI does
 	$(PYTEST) -n $(WORKERS) -m "not alone" $(ARGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[1]
 OVER_RAY = {"ray_train", "cold_start", "load_clips", "load_serving"}
 """Benchmarks that start Ray or a server, which takes half a minute; `tests/pipeline` and `test_load.py` cover them."""

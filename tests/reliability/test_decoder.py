@@ -32,6 +32,8 @@ from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.tracking.pyfunc import Tagger
 from pipeline.tracking.serving_requests import AUDIO
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "support" / "hostile_decoder"
 REASONS = {

@@ -18,7 +18,7 @@ WRITERS = (
     "tags.parquet", "report", "picture", "curve", "JSON", "store", "from a store",
 )  # fmt: skip
 REASON = small_disk.why_not()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 
 def rows_of(script: str, arguments: Sequence[object], limit_s: float) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from forked_trainings import job_in, train
 
 from ast_core.training.callback import StepResult, TrainerCallback
 
+pytestmark = pytest.mark.slow
+
 EVERY = 25
 """Steps between two samples."""
 CHECKPOINTS = 20

@@ -32,7 +32,7 @@ from ast_core.weights.pretrained import initialise, load_exactly
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.pyfunc import Tagger
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
 IDENTITY = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}

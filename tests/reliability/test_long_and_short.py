@@ -44,6 +44,8 @@ from pathlib import Path
 import psutil
 from pipeline.predict import predict
 from pipeline.cli.stages import PredictSettings
+
+pytestmark = pytest.mark.slow
 model, recording, output = sys.argv[1:]
 most = {"anonymous": 0, "decoder": 0}
 def kilobytes(key):

@@ -19,6 +19,8 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
 from pipeline.tracking import mlflow_store, registry
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("killed", "killed-seed-0")
 RANDOM = "at a random time"
 RATE_HZ = 16_000

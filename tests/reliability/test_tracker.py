@@ -32,6 +32,8 @@ RACE = """
 import json, os, sys
 from pathlib import Path
 from pipeline.tracking import metrics_follower, mlflow_store, runs
+
+pytestmark = pytest.mark.slow
 uri, processes, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 gate, go = os.pipe()
 children = []

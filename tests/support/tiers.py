@@ -17,7 +17,6 @@ COMMANDS = {("ray", "start"): "ray", ("mlflow", "server"): "server"}
 SLOWEST = 10
 PROVES = "proves"
 """Name of the property of a test report that says what the test proves."""
-ALLOWED = pytest.StashKey[set[str]]()
 _allowed: set[str] | None = None
 """Markers of the running test that allow it to start something; None between the tests."""
 

@@ -253,6 +253,7 @@ def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: P
     assert all(value.dtype == torch.float32 for value in weights_of(half.folder).values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ where there is no GPU: needs g++")
 def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job, monkeypatch) -> None:
