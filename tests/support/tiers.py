@@ -49,12 +49,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Refuse the start of Ray and of servers to tests without the marker, in this process and in its children."""
     global _allowed  # noqa: PLW0603 - an audit hook has no other way to know the running test
     _allowed = _markers(item)
-    with pytest.MonkeyPatch.context() as patch:
-        if "ray" not in _allowed:
-            patch.setenv("RAY_ADDRESS", "this-test-needs-the-marker-ray")
-        result = yield
-    _allowed = None
-    return result
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            if "ray" not in _allowed:
+                patch.setenv(
+                    "RAY_ADDRESS", "this-test-needs-the-marker-ray"
+                )  # also stops the stages that a test starts
+            return (yield)
+    finally:
+        _allowed = None
 
 
 def _markers(item: pytest.Item) -> set[str]:
