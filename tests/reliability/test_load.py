@@ -57,6 +57,7 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
 
 
 @pytest.mark.server
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_parallel_clients_get_the_bundles_own_answers(
     tmp_path: Path, new_store, many, measured, fault_seed: int

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the markers that follow from fixtures, group tests that share fixtures, and put tests with Ray first."""
+    """Add the markers that follow from fixtures, group tests that share fixtures, and put long ones first."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         for marker in {STARTED_BY[name] for name in STARTED_BY.keys() & fixtures}:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
         item.user_properties.append((PROVES, _first_line(item)))
-    items.sort(key=lambda item: not _markers(item))
+    items.sort(key=lambda item: (not _markers(item), item.get_closest_marker("slow") is None))
 
 
 @pytest.hookimpl(wrapper=True)
