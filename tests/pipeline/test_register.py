@@ -33,6 +33,8 @@ import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import pandas, pipeline
+
+pytestmark = pytest.mark.slow
 frame = pandas.DataFrame({"audio": [base64.b64decode(sys.argv[3]), b"no audio"]})
 print(json.dumps([pipeline.__file__, model.predict(frame).to_dict("list")]))
 """
