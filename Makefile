@@ -6,13 +6,17 @@ DATA ?=
 ARGS ?=
 IMAGE ?=
 BIN := .venv/bin
+CORES ?= $(shell nproc)
+# Tests with Ray mostly wait, so one process more than cores keeps the cores busy.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 pyproject.toml --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test test-all lint bench bench-gpu audit lock pipelines clean
+.PHONY: demo check light test test-all lint style types imports bench bench-gpu audit lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -26,16 +30,29 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/.installed  ## Run the main job on audio that it makes itself, or on DATA=FOLDER
 	$(BIN)/python pipeline/run.py --recipe $(if $(DATA),own --data.source "$(DATA)",demo) $(ARGS)
 
-test: lint  ## Run all checks and tests
-	$(BIN)/python -m pytest $(ARGS)
+check: .venv/.installed  ## Check style, types and imports, and run the quick tests that start neither Ray nor a server
+	@$(MAKE) --no-print-directory -j 2 types light style imports
+
+light: .venv/.installed
+	$(PYTEST) -n $(CORES) -m "not ray and not server and not slow" $(ARGS)
+
+test: lint  ## Run all checks and tests, as CI does
+	$(PYTEST) -n $(WORKERS) -m "not alone" $(ARGS)
+	$(PYTEST) -m alone $(ARGS)
 
 test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
-	$(BIN)/python -m pytest --long $(ARGS)
+	$(PYTEST) --long $(ARGS)
 
-lint: .venv/.installed  ## Check style, types and imports
+lint: style types imports  ## Check style, types and imports
+
+style: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.installed
 	$(BIN)/mypy
+
+imports: .venv/.installed
 	$(BIN)/lint-imports
 
 bench: .venv/.installed  ## Measure every headline figure and its peer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,25 +21,22 @@ from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
 from pipeline.ray_runtime import connection
 
+if TYPE_CHECKING:
+    from main_jobs import MainJob
+
+pytest_plugins = ["tiers", "figures"]
 RATE_HZ = 16_000
 # On two shared cores, two threads wait for each other: a training of a second would take a minute.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that the tests start
 SaveTone = Callable[..., Path]
+NewStore = Callable[[Path], str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="inject as many faults as docs/reliability.md says")
     parser.addoption(
         "--fault-seed", type=int, default=0, help="seed of all random instants and bytes in tests/reliability"
     )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
 
 
 @pytest.fixture(scope="session")
@@ -55,16 +54,27 @@ def ray_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None, new_store: NewStore) -> Path:
     """Return the folder of a study that ran without a fault."""
     from studies import new_study, run_search  # noqa: PLC0415  # most tests need no Ray Tune
 
     folder = new_study(tmp_path_factory.mktemp("study"))
+    new_store(folder)
     run_search(folder, "--ensemble.epochs")
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory: pytest.TempPathFactory, ray_session: None, save_tone: SaveTone) -> MainJob:
+    """Return a main job that ran from recordings to predictions."""
+    from main_jobs import run_main_job, write_recordings  # noqa: PLC0415  # most tests run no stage
+
+    folder = tmp_path_factory.mktemp("main-job")
+    write_recordings(folder, save_tone)
+    return run_main_job(folder)
+
+
+@pytest.fixture(scope="session")
 def save_tone() -> SaveTone:
     """Return a function that writes one tone over faint noise; the same arguments make the same bytes."""
 
@@ -76,6 +86,24 @@ def save_tone() -> SaveTone:
         return path
 
     return save
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> NewStore:
+    """Return a function that writes an empty MLflow store `mlflow.db` to a folder and returns its URI.
+
+    MLflow takes two to four seconds to make the tables, so they are made once and copied.
+    """
+    from pipeline.tracking.mlflow_store import open_store  # noqa: PLC0415  # most tests need no MLflow
+
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{made}")
+
+    def copy(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{shutil.copy(made, folder / 'mlflow.db')}"
+
+    return copy
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ from pipeline.cli.stages import PredictSettings, ReportSettings
 from pipeline.predict import predict
 from pipeline.report import report
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = Path(__file__).with_name("fixtures") / "old_run.tar.xz"
 LABELS = ("low", "middle", "high")

@@ -17,6 +17,8 @@ from pipeline.cli.stages import CombineSettings
 from pipeline.combine import combine
 from pipeline.run_folder import sync
 
+pytestmark = pytest.mark.server
+
 EPOCHS = 3
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 

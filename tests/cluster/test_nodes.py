@@ -34,6 +34,8 @@ from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.report import report
 from pipeline.run_folder import downloads
 
+pytestmark = [pytest.mark.ray, pytest.mark.server]
+
 IMPATIENT = str(nodes.ROOT / "tests" / "support" / "impatient_prepare.py")
 PARTS, CLIPS = 40, 12
 EPOCHS = 8

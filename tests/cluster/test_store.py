@@ -23,7 +23,7 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
 from pipeline.run_folder import downloads, sync
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
 
 
 def copy_of(uri: str, root: Path) -> ObjectStore:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import importlib
 import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import mlflow
 import pytest
 import ray
-import yaml
 from kube_api import KubeAPI
 from manifest_checks import check_image, check_ray_job
-from manifests import K8S, ROOT, Manifest
-from pipelines import PIPELINES, TRACKING, compile_to, run_here
+from manifests import K8S, ROOT, Manifest, load_all
+from trainings import fit_without_ray
 
 from ast_core.errors import UserError
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.stages import TrainSettings
 from pipeline.kubeflow_steps.plan import STAGES, Plan, ray_job
 from pipeline.kubeflow_steps.run_step import run_step
 from pipeline.tracking import mlflow_store
@@ -31,6 +34,9 @@ OWN = {
     "search": ["--study", "overlap", "--repeats", "3"],
 }
 """Flags that the components add to a stage's flags."""
+NAMES = ("main_job", "study")
+TRACKING = "http://mlflow.ast:5000"
+"""Default of the pipelines' parameter `tracking`."""
 RECIPE = """
 data.layout = "folders"
 prepare.clips_per_part = 8
@@ -66,8 +72,13 @@ def own_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "print", print)
 
 
+def pipelines() -> ModuleType:
+    """Return the module of the pipelines, whose import compiles them and takes seconds."""
+    return importlib.import_module("pipelines")
+
+
 def load_compiled(name: str) -> Manifest:
-    return next(yaml.safe_load_all((K8S / "kubeflow" / f"{name}.yaml").read_text()))
+    return next(load_all((K8S / "kubeflow" / f"{name}.yaml").read_text()))
 
 
 def default_plan(name: str) -> Plan:
@@ -78,8 +89,11 @@ def default_plan(name: str) -> Plan:
 
 
 def test_compiled_pipelines_equal_the_committed_files(tmp_path: Path) -> None:
-    compile_to(tmp_path)
-    for name in PIPELINES:
+    # A process of its own, because kfp reads the sources of all callers: with those of pytest it takes 10 s longer.
+    program = "import sys, pipelines; pipelines.compile_to(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, tmp_path], cwd=K8S / "kubeflow", check=True)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)
+    for name in NAMES:
         assert (tmp_path / f"{name}.yaml").read_bytes() == (K8S / "kubeflow" / f"{name}.yaml").read_bytes(), (
             f"{name}.yaml is stale; run `make pipelines`"
         )
@@ -122,7 +136,7 @@ def test_invalid_plan_raises_a_user_error() -> None:
     check_ray_job(other, TRACKING)  # with the other cluster's token
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_pipelines_use_the_projects_image_without_cache_and_download(name: str) -> None:
     content = load_compiled(name)
     for executor in content["deploymentSpec"]["executors"].values():
@@ -167,7 +181,8 @@ def test_step_submits_its_ray_job_and_raises_its_error(tmp_path: Path, monkeypat
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tone, ray_session, monkeypatch) -> Path:
+def folder(tmp_path: Path, save_tone, ray_session, new_store, monkeypatch) -> Path:
+    new_store(tmp_path)
     for label, pitch_hz in {"deep": 200.0, "high": 3200.0}.items():
         for number in range(7):
             split = "train" if number < 5 else "test"
@@ -196,36 +211,81 @@ def metrics_of(step: Path) -> dict[str, float]:
     return artifacts["metrics"]["artifacts"][0]["metadata"]
 
 
+def run_in_this_process(command: list[str], stage: str) -> None:
+    """Run a stage as its step starts it, but here, and train without Ray."""
+    flags = command[2:]
+    if stage == "train":
+        fit_without_ray(parse_settings(TrainSettings, None, flags))
+    importlib.import_module(STAGES[stage][0].removesuffix(".py").replace("/", ".")).main(flags)
+
+
+@pytest.mark.timeout(300)
+def test_steps_of_the_main_job_in_one_process_register_a_model(folder: Path, monkeypatch) -> None:
+    """Check the code of the components and the flags of their stages; kfp's runner only starts them as processes."""
+    import components  # noqa: PLC0415  # imports kfp, which takes seconds
+    from kfp import dsl  # noqa: PLC0415
+
+    monkeypatch.setattr("pipeline.kubeflow_steps.run_step._run_process", run_in_this_process)
+    own = parameters(folder) | {"changes": {"optim.epochs": 2.0}}
+    empty = dict.fromkeys(components.plan.component_spec.inputs, "")
+    plan = components.plan.python_func(**{**empty, **own})
+    (page, table), model = (folder / "page", folder / "table"), SimpleNamespace(uri="", metadata={})
+    metrics = {name: dsl.Metrics() for name in ("train", "evaluate")}
+    components.prepare.python_func(plan=plan)
+    for seed in (0, 1):
+        components.train.python_func(plan=plan, seed=seed, metrics=metrics["train"])
+    components.combine.python_func(plan=plan, seeds=[0.0, 1.0])
+    components.evaluate.python_func(plan=plan, metrics=metrics["evaluate"], table=SimpleNamespace(path=table))
+    components.calibrate.python_func(plan=plan, wanted=False)
+    version = components.register.python_func(plan=plan, model=model)
+    components.report.python_func(plan=plan, page=SimpleNamespace(path=page))
+
+    assert metrics["train"].metadata["epoch"] == 2
+    check_results(folder, metrics["evaluate"].metadata, table.read_text())
+    assert page.read_text() == (folder / "run" / "report.html").read_text()
+    assert (model.uri, version) == ("models:/ast-mine/1", 1)
+    check_model(folder, model.uri)
+
+
+def check_results(folder: Path, numbers: dict[str, float], table: str) -> None:
+    """Check that the shown metrics and table are those of the run's evaluation."""
+    summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
+    assert set(summary) == {"ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"}
+    assert numbers["ensemble.mAP"] == pytest.approx(summary["ensemble"]["mAP"])
+    assert f"| ensemble | {summary['ensemble']['accuracy']:.4f} |" in table
+
+
+def check_model(folder: Path, uri: str) -> None:
+    """Check that the registered model predicts."""
+    mlflow_store.open_store(parameters(folder)["tracking"])  # also resets the registry, which other tests set
+    recording = folder / "clips" / "test" / "high" / "6.wav"
+    scores = mlflow.pyfunc.load_model(uri).predict({"audio": [recording.read_bytes()]})
+    assert set(scores["probabilities"][0]) >= {"deep", "high"}
+
+
+@pytest.mark.long  # twenty processes that each import torch, kfp or both
 @pytest.mark.timeout(600)
 def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
     own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
-    run_here(PIPELINES["main_job"], own, folder / "shown")
+    pipelines().run_here(pipelines().main_job, own, folder / "shown")
 
-    summary = json.loads((folder / "run" / "evaluation" / "summary.json").read_text())
-    assert set(summary) == {"ensemble", "seed-0", "seed-0-last", "seed-1", "seed-1-last"}
-    numbers = metrics_of(shown(folder, "evaluate"))
-    assert numbers["ensemble.mAP"] == pytest.approx(summary["ensemble"]["mAP"])
-    table = (shown(folder, "evaluate") / "table").read_text()
-    assert f"| ensemble | {summary['ensemble']['accuracy']:.4f} |" in table
+    check_results(folder, metrics_of(shown(folder, "evaluate")), (shown(folder, "evaluate") / "table").read_text())
     members = sorted((folder / "shown").glob("**/members/*/train"))
     assert [metrics_of(member)["epoch"] for member in members] == [2, 2]
     page = (shown(folder, "report") / "page").read_text()
     assert page == (folder / "run" / "report.html").read_text()
 
-    mlflow_store.open_store(parameters(folder)["tracking"])  # also resets the registry, which other tests set
     registered = json.loads((shown(folder, "register") / "executor_output.json").read_text())
     (model,) = registered["artifacts"]["model"]["artifacts"]
     assert (model["uri"], registered["parameterValues"]["Output"]) == ("models:/ast-mine/1", 1)
-    recording = folder / "clips" / "test" / "high" / "6.wav"
-    scores = mlflow.pyfunc.load_model(model["uri"]).predict({"audio": [recording.read_bytes()]})
-    assert set(scores["probabilities"][0]) >= {"deep", "high"}
+    check_model(folder, model["uri"])
 
 
 @pytest.mark.long  # takes a minute; the main job and the tests of studies cover most of it
 @pytest.mark.timeout(600)
 def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
     study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
-    run_here(PIPELINES["study"], study, folder / "shown")
+    pipelines().run_here(pipelines().study, study, folder / "shown")
     table = (shown(folder, "search") / "table").read_text()
     assert table == (folder / "run" / "studies" / "rates" / "report" / "rates.md").read_text()
     assert len(metrics_of(shown(folder, "search"))) >= 2
@@ -234,10 +294,11 @@ def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
 @pytest.mark.timeout(60)
 def test_failed_step_ends_the_pipeline_and_prints_its_error(folder: Path, capfd) -> None:
     with pytest.raises(RuntimeError, match="Inner task failed"):
-        run_here(PIPELINES["study"], {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
+        pipelines().run_here(pipelines().study, {**parameters(folder), "changes": {"no": 1}}, folder / "shown")
     assert "changes holds no, which no stage takes. Begin each key with one of " in capfd.readouterr().out
 
 
+@pytest.mark.long  # the script compiles the pipelines first
 def test_help_of_the_script_names_its_flag() -> None:
     done = subprocess.run(
         [sys.executable, K8S / "kubeflow" / "pipelines.py", "--help"], capture_output=True, text=True, check=True

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from manifests import Manifest, overlay
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
 
 
 def container(name: str) -> Manifest:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prepared import BINS, FRAMES, LABELS, write_shards
+from trainings import train_without_ray
 
 from ast_core.errors import UserError
 from ast_core.shards.reader import ShardReader
@@ -18,7 +19,6 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.predict import predict
-from pipeline.train import train
 
 
 def flags(folder: Path) -> list[str]:
@@ -43,14 +43,15 @@ def parsed(kind, folder: Path):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "validation": 36, "test": 24}, single_label=False)
     return tmp_path
 
 
 @pytest.mark.timeout(300)
 def test_thresholds_are_fitted_stored_and_used(folder: Path, ray_session, save_tone) -> None:
-    train(parsed(TrainSettings, folder))
+    train_without_ray(parsed(TrainSettings, folder))
     combine(parsed(CombineSettings, folder))
     settings = parsed(CalibrateSettings, folder)
     decisions = calibrate(settings)

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+from conftest import NewStore
 
 from ast_core.config import DataConfig, FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
@@ -53,19 +54,20 @@ def write_member(folder: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> EvaluateSettings:
+def settings(tmp_path: Path, new_store: NewStore) -> EvaluateSettings:
     write_shards(tmp_path / "shards")
     write_member(tmp_path / "bundles" / "seed-0", 0)
     history = tmp_path / "members" / "seed-0" / "metrics.jsonl"
     history.parent.mkdir(parents=True)
     history.write_text("".join(json.dumps({"epoch": e, "train_loss": 1 / e, "test_mAP": 0.1}) + "\n" for e in (1, 2)))
     return EvaluateSettings(
-        run_dir=tmp_path, shards=tmp_path / "shards", workers=2, tracking=f"sqlite:///{tmp_path}/mlflow.db",
+        run_dir=tmp_path, shards=tmp_path / "shards", workers=2, tracking=new_store(tmp_path),
         experiment="test", data=DataConfig(),
     )  # fmt: skip
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_session")
 def test_scores_equal_those_of_one_process_and_are_kept(settings: EvaluateSettings) -> None:
     summary = evaluate(settings)
     reader = ShardReader(settings.shards, ["test"])
@@ -89,6 +91,7 @@ def test_scores_equal_those_of_one_process_and_are_kept(settings: EvaluateSettin
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_session")
 def test_intervals_and_a_clip_list_use_the_stored_scores(settings: EvaluateSettings, tmp_path: Path) -> None:
     evaluate(settings)
     output = settings.run_dir / "evaluation"

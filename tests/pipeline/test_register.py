@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 from bundles import LABELS, write_run
+from conftest import NewStore
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -32,16 +33,19 @@ import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import pandas, pipeline
+
+pytestmark = pytest.mark.slow
 frame = pandas.DataFrame({"audio": [base64.b64decode(sys.argv[3]), b"no audio"]})
 print(json.dumps([pipeline.__file__, model.predict(frame).to_dict("list")]))
 """
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> RegisterSettings:
+def settings(tmp_path: Path, new_store: NewStore) -> RegisterSettings:
     write_run(tmp_path / "run")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return RegisterSettings(run_dir=tmp_path / "run", tracking=uri, experiment="test", model_name="ast-test")
+    return RegisterSettings(
+        run_dir=tmp_path / "run", tracking=new_store(tmp_path), experiment="test", model_name="ast-test"
+    )
 
 
 @pytest.mark.timeout(300)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NewStore
 from prepared import write_shards
 
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
@@ -22,8 +23,9 @@ HOSTILE = "<script>alert('x')</script> & \"co\""
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, trained_bundle: Path) -> Path:
+def run_dir(tmp_path: Path, trained_bundle: Path, new_store: NewStore) -> Path:
     """Write a run of one member, with a label that a page without escaping would run as code."""
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 6, "test": 9})
     path = tmp_path / "shards" / "index.json"
     index = read_hashed_json(path, "index")

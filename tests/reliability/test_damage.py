@@ -25,6 +25,8 @@ from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
 from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, write_shard_part
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CUTS = FLIPS = 64
 

@@ -23,11 +23,16 @@ from prepared import LABELS
 
 from ast_core.audio.decoder import Decoder
 from ast_core.audio.waveform import load_waveform
+from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import ClipError
 from ast_core.evaluation.prediction_table import ERROR, PROBABILITIES
 from ast_core.shards.index import ShardIndex
+from pipeline.prepare import plan, prepare
+from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.tracking.pyfunc import Tagger
 from pipeline.tracking.serving_requests import AUDIO
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "support" / "hostile_decoder"
@@ -158,7 +163,10 @@ def test_a_server_survives_hostile_recordings(
 
 
 @pytest.mark.timeout(300)
-def test_prepare_finishes_and_names_the_rejected_clips(tmp_path: Path, measured: Callable[..., None]) -> None:
+def test_prepare_finishes_and_names_the_rejected_clips(
+    tmp_path: Path, many: Callable[[bool, bool], bool], monkeypatch: pytest.MonkeyPatch, measured: Callable[..., None]
+) -> None:
+    """Check the shards; the short form makes the parts in this process, the long form in workers as a user does."""
     names = write_clips(tmp_path / "data", 40)
     bad = {f"bad-{n:02d}.wav": fault for n, fault in enumerate(["SEGV", "HANG", "ABRT", "BLOB"])}
     for name, fault in bad.items():
@@ -167,12 +175,17 @@ def test_prepare_finishes_and_names_the_rejected_clips(tmp_path: Path, measured:
     settings = prepare_settings(
         write_list(tmp_path / "data" / "list.csv", mixed), tmp_path / "run" / "shards", 20, decode_limit_s=LIMIT_S
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, "pipeline/prepare.py", *flags(settings)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(SHIM)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("PYTHONPATH", str(SHIM))
+    if many(False, True):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        command = [sys.executable, "pipeline/prepare.py", *flags(settings)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        listing = Path(settings.data.source)
+        for part in plan(settings, load_manifest(listing, "manifest"), listing):
+            write_shard_part(part)
+        prepare(settings)
     counts = require_balance(ShardIndex.load(settings.shards), settings.shards, len(mixed))
     found = {name: row["reason"] for name, row in rejects(settings.shards).items()}
     assert found == {name: REASONS[fault] for name, fault in bad.items()}

@@ -18,7 +18,7 @@ WRITERS = (
     "tags.parquet", "report", "picture", "curve", "JSON", "store", "from a store",
 )  # fmt: skip
 REASON = small_disk.why_not()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 
 def rows_of(script: str, arguments: Sequence[object], limit_s: float) -> list[dict[str, Any]]:
@@ -59,6 +59,7 @@ def test_an_onnx_export_keeps_the_last_good_file_on_a_full_disk(tmp_path: Path, 
     measured("R5", full_disks=levels, temporary_files_left=0)
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_stages_stop_on_a_full_disk_and_resume_with_room(tmp_path: Path, many, measured) -> None:
     """Check that prepare and train resume to the same bytes, and that a full tracker does not end a training."""

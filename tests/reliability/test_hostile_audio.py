@@ -19,6 +19,8 @@ from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import ClipError
 from pipeline.prepare import prepare
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray_faults")]
+
 GOOD = 400
 UNPRIVILEGED_UID = 65_534
 

@@ -32,7 +32,7 @@ from ast_core.weights.pretrained import initialise, load_exactly
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.pyfunc import Tagger
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MODEL = ModelConfig(backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch")
 SQUARE = ModelConfig(backbone="deit_tiny_distilled_patch16_224", freq_stride=16, time_stride=16, init="scratch")
 IDENTITY = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": list(LABELS), "loss": "bce"}
@@ -420,9 +420,9 @@ def test_hostile_checkpoints_with_correct_hashes_are_refused(tmp_path, canary, m
 
 
 @pytest.mark.timeout(180)
-def test_hostile_registry_entries_are_refused(tmp_path, canary, bundle, measured):
+def test_hostile_registry_entries_are_refused(tmp_path, canary, bundle, measured, new_store):
     """Check that a pickled model, which MLflow itself would run, and a bundle with other weights are refused."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     mlflow_store.open_store(uri)
     entries = {"good": bundle, "code": tmp_path / "code", "tampered": tmp_path / "tampered"}
     entries["code"].mkdir()

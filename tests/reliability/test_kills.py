@@ -23,6 +23,8 @@ from forked_trainings import (
 from ast_core.config import Job
 from ast_core.weights import checkpoint
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 
 

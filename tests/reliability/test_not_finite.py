@@ -27,6 +27,8 @@ from ast_core.training.order import epoch_order, rank_steps
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FAULT_STEP = 3
 """Step at which a fault happens; the checkpoint before it is that of step 2."""

@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from clusters import Cluster
-from launches import ROOT, has_epoch, last_step, newest_step, of_session, training_flags, wait_until
-from mlflow import MlflowClient
-from trainings import EPOCHS, outcome, trained
+from launches import ROOT, has_epoch, wait_until
+from terminations import Termination, launch
+from trainings import outcome, trained
 
 from pipeline.ray_runtime.drain_node import drain
 
-Driver = subprocess.Popen[bytes]
-
-
-def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> Driver:
-    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(folder, run, EPOCHS), *more]
-    with (folder / f"{run}.log").open("wb") as log:
-        environment = environment | {"AST_LOG_LEVEL": "DEBUG"}
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+pytestmark = [pytest.mark.xdist_group("ray_faults"), pytest.mark.ray]
 
 
 @pytest.mark.timeout(900)
-def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, measured) -> None:
-    member = folder / "asked" / "members" / "seed-0"
-    with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
-        others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        driver = launch(folder, "asked", others | {"RAY_TMPDIR": ray_folder})
-        try:
-            wait_until(lambda: has_epoch(member, 3), lambda: driver.poll() is None)
-            sent = time.monotonic()
-            driver.send_signal(signal.SIGTERM)
-            assert driver.wait(timeout=30) == 143
-            gone_s = time.monotonic() - sent
-        finally:
-            for process in of_session(driver.pid):
-                process.kill()
-        log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
-    said, run = (folder / "asked.log").read_text(), folder / "asked"
-    left = re.search(r"seed-0 stopped at step (\d+)", said)
-    assert left, said
-    assert newest_step(member) == int(left[1]) == last_step(log, run, 0) == last_step(log, run, 1)
-    assert not has_epoch(member, EPOCHS)
-    assert tracked(folder, "asked") == "KILLED"
-
-    trained(folder, "asked")
-    assert outcome(member) == outcome(whole)
-    measured("R25", gone_s=gone_s, left_at_step=int(left[1]), steps_lost=0)
-
-
-def tracked(folder: Path, run: str) -> str:
-    """Return what MLflow says about a run's training."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("test")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id], f"tags.run_dir = '{folder / run}'")
-    return str(found.info.status)
+def test_sigterm_commits_the_last_step_and_ends_soon(
+    folder: Path, terminated: Termination, request: pytest.FixtureRequest, many: Callable[[bool, bool], bool], measured
+) -> None:
+    """Check the end of the driver. The short form leaves the resume to the same bits to `test_driver`."""
+    assert terminated.exit_code == 143
+    assert terminated.committed_step == terminated.stopped_at_step, terminated.said
+    assert terminated.last_steps == (terminated.stopped_at_step,) * 2
+    assert not terminated.complete
+    assert terminated.status == "KILLED"
+    if many(False, True):
+        request.getfixturevalue("ray_session")
+        assert outcome(trained(folder, terminated.run.name)) == outcome(request.getfixturevalue("whole"))
+    measured("R25", gone_s=terminated.gone_s, left_at_step=terminated.stopped_at_step, steps_lost=0)
 
 
 @pytest.mark.long

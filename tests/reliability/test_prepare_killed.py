@@ -14,25 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from killed_prepares import started
+from killed_prepares import part_makers, started
 from listed_audio import files, prepare_settings, require_balance, rows, write_clips, write_list, written
 
 from ast_core.shards.index import INDEX, ShardIndex
 from pipeline.cli.stages import PrepareSettings
 
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
 CLIPS, PER_PART = 240, 12
-
-
-def part_makers() -> list[psutil.Process]:
-    """Workers of this process's Ray that have a decoder: those that make a part. This process may have one, too."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker = process.parent()
-            decodes = "ast_core.audio.decoder_process" in " ".join(process.cmdline())
-            if decodes and worker is not None and worker.name().startswith("ray::"):
-                found.append(worker)
-    return found
 
 
 def kill_workers() -> int:
@@ -70,7 +60,7 @@ def await_parts(settings: PrepareSettings, count: int, driver: BaseProcess) -> N
 def test_killed_at_random_instants(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
-    rng, kills = random.Random(fault_seed), many(10, 100)
+    rng, kills = random.Random(fault_seed), many(4, 100)
     listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
     address = ray.get_runtime_context().gcs_address
     whole = dataclasses.replace(prepare_settings(listing, tmp_path / "whole" / "shards", PER_PART), address=address)

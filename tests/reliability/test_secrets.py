@@ -12,6 +12,7 @@ import pytest
 from launches import training_flags
 from prepared import write_shards
 from servers import postgres
+from trainings import supervise_without_ray
 
 from ast_core.errors import UserError
 from pipeline import combine, evaluate, predict, register, report, train
@@ -66,11 +67,15 @@ def require_hidden(text: str, where: object) -> None:
         assert part not in text, f"{where}: {text[max(0, text.find(part) - 300) :][:400]}"
 
 
+@pytest.mark.server
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_writes_and_prints_everything_without_the_password(
-    tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], measured
+    tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], many, monkeypatch, measured
 ) -> None:
+    """Check output, files and tables. The ranks do not know the tracker; in the short form they run without Ray."""
+    if many(True, False):
+        monkeypatch.setattr(train, "supervise", supervise_without_ray)
     audio = save_tone(tmp_path / "tone.wav")
     with postgres(tmp_path.parent / f"{tmp_path.name}-postgres.log") as database:
         address = database.replace("mlflow@", f"mlflow:{CANARY}@")

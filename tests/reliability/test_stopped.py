@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from prepared import write_shards
-from trainings import WORKER, epochs_of, gone, outcome, ranks_of, run_fault, titled, trained, wait
+from stopped_workers import Stopper, said_to
+from trainings import WORKER, epochs_of, outcome, ranks_of, run_fault, titled, trained
 
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import EvaluateSettings
@@ -21,50 +19,16 @@ from pipeline.evaluate import evaluate
 from pipeline.ray_runtime import liveness
 from pipeline.scoring import bundle_scores
 
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
 CLIPS = 4000
 SCORER = "ray::Scorer.score"
-
-
-class Stopper:
-    """Stops a process, and waits until it is reported and gone.
-
-    Args:
-        victim: returns the process, once it is to be stopped.
-        said: file to which the report is to be written.
-    """
-
-    def __init__(self, victim: Callable[[], psutil.Process | None], said: Path) -> None:
-        self.victim, self.said = victim, said
-        self.named_s = self.gone_s = 0.0
-        self.name = ""
-
-    def __call__(self) -> None:
-        """In a thread of its own."""
-        found: list[psutil.Process] = []
-        wait(lambda: found.extend([own] if (own := self.victim()) else []) or found, "a worker to stop")
-        (victim,) = found
-        victim.send_signal(signal.SIGSTOP)
-        wait(lambda: victim.status() == psutil.STATUS_STOPPED, "the stop")
-        try:
-            self.named_s = wait(lambda: f"(process {victim.pid} on" in self.said.read_text(), "its name")
-            self.name = self.said.read_text()
-            self.gone_s = self.named_s + wait(lambda: gone(victim), "its end")
-        finally:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def said_to(path: Path) -> Iterator[None]:
-    """Write stderr to a file."""
-    with path.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
-        yield
 
 
 @pytest.mark.long  # minutes of restarts; the short form stops a worker of prepare, and one in test_liveness
 @pytest.mark.timeout(900)
 def test_a_rank_that_is_stopped_while_it_starts_or_later_is_named_and_replaced(
-    folder: Path, whole: Path, fault_seed, measured
+    folder: Path, whole: Path, ray_session, fault_seed, measured
 ) -> None:
     rank, member = random.Random(fault_seed).randrange(2), folder / "stopped" / "members" / "seed-0"
     earlier = {own.pid for own in titled(WORKER)}

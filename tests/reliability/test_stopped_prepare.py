@@ -4,67 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import impatient_prepare
-import psutil
 import pytest
-from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
+from killed_prepares import part_makers
+from listed_audio import prepare_settings, require_balance, write_clips, write_list
+from stopped_workers import Stopper, said_to
+from trainings import run_fault
 
-from ast_core.shards.index import ShardIndex
+from pipeline.prepare import prepare
 from pipeline.ray_runtime import liveness
 
-ROOT = Path(__file__).resolve().parents[2]
-CLIPS = 300
+pytestmark = pytest.mark.xdist_group("ray_faults")
+
+CLIPS = 150
+SHORT_S = 8.0
+"""Patience of the short form; more than the time between two heartbeats."""
 
 
-def worker_of(driver: subprocess.Popen[str]) -> psutil.Process | None:
-    """Find a Ray worker of a driver that makes a part: it has a decoder."""
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            if "decoder_process" in " ".join(process.cmdline()) and (parent := process.parent()) is not None:
-                return parent
-        except psutil.NoSuchProcess:
-            continue
-    return None
-
-
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(400)
 def test_a_stopped_worker_is_reported_and_replaced(
-    tmp_path: Path, many: Callable[[str, str], str], measured: Callable[..., None]
+    tmp_path: Path,
+    many: Callable[[float, float], float],
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Callable[..., None],
 ) -> None:
+    monkeypatch.setattr(liveness, "SILENT_S", many(SHORT_S, liveness.SILENT_S))
     names = write_clips(tmp_path / "data", CLIPS)
     settings = prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "shards", 5)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, many("tests/support/impatient_prepare.py", "pipeline/prepare.py"), *flags(settings)]
-    driver = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    said = tmp_path / "said.log"
+    stopper = Stopper(lambda: next(iter(part_makers()), None), said)
+    with said_to(said), run_fault(stopper):
+        index = prepare(settings)
+    reported = re.search(
+        r"orker (\S*) ?\(process (\d+) on (\S+)\) has sent no heartbeat for .* replaces it", said.read_text()
     )
-    try:
-        while (worker := worker_of(driver)) is None:
-            assert driver.poll() is None
-            time.sleep(0.02)
-        os.kill(worker.pid, signal.SIGSTOP)
-        stopped = time.monotonic()
-        while worker.status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < stopped + 10
-            time.sleep(0.01)
-        output, _ = driver.communicate(timeout=150)
-        ended_s = time.monotonic() - stopped
-    finally:
-        driver.kill()
-        if worker is not None and worker.is_running():
-            worker.kill()
-    assert driver.returncode == 0, output
-    reported = re.search(r"orker (\S*) ?\(process (\d+) on (\S+)\) has sent no heartbeat for .* replaces it", output)
-    assert reported, output
-    assert (int(reported[2]), reported[3]) == (worker.pid, os.uname().nodename)
-    assert output.count("has sent no heartbeat") == 1
-    require_balance(ShardIndex.load(settings.shards), settings.shards, len(names))
-    patience_s = many(f"{impatient_prepare.SILENT_S:.0f}", f"{liveness.SILENT_S:.0f}")
-    measured("R20", patience_s=patience_s, part=reported[1], ended_after_the_stop_s=ended_s)
+    assert reported, said.read_text()
+    assert (int(reported[2]), reported[3]) == (stopper.process, os.uname().nodename)
+    assert said.read_text().count("has sent no heartbeat") == 1
+    require_balance(index, settings.shards, len(names))
+    measured("R20", patience_s=liveness.SILENT_S, part=reported[1], named_s=stopper.named_s, gone_s=stopper.gone_s)

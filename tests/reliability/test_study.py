@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from studies import new_study, run_search, study_flags, trials_folder
 from trainings import TIMES, rows_of, wait
 
 from ast_core.storage.json_files import read_json
+
+pytestmark = pytest.mark.xdist_group("ray_study")
 
 
 def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Signals) -> tuple[int, float]:
@@ -54,20 +57,24 @@ def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Sig
 
 @pytest.mark.timeout(900)
 def test_interrupted_study_keeps_its_trials_and_finds_the_same_winner(
-    tmp_path: Path, searched: Path, ray_session, many, measured
+    tmp_path: Path, searched: Path, ray_session, new_store, many, measured
 ) -> None:
     folder, trials = new_study(tmp_path), trials_folder(tmp_path)
+    new_store(folder)
+    for name in many(["fine/seed-0", "wide/seed-0"], []):  # the short form's first launch had finished these
+        shutil.copytree(trials_folder(searched) / name, trials / name)
+    copied = len(list(trials.glob("*/*/trial.json")))
 
     def done() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
 
-    code, _ = interrupt_search(folder, lambda: len(done()) == 1, signal.SIGKILL)
+    def is_second_training() -> bool:
+        return any(not (path.parents[2] / "trial.json").exists() for path in trials.glob("*/*/members/*/metrics.jsonl"))
+
+    code, _ = interrupt_search(folder, is_second_training if copied else lambda: len(done()) == 1, signal.SIGKILL)
     assert code == -signal.SIGKILL
     after_kill = done()
     assert 1 <= len(after_kill) < 3
-
-    def is_second_training() -> bool:
-        return any(not (path.parents[2] / "trial.json").exists() for path in trials.glob("*/*/members/*/metrics.jsonl"))
 
     gone_s = 0.0
     for _ in range(many(0, 1)):

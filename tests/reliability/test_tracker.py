@@ -18,8 +18,11 @@ from launches import training_flags
 from mlflow import MlflowClient
 from prepared import write_shards
 from servers import LocalTracker
+from trainings import fit_without_ray, supervise_without_ray
 
 from pipeline import train
+from pipeline.cli.command_line import parse_settings
+from pipeline.cli.stages import TrainSettings
 from pipeline.reporting.history import read_history
 from pipeline.tracking import metrics_follower, mlflow_store, runs
 
@@ -29,6 +32,8 @@ RACE = """
 import json, os, sys
 from pathlib import Path
 from pipeline.tracking import metrics_follower, mlflow_store, runs
+
+pytestmark = pytest.mark.slow
 uri, processes, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 gate, go = os.pipe()
 children = []
@@ -93,7 +98,8 @@ def test_eight_processes_that_create_a_store_at_once_lose_no_metric(tmp_path: Pa
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[LocalTracker]:
+def tracker(tmp_path: Path, new_store: Callable[[Path], str]) -> Iterator[LocalTracker]:
+    new_store(tmp_path / "tracker")
     with LocalTracker(tmp_path / "tracker") as started:
         yield started
 
@@ -105,11 +111,14 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.xdist_group("ray_faults")
+@pytest.mark.server
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses_no_metric(
-    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train, "supervise", supervise_without_ray)  # only the driver knows the tracker
     write_shards(tmp_path / "shards", {"train": 42, "test": 9})
     without, flags = (training_flags(tmp_path, name, EPOCHS) for name in ("without", "with"))
     flags[flags.index("--tracking") + 1] = tracker.uri
@@ -131,9 +140,8 @@ def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses
             wait_for(lambda: not training.is_alive(), "the training waits for the tracker")
             assert len(read_history(history)) == EPOCHS
             assert "epochs are not logged for now" in capfd.readouterr().err
-            train.main(without)
+            fit_without_ray(parse_settings(TrainSettings, None, without), workers=2)
             assert read_weights(tmp_path / "with") == read_weights(tmp_path / "without")
-            mlflow_store.open_store(tracker.uri)  # the training above opened another store
             tracker.start()
             wait_for(lambda: len(read_steps(own_run, "loss")) == 4, "no epochs were logged after the tracker was back")
             write_rows(own, 5)

@@ -51,6 +51,8 @@ from pipeline.run_folder import folder_lock
 from pipeline.train import train
 from tune.search import SearchSettings, search
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 WEIGHTS = {"weight": torch.arange(200_000, dtype=torch.float32)}
 

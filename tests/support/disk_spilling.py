@@ -1,6 +1,6 @@
 """Prepare and train while Ray's object store and its spill disk are full. It is a program: only it sees that disk.
 
-python tests/support/disk_spilling.py FOLDER CLIPS
+python tests/support/disk_spilling.py FOLDER CLIPS STAGE...
 
 It prints a line of JSON.
 """
@@ -55,6 +55,7 @@ def main() -> None:
         "prepare": lambda: prepare(settings),
         "train": lambda: train(parse_settings(TrainSettings, "", training_flags(root / "run", "run", 2))),
     }
+    stages = {name: stages[name] for name in sys.argv[3:]}
     held = fill()
     row = {"held_mb": len(held) * OBJECT_BYTES / 1e6, "spill_disk_free_mb": disk.free / 1e6}
     said = {name: error_of(stage) for name, stage in stages.items()}

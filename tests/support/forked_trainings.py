@@ -25,9 +25,16 @@ from ast_core.training.callback import StepResult, TrainerCallback
 from ast_core.weights import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["ast_core.training.trainer", "pandas", "torch._dynamo"]
-)  # the last two take seconds on their first use
+PRELOADED = ["ast_core.training.trainer", "pandas", "torch._dynamo"]  # the last two take seconds on their first use
+
+
+def preload(*modules: str) -> None:
+    """Add modules that the server of all forks imports when it starts; it does not find those of `tests`."""
+    PRELOADED.extend(name for name in modules if name not in PRELOADED)
+    FORKS.set_forkserver_preload(PRELOADED)
+
+
+preload()
 LIMIT_S = 300
 """Longest wait for a training; on an idle machine it ends within seconds."""
 TIMES = ("seconds", "clips_per_s")
@@ -75,14 +82,14 @@ Fault = Callable[[int], Any]
 """Function that each rank calls with its number before it trains; it may return a callback instead of the log."""
 
 
-def _run_rank(job: Job, rank: int, world: int, meeting: Path, log: Path, fault: Fault | None) -> None:
+def _run_rank(job: Job, rank: int, world: int, meeting: Path, log: Path, fault: Fault | None, threads: int) -> None:
     import torch  # noqa: PLC0415  # imported in the rank, not in the test's process
     from torch import distributed  # noqa: PLC0415
 
     from ast_core.errors import UserError  # noqa: PLC0415
     from ast_core.training.trainer import fit  # noqa: PLC0415
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     callback = (fault(rank) if fault else None) or EventLog(log)
     if world > 1:
         distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
@@ -96,16 +103,23 @@ def _run_rank(job: Job, rank: int, world: int, meeting: Path, log: Path, fault: 
 
 
 class Training:
-    """Processes of a training that runs, one for each rank."""
+    """Processes of a training that runs, one for each rank.
 
-    def __init__(self, job: Job, world: int = 1, fault: Fault | None = None) -> None:
+    Args:
+        job: the training.
+        world: number of ranks.
+        fault: function that each rank calls before it trains.
+        threads: threads of each rank. The bits of the weights depend on it.
+    """
+
+    def __init__(self, job: Job, world: int = 1, fault: Fault | None = None, threads: int = 1) -> None:
         self.job = job
         self.logs = [job.folder.parent / f"{job.folder.name}-rank-{rank}.txt" for rank in range(world)]
         for path in self.logs:
             path.unlink(missing_ok=True)
             path.with_suffix(".error").unlink(missing_ok=True)
         meeting = Path(tempfile.mkdtemp(dir=job.folder.parent)) / "ranks"
-        arguments = [(job, rank, world, meeting, self.logs[rank], fault) for rank in range(world)]
+        arguments = [(job, rank, world, meeting, self.logs[rank], fault, threads) for rank in range(world)]
         self.ranks = [FORKS.Process(target=_run_rank, args=own) for own in arguments]
         for process in self.ranks:
             process.start()
@@ -159,18 +173,18 @@ class Training:
 
 
 @contextlib.contextmanager
-def running(job: Job, world: int = 1, fault: Fault | None = None) -> Iterator[Training]:
+def running(job: Job, world: int = 1, fault: Fault | None = None, threads: int = 1) -> Iterator[Training]:
     """Start a training, and kill what remains of it at the end."""
-    training = Training(job, world, fault)
+    training = Training(job, world, fault, threads)
     try:
         yield training
     finally:
         training.kill()
 
 
-def train(job: Job, world: int = 1, fault: Fault | None = None) -> Training:
+def train(job: Job, world: int = 1, fault: Fault | None = None, threads: int = 1) -> Training:
     """Run a training to its end."""
-    with running(job, world, fault) as training:
+    with running(job, world, fault, threads) as training:
         training.wait()
         return training
 

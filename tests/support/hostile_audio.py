@@ -151,8 +151,13 @@ def _socket(path: Path) -> None:
 
 
 def ten_hours(path: Path) -> None:
-    """Write ten hours of 16-bit zeros as a sparse file, which needs no space on the disk."""
-    size = 2 * RATE_HZ * 36_000
+    """Write ten hours of silence."""
+    write_silence(path, 10)
+
+
+def write_silence(path: Path, hours: int) -> None:
+    """Write hours of 16-bit zeros as a sparse file, which needs no space on the disk."""
+    size = 2 * RATE_HZ * 3600 * hours
     content = bytearray(_encode("WAV", np.zeros((1, 1)))[:44])
     struct.pack_into("<I", content, 4, size + 36)
     struct.pack_into("<I", content, 40, size)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
+from forked_trainings import FORKS, preload
+
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import internals
+
+preload("ray.data", "pipeline.prepare")  # of what a process imports, nearly all
 
 
 def _prepare(settings: PrepareSettings, log: Path) -> None:
@@ -22,8 +27,18 @@ def _prepare(settings: PrepareSettings, log: Path) -> None:
 
 def started(settings: PrepareSettings, log: Path) -> BaseProcess:
     """Start a driver with its own connection to the Ray of the settings; its output goes to `log`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_prepares"])
-    process = context.Process(target=_prepare, args=(settings, log))
+    process = FORKS.Process(target=_prepare, args=(settings, log))
     process.start()
     return process
+
+
+def part_makers() -> list[psutil.Process]:
+    """Workers of this process's Ray that have a decoder: those that make a part. This process may have one, too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker = process.parent()
+            decodes = "ast_core.audio.decoder_process" in " ".join(process.cmdline())
+            if decodes and worker is not None and worker.name().startswith("ray::"):
+                found.append(worker)
+    return found

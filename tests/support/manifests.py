@@ -19,9 +19,14 @@ JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
 Manifest = dict[str, Any]
 
 
+def load_all(text: str) -> Iterator[Manifest]:
+    """Yield the documents of a text, ten times as fast as `yaml.safe_load_all`, which is Python."""
+    yield from yaml.load_all(text, yaml.CSafeLoader)
+
+
 def jobs() -> list[Manifest]:
     """Read the RayJobs."""
-    return [document for name in JOBS for document in yaml.safe_load_all((K8S / "jobs" / name).read_text())]
+    return [document for name in JOBS for document in load_all((K8S / "jobs" / name).read_text())]
 
 
 @functools.cache
@@ -35,7 +40,7 @@ def render(folder: Path) -> str:
 
 def load_kustomization(folder: Path) -> list[Manifest]:
     """Return the manifests of a folder with a kustomization."""
-    return list(yaml.safe_load_all(render(folder)))
+    return list(load_all(render(folder)))
 
 
 def overlay(name: str) -> list[Manifest]:

@@ -104,7 +104,7 @@ class LocalTracker:
 
     def __enter__(self) -> Self:
         """Start the server."""
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.start()
         return self
 

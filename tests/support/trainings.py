@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_trainings
 import psutil
 from launches import training_flags
 
+from ast_core.config import Job
 from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.object_store import ObjectStore
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime.heartbeat import read_heartbeats
-from pipeline.train import train
+from pipeline.scoring.distillation import score_teacher
+from pipeline.train import job_of, train
 
-EPOCHS = 80
+EPOCHS = 30
 LIMIT_S = 240.0
 """For whatever is waited for; on a calm machine it takes seconds, and on a busy one a group of workers a minute."""
 TIMES = {"seconds", "clips_per_s"}
@@ -32,6 +38,39 @@ WORKER = "ray::RayTrainWorker"
 def trained(folder: Path, run: str, *more: str) -> Path:
     """Train the member in this process to its last epoch."""
     return train(parse_settings(TrainSettings, "", [*training_flags(folder, run, EPOCHS), *more]))
+
+
+def fit_without_ray(settings: TrainSettings, workers: int = 1) -> Path:
+    """Train a member without Ray, in processes that start in a second; Ray's workers need twenty.
+
+    For tests of what comes after a training. With several ranks the bits are those of the stage.
+
+    Args:
+        settings: settings of the stage.
+        workers: number of ranks.
+
+    Returns:
+        The member's folder.
+    """
+    job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings))
+    supervise_without_ray(job, workers)
+    return job.folder
+
+
+def supervise_without_ray(job: Job, workers: int, stores: tuple[ObjectStore, ...] = ()) -> None:
+    """Run the ranks of a training to the end, in the place of `training_supervisor.supervise`."""
+    assert not stores
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # Two ranks have the threads that `train_rank` gives them; a single one need not have the same bits, only be fast.
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 1
+    training = forked_trainings.train(job, workers, threads=threads)
+    assert [rank.exitcode for rank in training.ranks] == [0] * workers, training.errors()
+
+
+def train_without_ray(settings: TrainSettings) -> Path:
+    """Train a member with `fit_without_ray`, then let the stage add its settings, its MLflow run and the metrics."""
+    fit_without_ray(settings)
+    return train(settings)
 
 
 def outcome(member: Path) -> dict[str, Any]:

@@ -94,20 +94,20 @@ def test_lengths_about_a_frame_and_a_chunk(samples: int) -> None:
     torch.testing.assert_close(Fbank(config)(wave_N), reference(wave_N, config), atol=2e-2, rtol=0)
 
 
-def test_an_hour_equals_torchaudio_wherever_one_looks() -> None:
+def test_ten_minutes_equal_torchaudio_wherever_one_looks() -> None:
     config = FrontEndConfig()
     minute_N = torch.cat([signals(16_000, 12.0)[name] for name in ("noise", "tone", "faint", "speech-like", "offset")])
-    hour_N = minute_N.repeat(60)
-    hour_TM = Fbank(config)(hour_N)
-    assert hour_TM.shape == (359_998, 128)
-    centred_N = hour_N - hour_N.mean()
-    for frame in (0, 100_000, 250_123, 359_998 - 500):
+    long_N = minute_N.repeat(10)
+    long_TM = Fbank(config)(long_N)
+    assert long_TM.shape == (59_998, 128)
+    centred_N = long_N - long_N.mean()
+    for frame in (0, 20_000, 40_123, 59_998 - 500):
         piece_1N = centred_N[None, frame * 160 : frame * 160 + 499 * 160 + 400]
         expected_TM = kaldi.fbank(
             piece_1N, htk_compat=True, sample_frequency=16_000, use_energy=False, window_type="hanning",
             num_mel_bins=128, dither=0.0, frame_shift=10,
         )  # fmt: skip
-        torch.testing.assert_close(hour_TM[frame : frame + 500], expected_TM, atol=2e-2, rtol=0)
+        torch.testing.assert_close(long_TM[frame : frame + 500], expected_TM, atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize(("rate", "mels", "shift_ms"), [(8_000, 40, 10.0), (22_050, 64, 12.5), (44_100, 128, 10.0)])

@@ -25,7 +25,7 @@ def make_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarr
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5), st.sampled_from([0, 1, 2, 5]))
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_average_precision_and_auc_equal_scikit_learn(seed: int, clips: int, classes: int, steps: int) -> None:
     scores_NC, labels_NC = make_case(seed, clips, classes, steps)
     precision_C, auc_C = average_precision_C(scores_NC, labels_NC), roc_auc_C(scores_NC, labels_NC)

@@ -28,9 +28,27 @@ EPOCHS = 3
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data") / "shards", {"train": 42, "test": 21})
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    write_shards(tmp_path / "shards", {"train": 42, "test": 21})
+def job(tmp_path: Path, shards: Path) -> Job:
+    return make_job(tmp_path / "member", shards)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """Return the folder of a member that was trained at once, with every checkpoint; tests only read it."""
+    own = make_job(tmp_path_factory.mktemp("uninterrupted") / "member", shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
+        fit(own, 0, 1, CPU)
+    return own.folder
+
+
+def make_job(folder: Path, shards: Path) -> Job:
     model = ModelConfig(
         backbone="ast_micro", patch_freq=16, patch_time=8, freq_stride=16, time_stride=8, init="scratch"
     )
@@ -39,7 +57,7 @@ def job(tmp_path: Path) -> Job:
         checkpoint_every_steps=2, weights="last",
     )  # fmt: skip
     return Job(
-        folder=tmp_path / "member", shards=tmp_path / "shards", seed=0, data=DataConfig(mean=None, std=None),
+        folder=folder, shards=shards, seed=0, data=DataConfig(mean=None, std=None),
         front_end=FRONT_END, model=model, augment=AugmentConfig(freq_mask_bins=4, time_mask_frames=8), optim=optim,
     )  # fmt: skip
 
@@ -53,32 +71,27 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_training_learns_separable_classes_and_writes_its_metrics(job: Job) -> None:
-    fit(job, 0, 1, CPU)
-    rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+def test_training_learns_separable_classes_and_writes_its_metrics(uninterrupted: Path) -> None:
+    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [7, 14, 21]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["test_accuracy"] > 0.9  # a third by chance
-    assert sorted(checkpoint.epoch_folders(job.folder / "epochs")) == [1, 2, 3]
+    assert sorted(checkpoint.epoch_folders(uninterrupted / "epochs")) == [1, 2, 3]
 
 
-def test_same_seed_returns_same_bits_and_another_seed_other_weights(job: Job) -> None:
+def test_same_seed_returns_same_bits_and_another_seed_other_weights(job: Job, uninterrupted: Path) -> None:
     fit(job, 0, 1, CPU)
-    again = dataclasses.replace(job, folder=job.folder.with_name("again"))
-    fit(again, 0, 1, CPU)
     other = dataclasses.replace(job, folder=job.folder.with_name("other"), seed=1)
     fit(other, 0, 1, CPU)
-    assert_same_bits(weights_of(job.folder), weights_of(again.folder))
+    assert_same_bits(weights_of(job.folder), weights_of(uninterrupted))
     assert not torch.equal(weights_of(job.folder)["head.weight"], weights_of(other.folder)["head.weight"])
 
 
 @pytest.mark.parametrize("from_step", [2, 7, 12])
-def test_resumed_run_ends_with_bits_of_uninterrupted_run(job: Job, from_step: int, monkeypatch) -> None:
-    # Keep every checkpoint, then remove those after `from_step`, as if a kill had followed that one.
-    monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
-    fit(job, 0, 1, CPU)
-    whole = weights_of(job.folder)
+def test_resumed_run_ends_with_bits_of_uninterrupted_run(job: Job, uninterrupted: Path, from_step: int) -> None:
+    # Remove the checkpoints after `from_step`, as if a kill had followed that one.
+    shutil.copytree(uninterrupted, job.folder)
     later = [
         path for path in (job.folder / "checkpoints").iterdir() if int(path.name.removeprefix("step-")) > from_step
     ]
@@ -87,7 +100,7 @@ def test_resumed_run_ends_with_bits_of_uninterrupted_run(job: Job, from_step: in
         (folder / checkpoint.MARKER).unlink()
     (job.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "model.safetensors").unlink()
     fit(job, 0, 1, CPU)
-    assert_same_bits(whole, weights_of(job.folder))
+    assert_same_bits(weights_of(uninterrupted), weights_of(job.folder))
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
 
@@ -111,9 +124,7 @@ class _StopAtQuestion(TrainerCallback):
 
 
 @pytest.mark.parametrize("nth", [1, 4, 8])  # an epoch asks before each of its 7 steps, and during its evaluation
-def test_training_that_is_asked_to_stop_loses_no_step_and_no_bit(job: Job, nth: int) -> None:
-    uninterrupted = dataclasses.replace(job, folder=job.folder.with_name("uninterrupted"))
-    fit(uninterrupted, 0, 1, CPU)
+def test_training_that_is_asked_to_stop_loses_no_step_and_no_bit(job: Job, uninterrupted: Path, nth: int) -> None:
     before, after = _StopAtQuestion(nth), _StopAtQuestion(0)
     with pytest.raises(Preempted):
         fit(job, 0, 1, CPU, before)
@@ -123,21 +134,15 @@ def test_training_that_is_asked_to_stop_loses_no_step_and_no_bit(job: Job, nth: 
     assert before.stopped_at == len(before.steps)
     fit(job, 0, 1, CPU, after)
     assert before.steps + after.steps == list(range(1, 7 * EPOCHS + 1))
-    assert_same_bits(weights_of(uninterrupted.folder), weights_of(job.folder))
-    curves = [(one.folder / "metrics.jsonl").read_text().splitlines() for one in (uninterrupted, job)]
+    assert_same_bits(weights_of(uninterrupted), weights_of(job.folder))
+    curves = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (uninterrupted, job.folder)]
     kept = [[{key: json.loads(row)[key] for key in ("epoch", "step", "train_loss")} for row in rows] for rows in curves]
     assert kept[0] == kept[1]
 
 
-def test_more_epochs_continue_a_run(job: Job) -> None:
-    fit(dataclasses.replace(job, optim=dataclasses.replace(job.optim, epochs=1)), 0, 1, CPU)
-    fit(job, 0, 1, CPU)
-    uninterrupted = dataclasses.replace(job, folder=job.folder.with_name("uninterrupted"))
-    fit(uninterrupted, 0, 1, CPU)
-    assert_same_bits(weights_of(uninterrupted.folder), weights_of(job.folder))
-
-
-def test_each_start_hashes_the_newest_checkpoint_once(job: Job, monkeypatch) -> None:
+def test_more_epochs_continue_a_run_whose_newest_checkpoint_each_start_hashes_once(
+    job: Job, uninterrupted: Path, monkeypatch
+) -> None:
     fit(dataclasses.replace(job, optim=dataclasses.replace(job.optim, epochs=1)), 0, 1, CPU)
     hashed: list[str] = []
 
@@ -147,6 +152,7 @@ def test_each_start_hashes_the_newest_checkpoint_once(job: Job, monkeypatch) -> 
 
     monkeypatch.setattr(checkpoint, "_hash_file_in", hash_file)
     fit(job, 0, 1, CPU)
+    assert_same_bits(weights_of(uninterrupted), weights_of(job.folder))
     once = ["step-00000007/model.safetensors", "step-00000007/optimizer.safetensors"]
     assert sorted(hashed) == once
     hashed.clear()
@@ -168,8 +174,8 @@ def test_step_neither_draws_from_nor_depends_on_the_global_random_state(job: Job
     assert_same_bits(*results)
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(job: Job) -> None:
-    fit(job, 0, 1, CPU)
+def test_other_settings_in_the_same_folder_are_refused_by_name(job: Job, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, job.folder)
     changed = dataclasses.replace(job, optim=dataclasses.replace(job.optim, learning_rate=2e-3))
     with pytest.raises(UserError, match=r"run\.optim differ"):
         fit(changed, 0, 1, CPU)
@@ -247,9 +253,11 @@ def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: P
     assert all(value.dtype == torch.float32 for value in weights_of(half.folder).values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ where there is no GPU: needs g++")
-def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job) -> None:
+def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job, monkeypatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # else it starts processes that import torch
     _, whole = compute_first_gradient(job)
     _, compiled = compute_first_gradient(dataclasses.replace(job, optim=dataclasses.replace(job.optim, compile=True)))
     assert whole.keys() == compiled.keys()

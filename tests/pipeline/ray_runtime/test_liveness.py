@@ -25,6 +25,7 @@ def wait_until(ready) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long  # test_stopped_prepare stops a worker of a stage
 def test_a_stopped_worker_is_killed_and_its_task_runs_in_another(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(liveness, "SILENT_S", 6.0)
     monkeypatch.setattr(liveness, "LOOK_EVERY_S", 0.2)

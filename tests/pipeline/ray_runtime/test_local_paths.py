@@ -90,6 +90,7 @@ def test_a_machine_without_a_place_for_links_is_refused(tmp_path: Path, monkeypa
         pass
 
 
+@pytest.mark.ray
 def test_ray_starts_under_a_long_temporary_folder(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
@@ -107,7 +108,10 @@ def test_ray_starts_under_a_long_temporary_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user")
-@pytest.mark.parametrize("home", ["/nonexistent", "/root", None, "/"])
+@pytest.mark.parametrize(
+    "home",
+    ["/nonexistent", pytest.param("/root", marks=pytest.mark.long), pytest.param(None, marks=pytest.mark.long), "/"],
+)
 def test_a_user_without_a_name_or_a_home_gets_both(home: str | None, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in {"USER", "LOGNAME", "HOME", "XDG_CACHE_HOME"}}
     # The capability lets the user read Python where only root may, and nothing else.

@@ -13,7 +13,7 @@ from clusters import Cluster
 from launches import ROOT, has_epoch, last_step, newest_step, training_flags, wait_until
 from prepared import write_shards
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.xdist_group("ray_cluster"), pytest.mark.timeout(400)]
 UPLOADED_BYTES = 2_000_000
 """At most; the virtual environment alone is gigabytes."""
 STUDY = """
@@ -26,7 +26,8 @@ learning_rate = 1e-3
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     return tmp_path
 
@@ -69,6 +70,7 @@ def test_a_study_job_shows_its_table(folder: Path, ray_cluster: Cluster) -> None
     assert best["optim"]["learning_rate"] in {1e-4, 1e-3}
 
 
+@pytest.mark.long  # a step's error and a job's output each have a test of their own
 def test_a_wrong_recipe_key_fails_the_job_with_its_sentence(folder: Path, ray_cluster: Cluster) -> None:
     recipe = folder / "wrong.toml"
     recipe.write_text("[optim]\nlerning_rate = 1e-3\n")

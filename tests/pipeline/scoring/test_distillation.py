@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from prepared import BINS, FRAMES, LABELS, write_shards
+from trainings import train_without_ray
 
 from ast_core.config import DistilConfig
 from ast_core.errors import UserError
@@ -38,7 +39,7 @@ def make_settings(folder: Path, run: str, *more: str) -> RunSettings:
 
 def train_and_evaluate(settings: RunSettings) -> dict[str, dict[str, float]]:
     for seed in settings.ensemble.seeds:
-        train(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
+        train_without_ray(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
     combine(select_settings(settings, CombineSettings))
     return evaluate(select_settings(settings, EvaluateSettings))
 
@@ -58,7 +59,8 @@ def write_teacher(settings: RunSettings) -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, new_store) -> Path:
+    new_store(tmp_path)
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     return tmp_path
 

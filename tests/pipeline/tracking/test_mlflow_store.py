@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from click.testing import CliRunner
+from conftest import NewStore
 from mlflow import MlflowClient
 from mlflow.experiments import commands as mlflow_experiments
 
@@ -24,8 +25,8 @@ def write_rows(path: Path, epochs: int) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
-    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+def store(tmp_path: Path, new_store: NewStore) -> str:
+    uri = new_store(tmp_path / "store")
     mlflow_store.open_store(uri)
     return uri
 
