@@ -16,15 +16,9 @@ from launches import ROOT, STEPS_AN_EPOCH, has_epoch, training_flags, wait_until
 from prepared import write_shards
 from ray.dashboard.modules.reporter import reporter_agent
 
-EPOCHS = 16
-STAGES = """
-import json, sys
-from pipeline import prepare, train
-
 pytestmark = pytest.mark.xdist_group("ray_cluster")
-prepare.main(json.loads(sys.argv[1]))
-train.main(json.loads(sys.argv[2]))
-"""
+
+EPOCHS = 16
 GPU_METRICS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 """The metrics that are exported only on a machine with a GPU."""
 
@@ -54,31 +48,32 @@ def folder(tmp_path: Path, save_tone: Callable[..., Path], new_store: Callable[[
     return tmp_path
 
 
-def launch(folder: Path, cluster: Cluster, *stages: list[str]) -> subprocess.Popen[bytes]:
-    """Start a program that prepares and trains on the cluster, with the flags of both stages."""
-    flags = [json.dumps([*own, "--address", cluster.address]) for own in stages]
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", STAGES, *flags], cwd=ROOT, env=cluster.environment(), stdout=log, stderr=log
-        )
+def launch(folder: Path, cluster: Cluster, program: str, flags: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "pipeline" / program), *flags, "--address", cluster.address]
+    with (folder / f"{program}.log").open("wb") as log:
+        return subprocess.Popen(command, cwd=folder, env=cluster.environment(), stdout=log, stderr=log)
 
 
 @pytest.mark.timeout(500)
 def test_each_metric_of_the_dashboard_is_scraped(folder: Path, ray_cluster: Cluster) -> None:
     seen: list[str] = []
 
-    def scrape() -> None:
+    def scrape(driver: subprocess.Popen[bytes]) -> bool:
         seen.append(ray_cluster.scrape())
+        return driver.poll() is not None
 
     flags = ["--recipe", "own", "--data.source", str(folder / "audio"), "--run-dir", str(folder / "prepared")]
     flags += ["--data.test-split", "test", "--data.validation-split", "", "--prepare.max-reject-share", "0.5"]
+    preparing = launch(folder, ray_cluster, "prepare.py", flags)
+    wait_until(lambda: scrape(preparing), lambda: True)
+    assert preparing.returncode == 0, (folder / "prepare.py.log").read_text()
     member = folder / "seen" / "members" / "seed-0"
-    driver = launch(folder, ray_cluster, flags, training_flags(folder, "seen", EPOCHS))
-    wait_until(lambda: scrape() or has_epoch(member, 2), lambda: driver.poll() is None)
+    training = launch(folder, ray_cluster, "train.py", training_flags(folder, "seen", EPOCHS))
+    wait_until(lambda: has_epoch(member, 2), lambda: training.poll() is None)
     _find_workers(ray_cluster)[0].kill()
-    wait_until(lambda: scrape() or driver.poll() is not None, lambda: True)
-    output = (folder / "log").read_text()
-    assert driver.returncode == 0, output
+    wait_until(lambda: scrape(training), lambda: True)
+    output = (folder / "train.py.log").read_text()
+    assert training.returncode == 0, output
     assert "Workers were lost" in output
     text = "".join(seen)
     names = set(re.findall(r"^(ray_\w+)\{", text, re.MULTILINE))
