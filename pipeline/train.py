@@ -63,9 +63,9 @@ def train(settings: TrainSettings) -> Path:
             if is_finished(job):  # metrics that MLflow lacks are sent all the same
                 Console().print(f"{member.name} is trained already.")
             else:
-                with connection.connect(settings.address, settings.workers):
-                    workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
-                    supervise(job, workers, sync.object_stores(settings))
+                with connection.connect(settings.address, settings.workers, settings.gpus):
+                    workers = cluster_size.worker_count(settings.workers, settings.gpus, job.optim.batch_size)
+                    supervise(job, workers, settings.gpus, sync.object_stores(settings))
         runs.log_artifacts(run_id, member.settings_file)
     Console().print(metrics_table(f"{member.name}: training", member.history))
     return member.path

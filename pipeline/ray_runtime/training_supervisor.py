@@ -22,6 +22,7 @@ from ast_core.storage.disk_space import FULL_DISK_ERRNOS, write_error
 from ast_core.storage.object_store import ObjectStore
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.ray_runtime import cluster_size, connection, internals, placement_groups, preemption
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.train_rank import TrainRankConfig, train_rank
@@ -53,7 +54,7 @@ def placement_group_file(folder: Path) -> Path:
     return folder / ".placement-group"
 
 
-def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
+def supervise(job: Job, workers: int, gpus: Gpus, stores: tuple[ObjectStore, ...]) -> None:
     """Run the workers to the end; start them again if they die of anything but an error that the user must fix.
 
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
@@ -62,6 +63,7 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
     Args:
         job: the training.
         workers: number of ranks.
+        gpus: value of `--gpus`.
         stores: stores of which the run's folders are working copies.
 
     Raises:
@@ -73,7 +75,7 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...]) -> None:
             before, watch = _newest_step(job), LivenessWatch(f"train:{job.folder}", workers)
             try:
                 with watch:
-                    return _fit_once(job, workers, stores, scratch, watch)
+                    return _fit_once(job, workers, gpus, stores, scratch, watch)
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
@@ -137,17 +139,21 @@ def _describe_loss(watch: LivenessWatch, error: BaseException) -> str:
     return ", ".join(named) or type(error).__name__
 
 
-def _fit_once(job: Job, workers: int, stores: tuple[ObjectStore, ...], scratch: Path, watch: LivenessWatch) -> None:
+def _fit_once(
+    job: Job, workers: int, gpus: Gpus, stores: tuple[ObjectStore, ...], scratch: Path, watch: LivenessWatch
+) -> None:
     held = placement_group_file(job.folder)
     downloads.download_if_changed(held)
     placement_groups.release_placement_group(held)  # of a launch whose controller was killed
     placement_groups.release_own_placement_groups()
+    if gpus == "yes":
+        placement_groups.wait_for_gpus(workers, held)
     configure_ray_train()
     preemption.forget_training(job.folder)
-    config = TrainRankConfig(job, watch.name, held, stores, writer_fence.start_generation(job.folder))
+    config = TrainRankConfig(job, watch.name, held, stores, gpus, writer_fence.start_generation(job.folder))
     TorchTrainer(
         functools.partial(train_rank, config),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=cluster_size.uses_gpu()),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=cluster_size.uses_gpu(gpus)),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             **sync.ray_storage_arguments(scratch),
