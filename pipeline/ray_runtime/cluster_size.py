@@ -87,7 +87,7 @@ def require_gpus(gpus: Gpus, count: int = 1) -> None:
         maximum >= count or maximum == 0,
         f"{asks} and the autoscaler starts {maximum} at most. Set --workers to {maximum}.",
     )
-    advice = f"Set --workers to {alive}" if alive else "Give --gpus no, or the --address of a cluster with GPUs"
+    advice = f"Set --workers to {alive}" if alive else "Give --gpus no, or join a cluster with GPUs (--address)"
     require(maximum > 0 or _has_autoscaler(), f"{asks}, and no autoscaler could start a node with more. {advice}.")
 
 
@@ -112,7 +112,8 @@ class GpuWait:
     def __init__(self, count: int) -> None:
         require_gpus("yes", count)
         self._count = count
-        self._started_s = self._busy_s = time.monotonic()
+        self._started_s = time.monotonic()
+        self._idle_since_s: float | None = None
         self._say_s = self._started_s + SAY_FIRST_S
         self._update = 0.0
         self._state = "the autoscaler has not answered yet"
@@ -121,14 +122,15 @@ class GpuWait:
         """Look at the autoscaler; raise UserError if it starts no node that the stage needs."""
         now_s, alive, report = time.monotonic(), _alive("GPU"), internals.autoscaler_report()
         if alive >= self._count:
-            self._busy_s, self._state = now_s, "other work uses them"
+            self._idle_since_s, self._state = None, "other work uses them"
         elif report is not None and report.update != self._update:  # an autoscaler that is away cannot start nodes
             self._update = report.update
             if report.starting:
-                self._busy_s, self._state = now_s, f"the autoscaler starts {', '.join(report.starting)}"
+                self._idle_since_s, self._state = None, f"the autoscaler starts {', '.join(report.starting)}"
             else:
                 self._state = "the autoscaler starts no node"
-                self._require_start(now_s, alive)
+                self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
+                self._require_start(now_s - self._idle_since_s, alive)
         if now_s >= self._say_s:
             self._say_s = now_s + SAY_EVERY_S
             Console(stderr=True, soft_wrap=True, highlight=False).print(
@@ -137,9 +139,9 @@ class GpuWait:
                 markup=False,
             )
 
-    def _require_start(self, now_s: float, alive: int) -> None:
+    def _require_start(self, idle_s: float, alive: int) -> None:
         require(
-            now_s - self._busy_s < IDLE_S,
+            idle_s < IDLE_S,
             f"--gpus yes asks for {_gpus(self._count)} at the same time, the cluster has {alive}, and the autoscaler "
             f"has started no node for {IDLE_S:.0f} s: no group of nodes has GPUs, or the groups are at their maximum. "
             "Raise the maximum of a group with GPUs, set a smaller --workers, or give --gpus no.",
