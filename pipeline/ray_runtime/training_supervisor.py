@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def configure_ray_train() -> None:
     internals.propagate_to_train_workers(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # Ray hands only some on by itself
 
 
+NO_DEVICE = "ProcessGroupNCCL is only supported with GPUs"
+"""Words of torch's error, before a rank's first line, on a node without a GPU. The error has no class of its own."""
 RESTARTS = 3
 """Losses of workers in a row, without a new checkpoint in between, after which a training still goes on."""
 
@@ -80,6 +83,7 @@ def supervise(job: Job, workers: int, gpus: Gpus, stores: tuple[ObjectStore, ...
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
                 _require_disk(error, scratch)
+                _require_device(error)
                 preempted = _cause(error, Preempted)
                 losses = (losses if _newest_step(job) == before else 0) + (preempted is None)
                 if losses > RESTARTS:
@@ -116,6 +120,16 @@ def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
     system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL_DISK_ERRNOS:
         raise write_error(scratch, system, 0, 0) from error
+
+
+def _require_device(error: TrainingFailedError) -> None:
+    """Raise UserError if a node has GPUs for Ray but none for torch: workers that are started again would have none."""
+    if NO_DEVICE in str(error):
+        found = re.search(r"\bip=([^,)\s]+)", str(error))
+        raise UserError(
+            f"Ray started a worker on a GPU of {found[1] if found else 'a node'}, but torch finds no GPU "
+            "there. Check the node's driver (nvidia-smi) and that its image has a torch for GPUs, or give --gpus no."
+        ) from error
 
 
 def _report_restart(job: Job, watch: LivenessWatch, error: BaseException) -> None:

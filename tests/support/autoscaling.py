@@ -8,9 +8,9 @@ from typing import Any
 import psutil
 from clusters import HOST, Cluster
 
-HEAD_GROUP = "head"
+HEAD_GROUP = "ray.head.default"
 HEAD_ID = "f" * 51 + "00000"
-"""Node id under which Ray's provider for tests knows the head."""
+"""Group and node id under which Ray's provider for tests knows the head."""
 
 
 class AutoscalingCluster(Cluster):
@@ -30,6 +30,7 @@ class AutoscalingCluster(Cluster):
             "RAY_FAKE_CLUSTER": "1",
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_SCHEDULER_EVENTS": "0",  # no lines of the autoscaler in the output of programs
         }
 
     def gpus(self) -> int:
