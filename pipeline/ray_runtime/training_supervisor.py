@@ -46,8 +46,9 @@ def configure_ray_train() -> None:
     internals.propagate_to_train_workers(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)  # Ray hands only some on by itself
 
 
-NO_DEVICE = "ProcessGroupNCCL is only supported with GPUs"
-"""Words of torch's error, before a rank's first line, on a node without a GPU. The error has no class of its own."""
+NO_DEVICE = ("ProcessGroupNCCL is only supported with GPUs", "Distributed package doesn't have NCCL built in")
+"""Words of torch's errors, before a rank's first line, on a node without a GPU or with a torch for CPUs. They have no
+class of their own."""
 RESTARTS = 3
 """Losses of workers in a row, without a new checkpoint in between, after which a training still goes on."""
 
@@ -124,7 +125,7 @@ def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
 
 def _require_device(error: TrainingFailedError) -> None:
     """Raise UserError if a node has GPUs for Ray but none for torch: workers that are started again would have none."""
-    if NO_DEVICE in str(error):
+    if any(words in str(error) for words in NO_DEVICE):
         found = re.search(r"\bip=([^,)\s]+)", str(error))
         raise UserError(
             f"Ray started a worker on a GPU of {found[1] if found else 'a node'}, but torch finds no GPU "

@@ -10,9 +10,10 @@ import ray
 from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.experimental import internal_kv
+from ray.train import TrainingFailedError
 
 from ast_core.errors import UserError
-from pipeline.ray_runtime import cluster_size, connection, internals
+from pipeline.ray_runtime import cluster_size, connection, internals, training_supervisor
 from pipeline.ray_runtime.internals import AutoscalerReport
 from tune import search
 
@@ -125,6 +126,14 @@ def test_wait_says_what_it_waits_for_and_ends_if_no_node_starts(
     look(times=10)
     with pytest.raises(UserError, match=r"for 2 GPUs at the same time, the cluster has 0, .*no node for 120 s"):
         look(times=20)
+
+
+@pytest.mark.parametrize("words", training_supervisor.NO_DEVICE)
+def test_node_whose_gpu_torch_does_not_find_is_named_and_not_tried_again(words: str) -> None:
+    error = TrainingFailedError(f"ray::execute._setup() (pid=7, ip=10.0.0.3, actor_id=9c)\nValueError: {words}!")
+    with pytest.raises(UserError, match=r"on a GPU of 10\.0\.0\.3, but torch finds no GPU there\. Check .*--gpus no"):
+        training_supervisor._require_device(error)
+    training_supervisor._require_device(TrainingFailedError("a worker died"))
 
 
 def test_ray_of_this_machine_has_no_autoscaler_and_refuses_at_once(ray_session: None) -> None:
