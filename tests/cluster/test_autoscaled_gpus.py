@@ -40,11 +40,10 @@ def test_the_wait_for_gpus_starts_a_node_that_then_runs_the_work(cluster: Autosc
 
 @pytest.mark.long
 def test_a_training_starts_a_gpu_node_and_runs_on_it(cluster: AutoscalingCluster, tmp_path: Path) -> None:
-    """A rank on the node says that the node, which has GPUs for Ray, has none for torch."""
+    """Only the node that the autoscaler starts has GPUs for Ray; a rank finds out there that torch has none."""
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
     flags = [*training_flags(tmp_path, "run", 2), "--address", cluster.address, "--gpus", "yes"]
     done = run(cluster, "pipeline/train.py", *flags)
     assert done.returncode == 1, done.stderr
     assert "torch finds no GPU there. Check the node's driver" in done.stderr, done.stderr
     assert "Starting again" not in done.stderr
-    assert cluster.gpus() == 2

@@ -33,11 +33,6 @@ class AutoscalingCluster(Cluster):
             "RAY_SCHEDULER_EVENTS": "0",  # no lines of the autoscaler in the output of programs
         }
 
-    def gpus(self) -> int:
-        """Return the number of GPUs of the nodes that are alive."""
-        alive = [node["raylet"] for node in self.nodes() if node["raylet"].get("state") == "ALIVE"]
-        return sum(int(raylet.get("resourcesTotal", {}).get("GPU", 0)) for raylet in alive)
-
     def _start(self, cpus: int, *words: str) -> psutil.Process:
         file = self.folder / "autoscaling.json"
         file.write_text(json.dumps(self._autoscaling()))
