@@ -91,7 +91,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     run, names = RunFolder.of(settings), _folds(settings)
     runs.open_experiment(settings.tracking, settings.experiment)
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
-    with connection.connect(settings.address, settings.workers):
+    with connection.connect(settings.address, settings.workers, settings.gpus):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))
         key = f"test_{headline_metric(index.single_label)}"
         members = {}

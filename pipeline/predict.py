@@ -18,7 +18,6 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
 
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -33,6 +32,7 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.predictions import Labelling, MeasuredBlocks, predictions_table
+from pipeline.scoring.device import choose_device
 
 
 def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
         not settings.decide or bundle.decisions is not None,
         f"{settings.model} has no thresholds to decide by: run calibrate (and register) first.",
     )
-    predictor = Predictor(bundle, "cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor(bundle, choose_device(settings.gpus))
     labelling = Labelling(bundle, settings.decide, settings.top_k)
     found: list[Prediction] = []
     decoder, rate_hz = Decoder(), bundle.front_end.sample_rate_hz

@@ -30,6 +30,7 @@ from ast_core.redaction import without_secrets
 from ast_core.storage.json_files import write_json
 from pipeline.calibrate import calibrate
 from pipeline.cli.command_line import parse_settings, select_settings
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import (
     CalibrateSettings,
@@ -82,7 +83,7 @@ def run(settings: RunSettings) -> None:
 
     with opened(settings, exclusive="run") as folder:
         runs.open_experiment(settings.tracking, settings.experiment)
-        with connection.connect(settings.address, settings.workers):
+        with connection.connect(settings.address, settings.workers, settings.gpus):
             timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
             with MemberTrainings() as trainings:
                 for seed in settings.ensemble.seeds:
@@ -95,7 +96,8 @@ def run(settings: RunSettings) -> None:
             versions = timed("register", lambda: register(select_settings(settings, RegisterSettings)))
     recordings = _test_recordings(settings, folder)
     model = _uri(settings.model_name, versions[settings.model_name])
-    again = PredictSettings(inputs=recordings, model=model, top_k=3, tracking=settings.tracking)
+    gpus: Gpus = "no" if settings.gpus == "no" else "auto"  # this process may be on a node without GPUs
+    again = PredictSettings(inputs=recordings, model=model, top_k=3, gpus=gpus, tracking=settings.tracking)
     timed("predict", lambda: predict(again))
     timed("report", lambda: report(select_settings(settings, ReportSettings)))
     write_json(folder.stage_seconds, seconds)

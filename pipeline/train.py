@@ -81,10 +81,10 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
             if is_finished(job):  # metrics that MLflow lacks are sent all the same
                 Console().print(f"{member.name} is trained already.")
             else:
-                with connection.connect(settings.address, settings.workers):
-                    workers = cluster_size.worker_count(settings.workers, job.optim.batch_size)
+                with connection.connect(settings.address, settings.workers, settings.gpus):
+                    workers = cluster_size.worker_count(settings.workers, settings.gpus, job.optim.batch_size)
                     with contextlib.nullcontext(group) if group is not None else WorkerGroup() as used:
-                        supervise(job, workers, sync.object_stores(settings), used)
+                        supervise(job, workers, settings.gpus, sync.object_stores(settings), used)
         runs.log_artifacts(run_id, member.settings_file)
     Console().print(metrics_table(f"{member.name}: training", member.history))
     return member.path

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ import ray
 import tomli_w
 from ray.tune import ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
 from ast_core.config import Recipe
@@ -36,6 +38,7 @@ from ast_core.shards.index import INDEX, ShardIndex
 from ast_core.storage.atomic_files import atomic_write
 from ast_core.storage.json_files import sha256_of_json
 from pipeline.cli.command_line import parse_settings, select_settings, with_changes
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings, ReportSettings, RunSettings
 from pipeline.prepare import prepare
@@ -56,6 +59,8 @@ from tune.trial_bars import TrialBars
 
 MAX_RESTARTS = 2
 """Number of restarts of a trial whose process was lost. A restarted trial resumes from its checkpoint."""
+LOOK_EVERY_S = 2.0
+"""Time between two looks at how many trials have room."""
 
 
 def search(settings: SearchSettings) -> tuple[Table, list[Trial]]:
@@ -95,7 +100,7 @@ def _run_study(settings: SearchSettings, study: Study, recipes: dict[str, Recipe
         "folder_id": runs.folder_id(settings.study_dir),
     }
     with (
-        connection.connect(settings.address, settings.workers),
+        connection.connect(settings.address, settings.workers, settings.gpus),
         runs.start_run(settings.experiment, f"{settings.experiment}-{study.name}", to_dict(settings), tags) as run_id,
     ):
         shards = {name: _prepare_shards(settings, recipe) for name, recipe in recipes.items()}
@@ -167,14 +172,12 @@ def _run_trials(settings: SearchSettings, study: Study, trials: Sequence[Trial])
 
 
 def _make_tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path, asha: bool) -> Tuner:
-    """Return a tuner that runs only as many trials at once as have workers; more would wait for each other for ever."""
+    """Return a tuner that runs only as many trials at the same time as `_TrialQueue` allows."""
     epochs = max(trial.settings.optim.epochs for trial in trials)
     # ASHA must not stop a trial at its last epoch: the test comes after it.
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2) if asha else None
-    resources = ray.cluster_resources()
-    slots = int(resources.get("GPU" if cluster_size.uses_gpu() else "CPU", 1))
-    workers = max(cluster_size.worker_count(settings.workers, trial.settings.optim.batch_size) for trial in trials)
-    side_by_side = max(1, slots // workers)
+    asked, gpus = settings.workers, settings.gpus
+    workers = max(cluster_size.worker_count(asked, gpus, trial.settings.optim.batch_size) for trial in trials)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # `TrialBars` shows the trials
     # On Ctrl-C, Ray Tune would return as if all trials had ended, and they would count as stopped by ASHA.
@@ -184,7 +187,11 @@ def _make_tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path
         ray.tune.with_resources(run_trial, {"memory": 2**20}),
         param_space={"trial": ray.tune.grid_search(list(trials))},
         tune_config=TuneConfig(
-            metric=SCORE, mode="max", scheduler=scheduler, max_concurrent_trials=side_by_side, reuse_actors=not asha
+            metric=SCORE,
+            mode="max",
+            scheduler=scheduler,
+            search_alg=_TrialQueue(gpus, workers),
+            reuse_actors=not asha,
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
@@ -194,6 +201,35 @@ def _make_tuner(settings: SearchSettings, trials: Sequence[Trial], scratch: Path
             callbacks=[_PlacementGroupRelease()],
         ),
     )
+
+
+class _TrialQueue(BasicVariantGenerator):
+    """The study's trials in order, as many at the same time as have room for their workers.
+
+    On a cluster that an autoscaler may enlarge, one trial more waits for its workers: this makes the autoscaler start
+    a node if the cluster may have more, and then there is room for the next trial.
+
+    Args:
+        gpus: value of `--gpus`.
+        workers: number of workers of a trial.
+    """
+
+    def __init__(self, gpus: Gpus, workers: int) -> None:
+        super().__init__(max_concurrent=_count_parallel_trials(gpus, workers))
+        self._gpus: Gpus = gpus
+        self._workers = workers
+        self._looked_s = time.monotonic()
+
+    def next_trial(self) -> Any:
+        """Return a trial that can start now, or None; Ray Tune calls this many times a second."""
+        if self._gpus == "yes" and time.monotonic() - self._looked_s > LOOK_EVERY_S:
+            self.max_concurrent = _count_parallel_trials(self._gpus, self._workers)
+            self._looked_s = time.monotonic()
+        return super().next_trial()  # type: ignore[no-untyped-call]
+
+
+def _count_parallel_trials(gpus: Gpus, workers: int) -> int:
+    return max(1, cluster_size.room(gpus) // workers + cluster_size.may_grow(gpus))
 
 
 class _PlacementGroupRelease(ray.tune.Callback):

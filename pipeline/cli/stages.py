@@ -22,6 +22,7 @@ from ast_core.config import (
     PrepareConfig,
     Recipe,
 )
+from pipeline.cli.gpu_choice import Gpus
 
 Variant = Literal["published", "paper"]
 
@@ -60,6 +61,15 @@ class Common:
 
 
 @dataclass(frozen=True)
+class GpuCommon(Common):
+    """Settings that every stage takes which can use GPUs."""
+
+    gpus: Gpus = "auto"
+    """Use of GPUs. `auto` uses those of the nodes that are alive, else CPUs. `yes` asks Ray for GPUs even if no node
+    that is alive has one, so that an autoscaler starts one. `no` uses CPUs."""
+
+
+@dataclass(frozen=True)
 class PrepareSettings(Common):
     """Settings of `prepare`."""
 
@@ -86,7 +96,7 @@ class CheckSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings(Common):
+class TrainSettings(GpuCommon):
     """Settings of `train`."""
 
     seed: int = 0
@@ -113,7 +123,7 @@ class CombineSettings(Common):
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(Common):
+class EvaluateSettings(GpuCommon):
     """Settings of `evaluate`."""
 
     bootstrap: int = 0
@@ -126,7 +136,7 @@ class EvaluateSettings(Common):
 
 
 @dataclass(frozen=True)
-class CalibrateSettings(Common):
+class CalibrateSettings(GpuCommon):
     """Settings of `calibrate`."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -150,7 +160,7 @@ class RegisterSettings(Common):
 
 
 @dataclass(frozen=True)
-class RunSettings(Common, Recipe):
+class RunSettings(GpuCommon, Recipe):
     """Settings of `run`: those of every stage and all sections of the recipe."""
 
     model_name: Annotated[str, _show_default("ast-RECIPE")] = ""
@@ -189,6 +199,8 @@ class PredictSettings:
     """Seconds between the starts of the timeline's windows. Each window is as long as a training clip."""
     attention: Path | None = None
     """Folder to write a picture to of the first member's attention over each file's first window."""
+    gpus: Gpus = "auto"
+    """Use of this machine's GPU: `auto` if torch finds one, `yes` or an error, `no` for the CPU."""
     tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )

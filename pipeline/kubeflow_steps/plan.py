@@ -115,6 +115,7 @@ def stage_flags(plan: Plan, stage: str, own: Sequence[str] = ()) -> list[str]:
     flags += ["--experiment", plan.experiment]
     flags += ["--address", "auto"] if plan.ray_cluster else []
     flags += ["--workers", str(plan.workers)] if plan.workers else []
+    flags += ["--gpus", "yes"] if plan.ray_cluster and "gpus" in _setting_names(stage) else []
     flags += ["--data.source", plan.data_source] if stage in READS_RECORDINGS else []
     flags += ["--model-name", plan.model_name] if stage == "register" else []
     taken = _setting_names(stage)

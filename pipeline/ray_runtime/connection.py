@@ -18,7 +18,8 @@ from ray.exceptions import OutOfDiskError
 
 from ast_core.errors import NoRoomError, UserError
 from pipeline.cli import sigterm
-from pipeline.ray_runtime import internals
+from pipeline.cli.gpu_choice import Gpus
+from pipeline.ray_runtime import cluster_size, internals
 from pipeline.ray_runtime.local_paths import LocalPaths, open_local_paths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,15 +30,16 @@ STARTS = 4
 
 
 @contextlib.contextmanager
-def connect(address: str, workers: int = 0) -> Iterator[None]:
+def connect(address: str, workers: int = 0, gpus: Gpus = "auto") -> Iterator[None]:
     """Connect to Ray for one stage. A connection that exists (a job's, a test's, `run`'s) is used and stays open.
 
     Args:
         address: value of `--address`; RAY_ADDRESS if empty; a local cluster if neither is set.
         workers: processes that must fit at once; a local cluster offers at least so many CPU slots.
+        gpus: value of `--gpus`.
 
     Raises:
-        UserError: the named cluster cannot be reached.
+        UserError: the named cluster cannot be reached, or `gpus` is "yes" and the cluster can never have a GPU.
         NoRoomError: Ray's object store is full, and so is the disk to which it spills.
     """
     if _early is not None:
@@ -47,6 +49,7 @@ def connect(address: str, workers: int = 0) -> Iterator[None]:
             with sigterm.keep_sigterm_handler():
                 _start(_address(address), workers, until_stopped)
         with _explain_full_disks():
+            cluster_size.require_gpus(gpus)
             yield
 
 

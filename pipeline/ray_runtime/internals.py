@@ -8,8 +8,10 @@ that train nothing import this module, too.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ray
 from ray._private import ray_constants
@@ -73,6 +75,65 @@ def placement_group_of(name: str) -> PlacementGroup:
 def spill_folder() -> str:
     """Return the folder to which this node's object store spills; empty if Ray does not say."""
     return getattr(ray._private.worker.global_worker.node, "_fallback_directory", None) or ""
+
+
+@dataclass(frozen=True)
+class AutoscalerReport:
+    """The newest report of a cluster's autoscaler."""
+
+    update: float
+    """Number or time of the report; the next report has another one."""
+    starting: tuple[str, ...]
+    """Groups whose nodes are being started, or could not be started just now."""
+    fixed_size: bool
+    """Whether the cluster has no autoscaler: Ray's monitor then reports in its place."""
+
+
+def autoscaler_report() -> AutoscalerReport | None:
+    """Return the newest report of the cluster's autoscaler; None if nothing was reported yet.
+
+    Ray has two autoscalers. The first writes its report as JSON to the key-value store of Ray's head, the second keeps
+    it in the head itself. Neither reports how many nodes it may start.
+    """
+    from ray.autoscaler._private.util import format_readonly_node_type  # noqa: PLC0415
+    from ray.autoscaler.v2.utils import is_autoscaler_v2  # noqa: PLC0415
+
+    if is_autoscaler_v2(fetch_from_server=True):
+        return _second_autoscaler_report()
+    status = json.loads(internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) or "{}")
+    report = status.get("autoscaler_report")
+    if not report or not report["active_nodes"]:
+        return None
+    records = report["node_availability_summary"]["node_availabilities"]
+    failed = {group for group, record in records.items() if not record["is_available"]}
+    pending = {group for _, group, _ in report["pending_nodes"]} | set(report["pending_launches"])
+    mirrored = {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}
+    return AutoscalerReport(status["time"], tuple(sorted(pending | failed)), set(report["active_nodes"]) <= mirrored)
+
+
+def _second_autoscaler_report() -> AutoscalerReport | None:
+    from ray.core.generated import autoscaler_pb2  # noqa: PLC0415
+
+    reply = autoscaler_pb2.GetClusterStatusReply.FromString(  # type: ignore[attr-defined]
+        internal_kv.internal_kv_get_gcs_client().get_cluster_status()
+    )
+    scaling, nodes = reply.autoscaling_state, reply.cluster_resource_state.node_states
+    if not scaling.autoscaler_state_version:
+        return None
+    requests = [*scaling.pending_instance_requests, *scaling.pending_instances, *scaling.failed_instance_requests]
+    groups = {request.ray_node_type_name for request in requests}
+    fixed_size = not any(node.ray_node_type_name for node in nodes)
+    return AutoscalerReport(scaling.autoscaler_state_version, tuple(sorted(groups)), fixed_size)
+
+
+def reported_maximum(name: str) -> int:
+    """Return how much of a resource such as "GPU" the cluster may have at most; 0 if Ray does not say."""
+    return (state.get_max_resources_from_cluster_config() or {}).get(name, 0)
+
+
+def started_here() -> bool:
+    """Return whether this process started the Ray that it is connected to, which has no autoscaler."""
+    return bool(getattr(ray._private.worker.global_worker.node, "head", False))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Release the CPUs and GPUs that worker groups held and that Ray does not release by itself."""
+"""Wait for the GPUs of a worker group; release the CPUs and GPUs of groups that Ray does not release by itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 import ray
 import ray.util
 
-from ast_core.storage.atomic_files import remove_file
+from ast_core.storage.atomic_files import atomic_write, remove_file
+from pipeline.ray_runtime.cluster_size import GpuWait
 from pipeline.ray_runtime.internals import placement_group_of
+
+LOOK_EVERY_S = 1.0
 
 
 def release_placement_group(held: Path) -> None:
@@ -39,3 +42,27 @@ def release_own_placement_groups() -> None:
     for name, group in ray.util.placement_group_table().items():
         if name.endswith(job) and group["state"] != "REMOVED":
             ray.util.remove_placement_group(placement_group_of(name))
+
+
+def wait_for_gpus(count: int, held: Path) -> None:
+    """Wait until so many GPUs are free at the same time; an autoscaler starts nodes for them.
+
+    Ray Train itself waits, too, but says nothing, and takes its request back every minute.
+
+    Args:
+        count: number of GPUs.
+        held: file that names the placement group while this waits, so that the next start releases the group if this
+            process is killed.
+
+    Raises:
+        UserError: the cluster has fewer GPUs, and no autoscaler starts more.
+    """
+    wait = GpuWait(count)
+    group = ray.util.placement_group([{"GPU": 1}] * count)
+    with atomic_write(held) as temporary:
+        temporary.write_text(group.id.hex(), encoding="utf-8")
+    try:
+        while not group.wait(LOOK_EVERY_S):
+            wait.look()
+    finally:
+        release_placement_group(held)

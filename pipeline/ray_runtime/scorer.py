@@ -13,8 +13,10 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.ray_runtime.heartbeat import start_heartbeat
 from pipeline.run_folder import downloads, sync
+from pipeline.scoring.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,34 @@ class Scorer:
         shards: folder of the shards.
         splits: splits to score.
         stores: stores of which the node's folders become working copies.
+        gpus: value of `--gpus`.
     """
 
-    def __init__(self, watch: str, shards: Path, splits: tuple[str, ...], stores: tuple[ObjectStore, ...]) -> None:
+    def __init__(
+        self, watch: str, shards: Path, splits: tuple[str, ...], stores: tuple[ObjectStore, ...], gpus: Gpus
+    ) -> None:
         start_heartbeat(watch, "scorer")
         sync.attach_stores(stores)
         downloads.download_shards(shards, splits)
         torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[MemberWeights, Predictor] | None = None
+        self._gpus: Gpus = gpus
+
+    def is_ready(self) -> None:
+        """Return once this worker runs; the driver gives work only to workers that do."""
 
     def score(self, member: MemberWeights, indices: np.ndarray) -> tuple[MemberWeights, np.ndarray, np.ndarray]:
-        """Return both arguments and those clips' probabilities by that member, float32 [len(indices), C]."""
+        """Return both arguments and those clips' probabilities by that member, float32 [len(indices), C].
+
+        Raises:
+            UserError: the bundle is damaged, or `--gpus` is `yes` and torch finds no GPU on this node.
+        """
         if self._loaded is None or self._loaded[0] != member:
             downloads.download_files(member.bundle, ["*"])
             bundle = Bundle.load(member.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[member.number],))
-            self._loaded = (member, Predictor(single, "cuda" if torch.cuda.is_available() else "cpu"))
+            self._loaded = (member, Predictor(single, choose_device(self._gpus)))
         return (
             member,
             indices,

@@ -20,6 +20,7 @@ from ray import cloudpickle
 
 from ast_core.config import Job
 from ast_core.storage.object_store import ObjectStore
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.cli.user_environment import complete_environment
 from pipeline.ray_runtime.heartbeat import start_heartbeat
 from pipeline.ray_runtime.internals import kv_get, kv_put
@@ -40,6 +41,8 @@ class TrainRankConfig:
     """File in which rank 0 notes the CPUs or GPUs that the group holds, for `release_placement_group`."""
     stores: tuple[ObjectStore, ...]
     """Stores of which the node's folders become working copies."""
+    gpus: Gpus
+    """Value of `--gpus`."""
     generation: str
     """Generation as which the ranks write to the member's folder, see `ast_core.storage.writer_fence`."""
 
@@ -85,6 +88,7 @@ def train_rank(config: TrainRankConfig) -> None:
     from pipeline.ray_runtime import preemption  # noqa: PLC0415
     from pipeline.reporting import log_lines, prometheus  # noqa: PLC0415
     from pipeline.run_folder import sync  # noqa: PLC0415
+    from pipeline.scoring.device import choose_device  # noqa: PLC0415
 
     sync.attach_stores(config.stores)
     group = ray.util.get_current_placement_group()
@@ -93,7 +97,8 @@ def train_rank(config: TrainRankConfig) -> None:
     labels = prometheus.member_labels(job) | {"rank": str(rank)}
     log_lines.label_log_lines(labels)
     sync.download_rank_inputs(job)
-    if not torch.cuda.is_available():
+    device = get_device() if choose_device(config.gpus) == "cuda" else torch.device("cpu")
+    if device.type == "cpu":
         # One thread a rank: two threads on one core lose more in waiting for each other than they gain.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     with contextlib.ExitStack() as until_trained:
@@ -103,4 +108,4 @@ def train_rank(config: TrainRankConfig) -> None:
                 temporary.write_text(group.id.hex(), encoding="utf-8")
             watch = until_trained.enter_context(preemption.PreemptionWatch(job.folder, group))
         callback = prometheus.PrometheusCallback(labels, watch)
-        fit(job, rank, context.get_world_size(), get_device(), callback)
+        fit(job, rank, context.get_world_size(), device, callback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from ray.exceptions import OutOfDiskError
@@ -18,12 +19,16 @@ from ast_core.storage.disk_space import FULL_DISK_ERRNOS, write_error
 from ast_core.storage.object_store import ObjectStore
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
+from pipeline.cli.gpu_choice import Gpus
 from pipeline.ray_runtime import cluster_size, connection, internals, preemption
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.train_rank import TrainRankConfig
 from pipeline.ray_runtime.worker_group import WorkerGroup, scratch_folder
 from pipeline.reporting import prometheus
 
+NO_DEVICE = ("ProcessGroupNCCL is only supported with GPUs", "Distributed package doesn't have NCCL built in")
+"""Words of torch's errors, before a rank's first line, on a node without a GPU or with a torch for CPUs. They have no
+class of their own."""
 RESTARTS = 3
 """Losses of workers in a row, without a new checkpoint in between, after which a training still goes on."""
 
@@ -33,7 +38,7 @@ def placement_group_file(folder: Path) -> Path:
     return folder / ".placement-group"
 
 
-def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...], group: WorkerGroup) -> None:
+def supervise(job: Job, workers: int, gpus: Gpus, stores: tuple[ObjectStore, ...], group: WorkerGroup) -> None:
     """Train to the end; start the workers again if they die of anything but an error that the user must fix.
 
     Ray's own restarts would repeat those errors too, and its list of checkpoints does not survive a kill inside a
@@ -42,6 +47,7 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...], group: Wo
     Args:
         job: the training.
         workers: number of ranks.
+        gpus: value of `--gpus`.
         stores: stores of which the run's folders are working copies.
         group: workers of the training before, if there was one, and of the next.
 
@@ -56,12 +62,15 @@ def supervise(job: Job, workers: int, stores: tuple[ObjectStore, ...], group: Wo
                 with watch:
                     preemption.forget_training(job.folder)
                     generation = writer_fence.start_generation(job.folder)
-                    config = TrainRankConfig(job, watch.name, placement_group_file(job.folder), stores, generation)
-                    return group.train(config, workers, cluster_size.uses_gpu())
+                    config = TrainRankConfig(
+                        job, watch.name, placement_group_file(job.folder), stores, gpus, generation
+                    )
+                    return group.train(config, workers, cluster_size.uses_gpu(gpus))
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
                     raise UserError(str(user_error)) from None
                 _require_disk(error, scratch)
+                _require_device(error)
                 preempted = _cause(error, Preempted)
                 losses = (losses if _newest_step(job) == before else 0) + (preempted is None)
                 if losses > RESTARTS:
@@ -97,6 +106,16 @@ def _require_disk(error: TrainingFailedError, scratch: Path) -> None:
     system = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if str(system.strerror) in str(error) or getattr(_cause(error, OSError), "errno", 0) in FULL_DISK_ERRNOS:
         raise write_error(scratch, system, 0, 0) from error
+
+
+def _require_device(error: TrainingFailedError) -> None:
+    """Raise UserError if a node has GPUs for Ray but none for torch: workers that are started again would have none."""
+    if any(words in str(error) for words in NO_DEVICE):
+        found = re.search(r"\bip=([^,)\s]+)", str(error))
+        raise UserError(
+            f"Ray started a worker on a GPU of {found[1] if found else 'a node'}, but torch finds no GPU "
+            "there. Check the node's driver (nvidia-smi) and that its image has a torch for GPUs, or give --gpus no."
+        ) from error
 
 
 def _report_restart(job: Job, watch: LivenessWatch, error: BaseException) -> None:

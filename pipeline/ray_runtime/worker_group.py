@@ -115,6 +115,8 @@ class _Run:
         downloads.download_if_changed(first.placement_group_file)
         placement_groups.release_placement_group(first.placement_group_file)  # of a launch whose controller was killed
         placement_groups.release_own_placement_groups()
+        if first.gpus == "yes":
+            placement_groups.wait_for_gpus(workers, first.placement_group_file)
         configure_ray_train()
         trainer = LeanTorchTrainer(
             functools.partial(serve_trainings, self._name),

@@ -5,14 +5,13 @@ Shape suffixes: N clips of the split, B clips of a chunk, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import ray.util
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,7 +21,7 @@ from ast_core.shards.reader import ShardReader
 from ast_core.weights.bundle import DESCRIPTION
 from ast_core.weights.bundle_description import BundleFacts, Description, Entry, read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
-from pipeline.cli.stages import Common
+from pipeline.cli.stages import GpuCommon
 from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.liveness import LivenessWatch
 from pipeline.ray_runtime.scorer import MemberWeights, Scorer
@@ -32,6 +31,7 @@ CHUNK = 32
 """Number of clips that a worker scores in one task, after which the progress bar advances."""
 RESTARTS = 2
 """Number of times that a worker which died or was stopped is replaced."""
+LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _describe_first_difference(labels: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def bundle_scores(
-    settings: Common, bundles: Mapping[str, DescribedBundle], reader: ShardReader, output: Path
+    settings: GpuCommon, bundles: Mapping[str, DescribedBundle], reader: ShardReader, output: Path
 ) -> dict[str, np.ndarray]:
     """Return each bundle's probabilities of the reader's clips, float32 [N, C]; store `output/NAME-scores.parquet`.
 
@@ -128,7 +128,9 @@ def bundle_scores(
     return {name: scores_NC for name, scores_NC in known.items() if scores_NC is not None}
 
 
-def member_scores(settings: Common, bundles: Sequence[DescribedBundle], reader: ShardReader) -> dict[str, np.ndarray]:
+def member_scores(
+    settings: GpuCommon, bundles: Sequence[DescribedBundle], reader: ShardReader
+) -> dict[str, np.ndarray]:
     """Score each distinct member of the bundles once on every clip.
 
     Returns:
@@ -137,7 +139,7 @@ def member_scores(settings: Common, bundles: Sequence[DescribedBundle], reader: 
     Raises:
         UserError: a bundle is damaged, or its scores are not finite.
     """
-    with connection.connect(settings.address, settings.workers):
+    with connection.connect(settings.address, settings.workers, settings.gpus):
         scores = _score_members(settings, _find_distinct_members(bundles), reader)
     for place, scores_NC in scores.items():
         _check_scores(place.bundle, scores_NC, reader)
@@ -154,18 +156,18 @@ def _find_distinct_members(bundles: Sequence[DescribedBundle]) -> list[MemberWei
 
 
 def _score_members(
-    settings: Common, places: Sequence[MemberWeights], reader: ShardReader
+    settings: GpuCommon, places: Sequence[MemberWeights], reader: ShardReader
 ) -> dict[MemberWeights, np.ndarray]:
     chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
     scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
     tasks = [(place, indices) for place in places for indices in chunks]
     workers = _worker_count(settings, len(chunks))
     with LivenessWatch("evaluate", workers) as watch, Progress(console=Console(stderr=True)) as progress:
+        wait = cluster_size.GpuWait(1) if settings.gpus == "yes" else None
         scorers = _start_scorers(settings, reader, workers, watch.name)
         bar = progress.add_task(f"score {len(places)} members", total=len(places) * len(reader))
-        pool = ray.util.ActorPool(scorers)
         try:
-            for place, indices, scores_BC in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
+            for place, indices, scores_BC in _run_tasks(scorers, tasks, wait):
                 scores[place][indices] = scores_BC
                 progress.advance(bar, len(indices))
         except ray.exceptions.RayTaskError as error:
@@ -181,23 +183,46 @@ def _score_members(
     return scores
 
 
-def _worker_count(settings: Common, most: int) -> int:
-    """Return how many workers to start: as many as were asked for and have room at once, but at most `most`."""
-    room = int(ray.cluster_resources().get("GPU" if cluster_size.uses_gpu() else "CPU", 1))
-    return max(1, min(cluster_size.worker_count(settings.workers), room, most))
+def _run_tasks(
+    scorers: Sequence[Any], tasks: Sequence[tuple[MemberWeights, np.ndarray]], wait: cluster_size.GpuWait | None
+) -> Iterator[tuple[MemberWeights, np.ndarray, np.ndarray]]:
+    """Yield the result of each task in the order of their ends.
+
+    Only workers that have started get tasks: Ray may not have room for the others yet, or ever.
+    """
+    todo, left, started = iter(tasks), len(tasks), False
+    running = {scorer.is_ready.remote(): scorer for scorer in scorers}
+    while left:
+        done, _ = ray.wait(list(running), timeout=LOOK_EVERY_S)
+        if not done and not started and wait is not None:
+            wait.look()
+        for answer in done:
+            scorer, result, started = running.pop(answer), ray.get(answer), True
+            if result is not None:
+                left -= 1
+                yield result
+            if (task := next(todo, None)) is not None:
+                running[scorer.score.remote(*task)] = scorer
 
 
-def _start_scorers(settings: Common, reader: ShardReader, workers: int, watch: str) -> list[Any]:
+def _worker_count(settings: GpuCommon, most: int) -> int:
+    """Return how many workers to start: as many as were asked for and have or may get room, but at most `most`."""
+    asked = cluster_size.worker_count(settings.workers, settings.gpus)
+    fit = asked if cluster_size.may_grow(settings.gpus) else cluster_size.room(settings.gpus)
+    return max(1, min(asked, fit, most))
+
+
+def _start_scorers(settings: GpuCommon, reader: ShardReader, workers: int, watch: str) -> list[Any]:
     """Start the workers; return their actors."""
     actor = ray.remote(Scorer).options(
         num_cpus=1,
-        num_gpus=1 if cluster_size.uses_gpu() else 0,
+        num_gpus=1 if cluster_size.uses_gpu(settings.gpus) else 0,
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
         scheduling_strategy="DEFAULT",  # not the placement group of a trial, which has no room for scorers
     )
     stores = sync.object_stores(settings)
-    return [actor.remote(watch, reader.folder, reader.splits, stores) for _ in range(workers)]
+    return [actor.remote(watch, reader.folder, reader.splits, stores, settings.gpus) for _ in range(workers)]
 
 
 def _check_scores(bundle: Path, scores_NC: np.ndarray, reader: ShardReader) -> None:

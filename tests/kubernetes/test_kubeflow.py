@@ -106,18 +106,20 @@ def test_ray_job_of_a_step_is_valid_and_its_flags_parse(stage: str) -> None:
     settings = check_ray_job(job, TRACKING)
     assert settings.experiment == "audioset_full"
     assert getattr(settings, "model_name", plan.model_name) == plan.model_name == "ast-audioset-full"
+    assert getattr(settings, "gpus", "yes") == "yes"  # the cluster has a group of GPU nodes, without a node at first
     assert isinstance(job["spec"]["activeDeadlineSeconds"], int)  # Kubeflow makes a dict's integers floats
     with pytest.raises(SystemExit):
         check_ray_job(ray_job(plan, stage, [*OWN.get(stage, []), "--no-such-flag", "1"]), TRACKING)
 
 
 def test_changes_reach_only_the_stages_that_take_them() -> None:
-    changes = {"optim.epochs": 4.0, "data.train_splits": ["balanced", "unbalanced"], "bootstrap": 100.0}
+    changes = {"optim.epochs": 4.0, "data.train_splits": ["balanced", "unbalanced"], "bootstrap": 100.0, "gpus": "no"}
     plan = dataclasses.replace(default_plan("main_job"), changes=changes).resolve()
     found = {stage: check_ray_job(ray_job(plan, stage, OWN.get(stage, [])), TRACKING) for stage in STAGES}
     assert found["train"].optim.epochs == found["combine"].optim.epochs == found["search"].optim.epochs == 4
     assert found["prepare"].data.train_splits == found["evaluate"].data.train_splits == ("balanced", "unbalanced")
     assert found["evaluate"].bootstrap == 100
+    assert found["train"].gpus == found["evaluate"].gpus == found["search"].gpus == "no"
 
 
 def test_invalid_plan_raises_a_user_error() -> None:

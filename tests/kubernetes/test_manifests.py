@@ -209,6 +209,14 @@ def test_each_stage_program_has_a_job() -> None:
     assert programs == set(SETTINGS) - of_pipelines_only
 
 
+def test_jobs_that_can_use_gpus_ask_for_them_by_name() -> None:
+    """The overlays' GPU groups have no node at first; without `--gpus yes` a job would train on CPUs."""
+    for job in jobs():
+        settings = check_ray_job(job, "http://mlflow:5000")
+        assert getattr(settings, "gpus", "yes") == "yes", job["spec"]["entrypoint"]
+        assert not hasattr(settings, "gpus") or settings.workers > 0, "Ray's autoscaler does not report its maximum"
+
+
 def test_jobs_select_the_existing_cluster() -> None:
     name = one(overlay("gpu"), "RayCluster")["metadata"]["name"]
     for job in jobs():

@@ -18,7 +18,6 @@ from launches import training_flags
 
 from ast_core.config import Job
 from ast_core.storage.atomic_files import sha256_of
-from ast_core.storage.object_store import ObjectStore
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
@@ -57,9 +56,8 @@ def fit_without_ray(settings: TrainSettings, workers: int = 1) -> Path:
     return job.folder
 
 
-def supervise_without_ray(job: Job, workers: int, stores: tuple[ObjectStore, ...] = ()) -> None:
+def supervise_without_ray(job: Job, workers: int, *_: object) -> None:
     """Run the ranks of a training to the end, in the place of `training_supervisor.supervise`."""
-    assert not stores
     job.folder.mkdir(parents=True, exist_ok=True)
     # Two ranks have the threads that `train_rank` gives them; a single one need not have the same bits, only be fast.
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 1
