@@ -72,7 +72,8 @@ def keep_sigterm_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        if isinstance(before, _Interrupt) and not _received.is_set():
+        main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
+        if main and isinstance(before, _Interrupt) and not _received.is_set():
             signal.signal(signal.SIGTERM, before)
 
 

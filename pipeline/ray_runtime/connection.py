@@ -43,7 +43,8 @@ def connect(address: str, workers: int = 0, gpus: Gpus = "auto") -> Iterator[Non
         NoRoomError: Ray's object store is full, and so is the disk to which it spills.
     """
     if _early is not None:
-        _early.wait()
+        with sigterm.keep_sigterm_handler():
+            _early.wait()
     with contextlib.ExitStack() as until_stopped:
         if not ray.is_initialized():
             with sigterm.keep_sigterm_handler():

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any, Self
 
 import psutil
@@ -113,7 +114,8 @@ class LivenessWatch:
             self._look_at_nodes_s = now_s + NODE_LOOK_EVERY_S
             for node in ray.nodes():
                 if node["Alive"] and node["NodeID"] not in self._looks:  # a busy node may not have answered yet
-                    self._looks[node["NodeID"]] = self._inspector(node["NodeID"]).kill_stopped.remote()
+                    heard = [one.process for one in heartbeats.values() if one.node_id == node["NodeID"]]
+                    self._looks[node["NodeID"]] = self._inspector(node["NodeID"]).kill_stopped.remote(heard)
 
     def _report_silent(self) -> None:
         """Report silent workers that their nodes killed. A node that hangs does not answer, and is Ray's to notice."""
@@ -202,12 +204,16 @@ class NodeInspector:
         os.kill(process, signal.SIGKILL)
         return KILLED
 
-    def kill_stopped(self) -> list[str]:
-        """Kill worker processes that were stopped at an earlier look and still are; return their descriptions."""
+    def kill_stopped(self, heard: Collection[int]) -> list[str]:
+        """Kill worker processes that were stopped at an earlier look and still are; return their descriptions.
+
+        Args:
+            heard: processes that have sent heartbeats, which are left to `kill_silent`.
+        """
         now_s, stopped, killed = time.monotonic(), {}, []
         for worker in self._workers(every_job=is_local()):
             with contextlib.suppress(psutil.Error):
-                if worker.status() == psutil.STATUS_STOPPED:
+                if worker.pid not in heard and worker.status() == psutil.STATUS_STOPPED:
                     stopped[worker.pid] = self._stopped.get(worker.pid, now_s)
         for process, since_s in list(stopped.items()):
             if now_s - since_s >= self._stopped_s:

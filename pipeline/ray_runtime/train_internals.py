@@ -21,6 +21,7 @@ from ray.train.v2._internal.constants import (
 )
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.ray_runtime import internals
 
@@ -38,21 +39,30 @@ class LeanTorchTrainer(TorchTrainer):
     in processes that Ray has already started: Ray starts a new process, twice, for each environment of its own.
     """
 
+    _controller: Any = None
+
     def _create_default_callbacks(self) -> list[Any]:
         all_of_them: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees an older class
         return [callback for callback in all_of_them if not isinstance(callback, IDLE)]
 
+    def stop(self) -> None:
+        """End the controller, and with it the workers; `fit` then raises an error of Ray's."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        if not internals.is_local():
-            default: Result = super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
-            return default
-        arguments["scaling_policy"] = _LocalScaling(self.scaling_config)  # type: ignore[arg-type]
         settings = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
         settings.setdefault(NO_WARNING, DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE)
-        actor_class: Any = ray.remote(num_cpus=0)(_LocalController)
-        controller = actor_class.remote(settings, **arguments)
-        ray.get(controller.run.remote())
-        result: Result = ray.get(controller.get_result.remote())
+        if internals.is_local():
+            arguments |= {"settings": settings, "scaling_policy": _LocalScaling(self.scaling_config)}  # type: ignore[arg-type]
+            actor_class: Any = ray.remote(num_cpus=0)(_LocalController)
+        else:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            actor_class = ray.remote(TrainController)
+            actor_class = actor_class.options(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": settings})
+        self._controller = actor_class.remote(**arguments)
+        ray.get(self._controller.run.remote())
+        result: Result = ray.get(self._controller.get_result.remote())
         return result
 
 

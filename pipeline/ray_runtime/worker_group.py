@@ -37,6 +37,8 @@ only to notice workers that died; `LivenessWatch` ends those that are stopped.""
 LOOK_EVERY_S = 0.05
 END_S = 30.0
 """Seconds that workers which train nothing have to end by themselves."""
+STOP_S = 5.0
+"""Seconds that Ray Train has to notice that its controller is gone."""
 
 
 def configure_ray_train() -> None:
@@ -118,7 +120,7 @@ class _Run:
         if first.gpus == "yes":
             placement_groups.wait_for_gpus(workers, first.placement_group_file)
         configure_ray_train()
-        trainer = LeanTorchTrainer(
+        self._trainer = LeanTorchTrainer(
             functools.partial(serve_trainings, self._name),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(
@@ -127,7 +129,7 @@ class _Run:
                 logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
             ),
         )
-        threading.Thread(target=self._fit, args=[trainer], name="ray-train", daemon=True).start()
+        threading.Thread(target=self._fit, name="ray-train", daemon=True).start()
 
     def train(self, config: TrainRankConfig) -> None:
         """Hand a training to the workers and wait until rank 0 has finished it."""
@@ -140,18 +142,20 @@ class _Run:
                 raise RuntimeError(f"Ray Train ended before {config.job.folder.name} was trained.")
 
     def end(self, patience_s: float) -> None:
-        """Let the workers end; after some seconds, take their CPUs and GPUs away, which kills them."""
+        """Let the workers end; after some seconds, kill them and release their CPUs and GPUs."""
         with contextlib.suppress(RayError):
             internals.kv_put(task_key(self._name, self._count + 1), END)
             concurrent.futures.wait([self.ended], patience_s)
             if not self.ended.done():
+                self._trainer.stop()
                 placement_groups.release_own_placement_groups()
+                concurrent.futures.wait([self.ended], STOP_S)  # a thread in Ray would abort the exit of this process
             internals.kv_delete_prefix(task_key(self._name, None))
         sync.remove_scratch(self._scratch)
 
-    def _fit(self, trainer: LeanTorchTrainer) -> None:
+    def _fit(self) -> None:
         try:
-            trainer.fit()
+            self._trainer.fit()
         except BaseException as error:  # noqa: BLE001  # raised again in the driver's main thread
             self.ended.set_exception(error)
         else:

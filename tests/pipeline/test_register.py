@@ -27,14 +27,14 @@ from pipeline.register import _example, register
 from pipeline.tracking import mlflow_store, registry
 from pipeline.tracking.pyfunc import Tagger
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = """
 import base64, json, sys
 import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import pandas, pipeline
-
-pytestmark = pytest.mark.slow
 frame = pandas.DataFrame({"audio": [base64.b64decode(sys.argv[3]), b"no audio"]})
 print(json.dumps([pipeline.__file__, model.predict(frame).to_dict("list")]))
 """

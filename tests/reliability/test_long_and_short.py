@@ -27,6 +27,8 @@ from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.prepare import plan
 from pipeline.ray_runtime.shard_part import write_shard_part
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = (FRONT_END.target_frames - 1) * 160 + 400
 LENGTHS = {
@@ -44,8 +46,6 @@ from pathlib import Path
 import psutil
 from pipeline.predict import predict
 from pipeline.cli.stages import PredictSettings
-
-pytestmark = pytest.mark.slow
 model, recording, output = sys.argv[1:]
 most = {"anonymous": 0, "decoder": 0}
 def kilobytes(key):

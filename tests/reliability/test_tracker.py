@@ -26,14 +26,14 @@ from pipeline.cli.stages import TrainSettings
 from pipeline.reporting.history import read_history
 from pipeline.tracking import metrics_follower, mlflow_store, runs
 
+pytestmark = pytest.mark.slow
+
 PROCESSES, ROWS, EPOCHS = 8, 5, 8
 WAIT_S = 300
 RACE = """
 import json, os, sys
 from pathlib import Path
 from pipeline.tracking import metrics_follower, mlflow_store, runs
-
-pytestmark = pytest.mark.slow
 uri, processes, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 gate, go = os.pipe()
 children = []

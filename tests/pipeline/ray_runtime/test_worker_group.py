@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from launches import training_flags
 from prepared import write_shards
+from trainings import fit_without_ray
 
 from ast_core.errors import UserError
 from ast_core.storage.atomic_files import sha256_of
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime.training_supervisor import placement_group_file
-from pipeline.train import MemberTrainings, train
+from pipeline.train import MemberTrainings
 
 
 def member_settings(folder: Path, run: str, seed: int, *more: str) -> TrainSettings:
@@ -30,7 +31,7 @@ def test_members_in_one_group_equal_those_trained_alone_and_one_that_fails_costs
     tmp_path: Path, ray_session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(tmp_path / "shards", {"train": 42, "test": 21})
-    alone = train(member_settings(tmp_path, "alone", 1))
+    alone = fit_without_ray(member_settings(tmp_path, "alone", 1), 2)
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"no weights")
     groups: dict[int, str] = {}
