@@ -41,6 +41,10 @@ class DamagedError(UserError):
     """A file whose bytes are not the ones that were written: a hash or size differs, or a marker is missing."""
 
 
+class TakenOverError(UserError):
+    """Another launch writes to the folder now; this one must stop."""
+
+
 class NoRoomError(UserError):
     """A full disk. The text names the file, the bytes that it needs and the bytes that are free."""
 

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
 from rich.console import Console
 
 from ast_core.config import Job
-from ast_core.errors import NoRoomError, UserError
+from ast_core.errors import NoRoomError, TakenOverError, UserError
 from ast_core.redaction import without_secrets
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
@@ -36,7 +36,7 @@ from pipeline.cli.program import run_stage
 from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
-from pipeline.ray_runtime.worker_group import WorkerGroup
+from pipeline.ray_runtime.worker_group import WorkerGroup, scratch_folder
 from pipeline.reporting.history import read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
 from pipeline.run_folder import downloads, sync
@@ -78,6 +78,9 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
             sync.follow_store([member.history]),
         ):
             write_run_note(member.path, run_id)
+            scratch = scratch_folder(member.path)
+            if group is None or not group.uses(scratch):  # of a launch that was killed
+                sync.remove_scratch(scratch)
             if is_finished(job):  # metrics that MLflow lacks are sent all the same
                 Console().print(f"{member.name} is trained already.")
             else:
@@ -123,10 +126,11 @@ class MemberTrainings:
 
         Raises:
             NoRoomError: a disk is full; it would be full for the other members, too.
+            TakenOverError: another launch of the run has started.
         """
         try:
             folder = train(settings, self._group)
-        except NoRoomError:
+        except (NoRoomError, TakenOverError):
             raise
         except UserError as error:
             self._errors[name] = error

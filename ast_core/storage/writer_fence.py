@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ast_core.errors import UserError
+from ast_core.errors import TakenOverError
 from ast_core.storage.object_store import store_of
 
 PREFIX = ".writer-"
@@ -41,13 +41,13 @@ class Fence:
     def check(self) -> None:
         """Raise UserError if, on this disk, another launch took over."""
         if not self.folder.is_dir():
-            raise UserError(f"{self.root} was taken over by another launch; this one stopped writing to it.")
+            raise TakenOverError(f"{self.root} was taken over by another launch; this one stopped writing to it.")
 
     def check_store(self) -> None:
         """Raise UserError if, in the store of a working copy, another launch took over. Call it before each upload."""
         store = store_of(self.root)
         if store is not None and store.read(self.root / NOTE) != self.generation.encode():
-            raise UserError(
+            raise TakenOverError(
                 f"{store.uri_of(self.root)} was taken over by another launch; this one stopped writing to it."
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ EXIT_CODE = 128 + signal.SIGTERM
 """Exit code of a program that SIGTERM ended, as a shell reports it."""
 EXIT_LIMIT_S = 19.0
 """Seconds after which a stage ends at once: the sender of SIGTERM kills it after 30 s, if not before."""
+SIGACTION_BYTES = 256
+"""More bytes than a `struct sigaction` has: 152 on Linux, 16 on macOS."""
 _received = threading.Event()
 
 
@@ -75,6 +78,20 @@ def keep_sigterm_handler() -> Iterator[None]:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
         if main and isinstance(before, _Interrupt) and not _received.is_set():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def keep_sigterm_action() -> Iterator[None]:
+    """Restore the process's action for SIGTERM at the end, from any thread.
+
+    Python sets handlers in the main thread only, but `ray.init` in a thread makes Ray's C++ code take over the signal.
+    """
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(SIGACTION_BYTES)
+    libc.sigaction(int(signal.SIGTERM), None, before)
+    try:
+        yield
+    finally:
+        libc.sigaction(int(signal.SIGTERM), before, None)
 
 
 def sigterm_received() -> bool:

@@ -97,7 +97,8 @@ class _EarlyStart:
     def _run(self, workers: int) -> None:
         with contextlib.ExitStack() as until_stopped:
             try:
-                _start("", workers, until_stopped)
+                with sigterm.keep_sigterm_action():
+                    _start("", workers, until_stopped, self._over)
             except BaseException as error:  # noqa: BLE001  # raised again by `wait`
                 self._started.set_exception(error)
                 return
@@ -114,14 +115,17 @@ def _address(address: str) -> str:
     return address or os.environ.get("RAY_ADDRESS", "")
 
 
-def _start(target: str, workers: int, until_stopped: contextlib.ExitStack) -> None:
-    """Join the cluster at `target`, or start a local one; `until_stopped` gets what stops it."""
+def _start(target: str, workers: int, until_stopped: contextlib.ExitStack, over: threading.Event | None = None) -> None:
+    """Join the cluster at `target`, or start a local one; `until_stopped` gets what stops it.
+
+    Once `over` is set, no one needs Ray any more, and it is not tried again to start it.
+    """
     try:
         if target:
             ray.init(address=target, logging_level=logging.WARNING)
         else:
             paths = until_stopped.enter_context(open_local_paths(str(ROOT)))
-            _start_here(max(os.cpu_count() or 1, workers), paths)
+            _start_here(max(os.cpu_count() or 1, workers), paths, over)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = target or "this machine"
         raise UserError(f"Ray at {where} cannot be reached: {error}. Check --address.") from error
@@ -146,7 +150,7 @@ def spill_disk_error() -> NoRoomError:
     )
 
 
-def _start_here(cores: int, paths: LocalPaths) -> None:
+def _start_here(cores: int, paths: LocalPaths, over: threading.Event | None) -> None:
     """Start a Ray on this machine; UserError if the machine is too busy.
 
     Its processes inherit their environment from this one. With an environment of Ray's (`runtime_env`) each worker
@@ -156,6 +160,8 @@ def _start_here(cores: int, paths: LocalPaths) -> None:
     environment = {"PYTHONPATH": os.pathsep.join([paths.checkout, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in psutil.net_if_addrs() else {}
     for _ in range(STARTS):
+        if over is not None and over.is_set():
+            break
         try:
             with (
                 internals.bind_to_loopback(),

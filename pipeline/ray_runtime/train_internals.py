@@ -28,8 +28,8 @@ from pipeline.ray_runtime import internals
 NO_WARNING = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
 """Environment variable that Ray Train sets for its controller."""
 IDLE = (DatasetsCallback, PlacementGroupCleanerCallback)
-"""Callbacks that start a process each. Our trainings use no data sets of Ray's, and `release_placement_group` does the
-cleaner's work."""
+"""Callbacks that start a process each. Our trainings use no data sets of Ray's. On a local Ray nothing outlives
+the driver, so that no placement group needs a cleaner."""
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -40,13 +40,16 @@ class LeanTorchTrainer(TorchTrainer):
     """
 
     _controller: Any = None
+    _stopped = False
 
     def _create_default_callbacks(self) -> list[Any]:
         all_of_them: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees an older class
-        return [callback for callback in all_of_them if not isinstance(callback, IDLE)]
+        idle = IDLE if internals.is_local() else (DatasetsCallback,)
+        return [callback for callback in all_of_them if not isinstance(callback, idle)]
 
     def stop(self) -> None:
         """End the controller, and with it the workers; `fit` then raises an error of Ray's."""
+        self._stopped = True  # before the look at the controller, whose thread looks in the other order
         if self._controller is not None:
             ray.kill(self._controller)
 
@@ -61,6 +64,8 @@ class LeanTorchTrainer(TorchTrainer):
             actor_class = ray.remote(TrainController)
             actor_class = actor_class.options(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": settings})
         self._controller = actor_class.remote(**arguments)
+        if self._stopped:
+            ray.kill(self._controller)
         ray.get(self._controller.run.remote())
         result: Result = ray.get(self._controller.get_result.remote())
         return result

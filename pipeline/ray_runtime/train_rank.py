@@ -96,6 +96,9 @@ def train_rank(config: TrainRankConfig) -> None:
     writer_fence.enter_generation(job.folder, config.generation)
     labels = prometheus.member_labels(job) | {"rank": str(rank)}
     log_lines.label_log_lines(labels)
+    if rank == 0 and group is not None:
+        with atomic_write(config.placement_group_file) as temporary:
+            temporary.write_text(group.id.hex(), encoding="utf-8")
     sync.download_rank_inputs(job)
     device = get_device() if choose_device(config.gpus) == "cuda" else torch.device("cpu")
     if device.type == "cpu":
@@ -104,8 +107,6 @@ def train_rank(config: TrainRankConfig) -> None:
     with contextlib.ExitStack() as until_trained:
         watch = None
         if rank == 0 and group is not None:
-            with atomic_write(config.placement_group_file) as temporary:
-                temporary.write_text(group.id.hex(), encoding="utf-8")
             watch = until_trained.enter_context(preemption.PreemptionWatch(job.folder, group))
         callback = prometheus.PrometheusCallback(labels, watch)
         fit(job, rank, context.get_world_size(), device, callback)

@@ -68,7 +68,7 @@ def supervise(job: Job, workers: int, gpus: Gpus, stores: tuple[ObjectStore, ...
                     return group.train(config, workers, cluster_size.uses_gpu(gpus))
             except TrainingFailedError as error:
                 if (user_error := _cause(error, UserError)) is not None:
-                    raise UserError(str(user_error)) from None
+                    raise type(user_error)(str(user_error)) from None
                 _require_disk(error, scratch)
                 _require_device(error)
                 preempted = _cause(error, Preempted)

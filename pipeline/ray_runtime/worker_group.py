@@ -92,6 +92,10 @@ class WorkerGroup:
             if self._run.ended.done():
                 self._end(0.0)
 
+    def uses(self, scratch: Path) -> bool:
+        """Return whether Ray Train's own files of the running group are in this folder."""
+        return self._run is not None and self._run.scratch == scratch
+
     def _end(self, patience_s: float) -> None:
         run, self._run = self._run, None
         if run is not None:
@@ -112,7 +116,7 @@ class _Run:
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done when Ray Train has ended, with its error if it failed."""
         self._name = uuid.uuid4().hex
-        self._scratch = scratch_folder(first.job.folder)
+        self.scratch = scratch_folder(first.job.folder)
         self._count = 0
         downloads.download_if_changed(first.placement_group_file)
         placement_groups.release_placement_group(first.placement_group_file)  # of a launch whose controller was killed
@@ -125,7 +129,7 @@ class _Run:
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 name=self._name,
-                **sync.ray_storage_arguments(self._scratch),
+                **sync.ray_storage_arguments(self.scratch),
                 logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees an older class
             ),
         )
@@ -143,15 +147,24 @@ class _Run:
 
     def end(self, patience_s: float) -> None:
         """Let the workers end; after some seconds, kill them and release their CPUs and GPUs."""
-        with contextlib.suppress(RayError):
-            internals.kv_put(task_key(self._name, self._count + 1), END)
-            concurrent.futures.wait([self.ended], patience_s)
-            if not self.ended.done():
+        try:
+            with contextlib.suppress(RayError):
+                internals.kv_put(task_key(self._name, self._count + 1), END)
+                concurrent.futures.wait([self.ended], patience_s)
+        finally:
+            self._kill()
+
+    def _kill(self) -> None:
+        """End what has not ended by itself, and remove the traces of this run."""
+        if not self.ended.done():
+            with contextlib.suppress(RayError):
                 self._trainer.stop()
+            with contextlib.suppress(RayError):
                 placement_groups.release_own_placement_groups()
-                concurrent.futures.wait([self.ended], STOP_S)  # a thread in Ray would abort the exit of this process
+            concurrent.futures.wait([self.ended], STOP_S)  # a thread in Ray would abort the exit of this process
+        with contextlib.suppress(RayError):
             internals.kv_delete_prefix(task_key(self._name, None))
-        sync.remove_scratch(self._scratch)
+        sync.remove_scratch(self.scratch)
 
     def _fit(self) -> None:
         try:
