@@ -63,6 +63,7 @@ def processes() -> set[int]:
     return {child.pid for child in psutil.Process().children() if "decoder_process" in " ".join(child.cmdline())}
 
 
+@pytest.mark.alone  # it looks at processes that have just ended
 @pytest.mark.timeout(900)
 def test_each_fault_costs_its_clip_alone(
     tmp_path: Path, decoder: Decoder, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
