@@ -10,13 +10,17 @@ CORES ?= $(shell nproc)
 # Tests with Ray mostly wait, so one process more than cores keeps the cores busy.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+# Collecting all files takes half a minute.
+ALONE = $(shell grep -lr --include="test_*.py" "mark\.alone" tests)
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 pyproject.toml --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
+# The tests start hundreds of processes, which would otherwise all compile the code and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo check light test test-all lint style types imports bench bench-gpu audit lock pipelines clean
+.PHONY: demo check light test parallel test-all lint style types imports bench bench-gpu audit lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -36,9 +40,12 @@ check: .venv/.installed  ## Check style, types and imports, and run the quick te
 light: .venv/.installed
 	$(PYTEST) -n $(CORES) -m "not ray and not server and not slow" $(ARGS)
 
-test: lint  ## Run all checks and tests, as CI does
+test: .venv/.installed  ## Run all checks and tests, as CI does
+	@$(MAKE) --no-print-directory -j 2 lint parallel
+	$(PYTEST) -m alone $(ALONE) $(ARGS)
+
+parallel: .venv/.installed
 	$(PYTEST) -n $(WORKERS) -m "not alone" $(ARGS)
-	$(PYTEST) -m alone $(ARGS)
 
 test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
 	$(PYTEST) --long $(ARGS)

@@ -65,12 +65,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None, new_st
 
 
 @pytest.fixture(scope="session")
-def main_job(tmp_path_factory: pytest.TempPathFactory, ray_session: None, save_tone: SaveTone) -> MainJob:
+def main_job(
+    tmp_path_factory: pytest.TempPathFactory, ray_session: None, save_tone: SaveTone, new_store: NewStore
+) -> MainJob:
     """Return a main job that ran from recordings to predictions."""
     from main_jobs import run_main_job, write_recordings  # noqa: PLC0415  # most tests run no stage
 
     folder = tmp_path_factory.mktemp("main-job")
     write_recordings(folder, save_tone)
+    new_store(folder)
     return run_main_job(folder)
 
 

@@ -82,6 +82,7 @@ def test_a_benchmark_of_ray_or_mlflow_prints_its_figure(name: str, tmp_path: Pat
     require_figure(name, code, (tmp_path / name).read_text())
 
 
+@pytest.mark.long  # a minute for all of its parts, each of which has tests of its own
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_benchmark_prints_its_figure_without_further_packages(name: str, tmp_path: Path) -> None:
     code = run_quickly([name], ABSENT[name], tmp_path)[name]

@@ -13,7 +13,10 @@ from autoscaling import AutoscalingCluster
 from launches import ROOT, training_flags
 from prepared import write_shards
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes of this machine would share its GPU")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes of this machine would share its GPU"),
+]
 
 
 @pytest.fixture

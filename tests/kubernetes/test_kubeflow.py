@@ -168,6 +168,7 @@ def test_members_train_in_parallel_between_prepare_and_combine() -> None:
     assert artifacts == {"system.Metrics", "system.Markdown", "system.HTML", "system.Model"}
 
 
+@pytest.mark.slow
 def test_step_submits_its_ray_job_and_raises_its_error(tmp_path: Path, monkeypatch, capsys) -> None:
     """Check that the step submits the stage's own command, which runs as a process."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -74,6 +74,7 @@ def test_transformers_opens_the_folder_and_predicts_the_same(bundle: Path, tmp_p
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Path, tmp_path: Path) -> None:
     first = Bundle.load(bundle).members[0]
     weights = {name: value + 0.01 for name, value in first.model.state_dict().items()}
@@ -90,6 +91,7 @@ def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Pat
         export(ExportSettings(output=tmp_path / "hf", model=str(tmp_path / "both")))
 
 
+@pytest.mark.slow
 def test_a_model_of_the_demo_is_refused_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
     demo = write_recipes_bundle(tmp_path, "demo", "ast_micro")
     with pytest.raises(UserError) as error:

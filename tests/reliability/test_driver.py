@@ -39,11 +39,16 @@ def empty(path: Path) -> None:
 def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psutil.Process:
     """Launch a training as a user does, and kill it with all its processes once that many epochs are there.
 
+    The driver's temporary folder has a long path, so that Ray works below a short link to it.
+
     Returns:
         The rank that was stopped before, and still is.
     """
     command = [sys.executable, str(ROOT / "pipeline" / "train.py"), *training_flags(folder, run, EPOCHS)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    temporary = folder / ("x" * 100)  # too long for Ray's sockets
+    temporary.mkdir(exist_ok=True)
+    environment["TMPDIR"] = str(temporary)
     with (folder / f"{run}.log").open("ab") as log:
         driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     member = folder / run / "members" / "seed-0"
@@ -57,6 +62,7 @@ def kill_driver(folder: Path, run: str, epochs: int, rng: random.Random) -> psut
         sleeper = rng.choice(titled(WORKER, family))
         sleeper.send_signal(signal.SIGSTOP)
         wait(lambda: sleeper.status() == psutil.STATUS_STOPPED, "the stop")
+        assert list(temporary.glob("ray/session_2*"))
     finally:
         driver.kill()
         for process in family:

@@ -60,7 +60,7 @@ def await_parts(settings: PrepareSettings, count: int, driver: BaseProcess) -> N
 def test_killed_at_random_instants(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
-    rng, kills = random.Random(fault_seed), many(4, 100)
+    rng, kills = random.Random(fault_seed), many(2, 100)
     listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
     address = ray.get_runtime_context().gcs_address
     whole = dataclasses.replace(prepare_settings(listing, tmp_path / "whole" / "shards", PER_PART), address=address)
@@ -74,7 +74,7 @@ def test_killed_at_random_instants(
         round_number += 1
         settings = dataclasses.replace(whole, shards=tmp_path / f"killed-{round_number}" / "shards")
         before: dict[str, tuple[int, int]] = {}
-        for _ in range(4):  # kills of one data set's run, then it ends
+        for _ in range(many(2, 4)):  # kills of one data set's run, then it ends
             driver = started(settings, tmp_path / "log")
             await_parts(settings, rng.randint(len(before), parts), driver)
             driver.join(rng.uniform(0, 0.3))

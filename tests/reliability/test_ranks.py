@@ -122,6 +122,7 @@ def evaluate_clip_by_clip(job: Job) -> dict[str, float]:
     return metrics.evaluate_scores(np.concatenate(rows), held_out.labels_NC, single_label=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_any_number_of_clips_trains_on_one_to_four_ranks(tmp_path: Path, many, measured) -> None:
     cases = [*SHORT, *LONG][: many(len(SHORT), len(SHORT) + len(LONG))]

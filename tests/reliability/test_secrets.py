@@ -100,6 +100,7 @@ def test_a_run_writes_and_prints_everything_without_the_password(
     measured("security", files=len(files), tables=tables, characters_shown=len(output.out + output.err))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "address",

@@ -28,7 +28,7 @@ from pipeline.tracking import metrics_follower, mlflow_store, runs
 
 pytestmark = pytest.mark.slow
 
-PROCESSES, ROWS, EPOCHS = 8, 5, 8
+PROCESSES, ROWS, EPOCHS = 8, 5, 5
 WAIT_S = 300
 RACE = """
 import json, os, sys

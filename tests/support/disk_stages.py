@@ -140,7 +140,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     needs, resumed, sentence = size_of(root / "whole"), 0, ""
     # More than half of what a complete run needs: with less there is no room for a first checkpoint.
     shares = [needs * (levels + n) // (2 * levels) for n in range(1, levels)]
-    small = [0, 8 * PAGE][: levels - 1]
+    small = [0, 8 * PAGE][: levels - 2]
     for level in [*small, *shares]:
         disk.leave(level if level in small else max(0, level - size_of(disk.folder / "run")))
         sentence = refused(lambda: train(parse_settings(TrainSettings, "", flags)))
@@ -152,7 +152,7 @@ def try_train(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
         leftovers = [path for path in tensors if path.suffix != ".safetensors" or path not in whole]
         assert not leftovers, leftovers
     disk.release()
-    train(parse_settings(TrainSettings, "", flags))
+    fit_without_ray(parse_settings(TrainSettings, "", flags), workers=2)  # what is resumed is on disk
     assert len(weights_of(disk.folder / "run")) == EPOCHS
     assert weights_of(disk.folder / "run") == weights_of(root / "whole")
     return {"stage": "train", "failed": len(small) + len(shares), "with_a_checkpoint": resumed, "sentence": sentence}

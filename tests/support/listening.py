@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import psutil
 
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S = 0.5
+"""A look at all processes takes a tenth of a second; those that listen do so for many seconds."""
 
 
 @contextlib.contextmanager

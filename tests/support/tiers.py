@@ -14,6 +14,8 @@ STARTED_BY = {"ray_session": "ray", "ray_cluster": "ray", "s3_store": "server"}
 """Markers of the tests that use a fixture; other tests that start Ray or a server have the marker in their file."""
 PROGRAMS = {"gcs_server": "ray", "raylet": "ray", "moto.server": "server", "postgres": "server", "initdb": "server"}
 COMMANDS = {("ray", "start"): "ray", ("mlflow", "server"): "server"}
+LONGEST_GROUPS = ("ray_faults", "ray_session", "ray_study", "ray_cluster", "test_disk_full")
+"""Groups of tests that share something and so run one after the other; the longest is first."""
 SLOWEST = 10
 PROVES = "proves"
 """Name of the property of a test report that says what the test proves."""
@@ -41,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
         item.user_properties.append((PROVES, _first_line(item)))
-    items.sort(key=lambda item: (not _markers(item), item.get_closest_marker("slow") is None))
+    items.sort(key=lambda item: (_group_rank(item), not _markers(item), item.get_closest_marker("slow") is None))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,6 +60,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             return (yield)
     finally:
         _allowed = None
+
+
+def _group_rank(item: pytest.Item) -> int:
+    """Return the place of the test's group among those that take minutes, so that these start first."""
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return LONGEST_GROUPS.index(marker.args[0]) if marker.args[0] in LONGEST_GROUPS else len(LONGEST_GROUPS)
 
 
 def _markers(item: pytest.Item) -> set[str]:

@@ -132,6 +132,7 @@ def test_checkpoint_of_a_step_that_is_not_finite_is_never_committed(tmp_path: Pa
     assert (newest.name if newest else "") == (f"step-{step - 1:08d}" if step > 1 else "")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_ranks_that_queue_ahead_stop_together_and_name_the_rank(tmp_path: Path) -> None:
     job, step = job_with_broken_clip(tmp_path, math.nan, checkpoint_every_steps=1000)

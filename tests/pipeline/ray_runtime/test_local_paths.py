@@ -91,6 +91,7 @@ def test_a_machine_without_a_place_for_links_is_refused(tmp_path: Path, monkeypa
 
 
 @pytest.mark.ray
+@pytest.mark.long  # the training of tests/reliability/test_driver.py runs under such a folder, too
 def test_ray_starts_under_a_long_temporary_folder(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
@@ -107,6 +108,7 @@ def test_ray_starts_under_a_long_temporary_folder(tmp_path: Path) -> None:
     assert folder.startswith(f"{long}/ray/session_")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user")
 @pytest.mark.parametrize(
     "home",

@@ -31,6 +31,12 @@ def store(tmp_path: Path, new_store: NewStore) -> str:
     return uri
 
 
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask an unreachable tracker once; a request with retries takes seconds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
 def test_a_call_with_the_same_tags_resumes_the_run(store: str) -> None:
     params = {"optim": {"epochs": 3}, "long": "x" * 900}
     with runs.start_run("e", "train", params, {"folder": "a"}) as first:
@@ -72,7 +78,7 @@ def test_each_epoch_is_logged_once_over_resumes(store: str, tmp_path: Path) -> N
 
 
 def test_epochs_written_while_the_tracker_is_away_are_logged_later(
-    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: str, no_retries: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = tmp_path / "metrics.jsonl"
     database = Path(store.removeprefix("sqlite:///"))
@@ -91,7 +97,9 @@ def test_epochs_written_while_the_tracker_is_away_are_logged_later(
     assert [m.step for m in MlflowClient().get_metric_history(run_id, "test_mAP")] == [1, 2, 3]
 
 
-def test_a_tracker_that_does_not_answer_does_not_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_that_does_not_answer_does_not_stop_a_run(
+    no_retries: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mlflow_store.open_store("http://127.0.0.1:9")
     write_rows(tmp_path / "metrics.jsonl", 2)
     history = tmp_path / "metrics.jsonl"
