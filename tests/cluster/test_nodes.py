@@ -47,7 +47,7 @@ def until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log: P
     while not condition():
         assert driver.poll() is None, f"it ended before a node could be killed: {log.read_text()[-3000:]}"
         assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

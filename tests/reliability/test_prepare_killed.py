@@ -39,7 +39,7 @@ def settle() -> None:
     deadline = time.monotonic() + 60
     while part_makers():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def finished(settings: PrepareSettings) -> dict[str, tuple[int, int]]:

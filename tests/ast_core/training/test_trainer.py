@@ -88,22 +88,6 @@ def test_same_seed_returns_same_bits_and_another_seed_other_weights(job: Job, un
     assert not torch.equal(weights_of(job.folder)["head.weight"], weights_of(other.folder)["head.weight"])
 
 
-@pytest.mark.parametrize("from_step", [2, 7, 12])
-def test_resumed_run_ends_with_bits_of_uninterrupted_run(job: Job, uninterrupted: Path, from_step: int) -> None:
-    # Remove the checkpoints after `from_step`, as if a kill had followed that one.
-    shutil.copytree(uninterrupted, job.folder)
-    later = [
-        path for path in (job.folder / "checkpoints").iterdir() if int(path.name.removeprefix("step-")) > from_step
-    ]
-    assert (job.folder / "checkpoints" / f"step-{from_step:08d}").is_dir()
-    for folder in later:
-        (folder / checkpoint.MARKER).unlink()
-    (job.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "model.safetensors").unlink()
-    fit(job, 0, 1, CPU)
-    assert_same_bits(weights_of(uninterrupted), weights_of(job.folder))
-    assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
-
-
 class _StopAtQuestion(TrainerCallback):
     """Callback that answers the nth `should_stop` with yes, and records the steps and the stop."""
 
