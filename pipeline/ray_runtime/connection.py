@@ -165,6 +165,7 @@ def _start_here(cores: int, paths: LocalPaths, over: threading.Event | None) -> 
         try:
             with (
                 internals.bind_to_loopback(),
+                internals.without_idle_processes(),
                 internals.start_processes_with(paths.python),
                 _set_environment(environment),
             ):

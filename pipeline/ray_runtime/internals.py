@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._private.state import state
 from ray._raylet import PlacementGroupID
 from ray.experimental import internal_kv
@@ -148,6 +149,25 @@ def bind_to_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = known
+
+
+@contextlib.contextmanager
+def without_idle_processes() -> Iterator[None]:
+    """Make a Ray that starts inside start neither its autoscaler nor the dashboard's server.
+
+    A Ray on one machine has no use for them: together they take three seconds of a processor. Without a dashboard the
+    server only reports how Ray is used.
+    """
+    known = Node.start_monitor, Node.start_api_server
+
+    def start_no_server(node: Node, **_: object) -> None:
+        node._webui_url = ""
+
+    Node.start_monitor, Node.start_api_server = (lambda _: None), start_no_server
+    try:
+        yield
+    finally:
+        Node.start_monitor, Node.start_api_server = known
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ SOURCES = sorted(
 NAMES = [
     ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"),
     ("ray._private.ray_constants", "DEBUG_AUTOSCALING_STATUS"),
+    ("ray._private.node", "Node.start_api_server"),
+    ("ray._private.node", "Node.start_monitor"),
+    ("ray._private.node", "Node.webui_url"),
     ("ray._private.state", "state.get_draining_nodes"),
     ("ray._private.state", "state.get_max_resources_from_cluster_config"),
     ("ray._private.worker", "global_worker.node"),
