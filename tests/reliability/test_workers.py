@@ -58,9 +58,9 @@ class Killer:
             victim.kill()
         for victim in victims:
             wait(lambda victim=victim: gone(victim), "the end of a killed worker")
+        self.inside += any(self.member.glob(f"{writer_fence.PREFIX}*/*"))
         if kind.endswith("starts"):
             self._kill_one_that_starts({rank.pid for rank in ranks.values()})
-        self.inside += any(self.member.glob(f"{writer_fence.PREFIX}*/*"))
         return {rank.pid for rank in ranks.values()}
 
     def _kill_one_that_starts(self, known: set[int]) -> None:
