@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -158,16 +159,19 @@ def without_idle_processes() -> Iterator[None]:
     A Ray on one machine has no use for them: together they take three seconds of a processor. Without a dashboard the
     server only reports how Ray is used.
     """
-    known = Node.start_monitor, Node.start_api_server
 
     def start_no_server(node: Node, **_: object) -> None:
         node._webui_url = ""
 
-    Node.start_monitor, Node.start_api_server = (lambda _: None), start_no_server
+    replaced: dict[str, Any] = {"start_monitor": lambda _: None, "start_api_server": start_no_server}
+    known = {name: getattr(Node, name) for name in replaced}
+    for name, method in replaced.items():
+        setattr(Node, name, method)
     try:
         yield
     finally:
-        Node.start_monitor, Node.start_api_server = known
+        for name, method in known.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager
