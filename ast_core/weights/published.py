@@ -137,15 +137,13 @@ def _find_config(
 def _read_labels(labels: Sequence[str] | str | os.PathLike[str], classes: int) -> tuple[str, ...]:
     """Return the given names of the classes, or those of a CSV file, after checking that each class has one."""
     is_file = isinstance(labels, str | os.PathLike)
+    names = _read_names(Path(labels)) if is_file else list(labels)
     where = str(labels) if is_file else "`labels`"
-    names = _read_names(Path(labels)) if is_file else labels  # type: ignore[arg-type]
     try:
-        require_labels(names if is_file else list(names))
-    except (UserError, TypeError) as error:
+        require_labels(names)
+    except UserError as error:
         raise UserError(f"{where} cannot name the classes: {error}") from None
-    require(
-        len(names) == classes, f"{where} has {len(names)} names, but the model has {classes} classes; give a name each."
-    )
+    require(len(names) == classes, f"{where} has {len(names)} names for {classes} classes; give one for each class.")
     return tuple(names)
 
 

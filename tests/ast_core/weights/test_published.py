@@ -72,7 +72,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ast.pth"
     write_checkpoint(path, 35, 128)
     names = [f"word {n}" for n in range(35)]
-    with pytest.raises(UserError, match="`labels` has 34 names, but the model has 35 classes"):
+    with pytest.raises(UserError, match="`labels` has 34 names for 35 classes; give one for each"):
         load_published(path, names[1:])
     with pytest.raises(UserError, match="appear more than once"):
         load_published(path, ["word 1", *names[1:]])
