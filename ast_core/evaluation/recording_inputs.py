@@ -97,10 +97,8 @@ def read_inputs(audio: Audio | Iterable[Audio], sample_rate_hz: float | None) ->
             f"sample_rate_hz is {sample_rate_hz}, but {audio} is a file, which has its own rate; leave it out.",
         )
         return [_read_input(audio, "The recording", sample_rate_hz)]
-    require(
-        isinstance(audio, Iterable) and not isinstance(audio, bytes | bytearray | dict),
-        f"The recording is of type {type(audio).__name__}; give a path, an array, or a list of them.",
-    )
+    if not isinstance(audio, Iterable) or isinstance(audio, bytes | bytearray | dict):
+        raise UserError(f"The recording is of type {type(audio).__name__}; give a path, an array, or a list of them.")
     return [_read_input(own, f"Recording {place}", sample_rate_hz) for place, own in enumerate(audio)]
 
 

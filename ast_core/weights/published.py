@@ -136,9 +136,10 @@ def _find_config(
 
 def _read_labels(labels: Sequence[str] | str | os.PathLike[str], classes: int) -> tuple[str, ...]:
     """Return the given names of the classes, or those of a CSV file, after checking that each class has one."""
-    is_file = isinstance(labels, str | os.PathLike)
-    names = _read_names(Path(labels)) if is_file else list(labels)
-    where = str(labels) if is_file else "`labels`"
+    if isinstance(labels, str | os.PathLike):
+        names, where = _read_names(Path(labels)), str(labels)
+    else:
+        names, where = list(labels), "`labels`"
     try:
         require_labels(names)
     except UserError as error:

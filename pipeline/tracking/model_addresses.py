@@ -53,7 +53,7 @@ def _restore_addresses() -> Iterator[str]:
     try:
         yield tracking or ""
     finally:
-        mlflow.set_tracking_uri(tracking)  # None unsets both
-        mlflow.set_registry_uri(registry)
+        mlflow.set_tracking_uri(tracking)  # type: ignore[arg-type]  # None unsets it
+        mlflow.set_registry_uri(registry)  # type: ignore[arg-type]
         if registry is None:
             os.environ.pop(_REGISTRY, None)  # which MLflow sets, and does not unset

@@ -24,11 +24,9 @@ def write_checkpoint(path: Path, classes: int, frames: int, stride: int = 10, **
     model = AST(replace(TINY, freq_stride=stride, time_stride=stride), 128, frames, classes).eval()
     theirs: dict[str, torch.Tensor] = {"module.v.head.weight": torch.zeros(1000, 192)}
     for name, value in model.state_dict().items():
-        if name.startswith("head"):
-            renamed = name.replace("head_norm", "mlp_head.0").replace("head.", "mlp_head.1.")
-        else:
-            renamed = f"v.{name.replace('patch_proj', 'patch_embed.proj')}"
-        theirs[f"module.{renamed}"] = value
+        module, _, rest = name.partition(".")
+        own = {"head_norm": "mlp_head.0", "head": "mlp_head.1", "patch_proj": "v.patch_embed.proj"}
+        theirs[f"module.{own[module]}.{rest}" if module in own else f"module.v.{name}"] = value
     for name, value in changes.items():
         key = f"module.{name}"
         theirs = {own: tensor for own, tensor in theirs.items() if own != key} | ({} if value is None else {key: value})
