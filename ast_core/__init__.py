@@ -1,9 +1,9 @@
 """The Audio Spectrogram Transformer in Python: recordings, features, models, predictions, metrics.
 
-    from ast_core import Bundle, Predictor, load_waveform
+    import ast_core
 
-    predictor = Predictor(Bundle.load(Path("work/demo/bundles/ensemble")))
-    probabilities_C = predictor.probabilities(load_waveform("rain.wav", 16_000))
+    model = ast_core.load("work/demo/bundles/ensemble")
+    model.predict("rain.wav")  # {"rain": 0.93, "wind": 0.04, ...}
 
 Every name below is imported when it is first used, so `import ast_core` alone loads no torch, numpy or pyarrow. What is
 not listed here is internal and may change between releases.
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from ast_core.dataset.clips import Clip, Manifest
     from ast_core.dataset.manifest import load_manifest
     from ast_core.errors import ClipError, DamagedError, UserError
+    from ast_core.evaluation.audio_tagger import AudioTagger, Timeline
     from ast_core.evaluation.bootstrap import bootstrap_intervals
     from ast_core.evaluation.metrics import evaluate_scores
     from ast_core.evaluation.predictor import Predictor
+    from ast_core.loading import load
     from ast_core.model.cost import model_cost
     from ast_core.model.transformer import AST
     from ast_core.shards.index import ShardIndex
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AST",
+    "AudioTagger",
     "AugmentConfig",
     "Bundle",
     "Clip",
@@ -68,12 +71,14 @@ __all__ = [
     "Recording",
     "ShardIndex",
     "ShardReader",
+    "Timeline",
     "TrainerCallback",
     "UserError",
     "bootstrap_intervals",
     "evaluate_scores",
     "export_onnx",
     "fit",
+    "load",
     "load_manifest",
     "load_waveform",
     "model_cost",
@@ -82,6 +87,7 @@ __all__ = [
 
 _MODULES = {
     "AST": "model.transformer",
+    "AudioTagger": "evaluation.audio_tagger",
     "AugmentConfig": "config",
     "Bundle": "weights.bundle",
     "Clip": "dataset.clips",
@@ -103,12 +109,14 @@ _MODULES = {
     "Recording": "audio.decoder",
     "ShardIndex": "shards.index",
     "ShardReader": "shards.reader",
+    "Timeline": "evaluation.audio_tagger",
     "TrainerCallback": "training.callback",
     "UserError": "errors",
     "bootstrap_intervals": "evaluation.bootstrap",
     "evaluate_scores": "evaluation.metrics",
     "export_onnx": "weights.onnx_export",
     "fit": "training.trainer",
+    "load": "loading",
     "load_manifest": "dataset.manifest",
     "load_waveform": "audio.waveform",
     "model_cost": "model.cost",

@@ -72,6 +72,11 @@ class FrontEndConfig:
             f"{rate} Hz.",
         )
 
+    @property
+    def clip_s(self) -> float:
+        """Seconds of a clip of the training length, from its first to its last sample."""
+        return ((self.target_frames - 1) * self.frame_shift_ms + self.frame_length_ms) / 1000
+
 
 @dataclass(frozen=True)
 class DataConfig:

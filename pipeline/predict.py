@@ -26,12 +26,12 @@ from ast_core.dataset.file_tree import list_recordings
 from ast_core.errors import ClipError, require
 from ast_core.evaluation.prediction_table import SUFFIXES as OUTPUT_SUFFIXES
 from ast_core.evaluation.prediction_table import Prediction, write_predictions
-from ast_core.evaluation.predictor import Predictor
+from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
-from pipeline.reporting.predictions import Labelling, MeasuredBlocks, predictions_table
+from pipeline.reporting.predictions import Labelling, predictions_table
 from pipeline.scoring.device import choose_device
 
 

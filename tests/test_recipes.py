@@ -8,6 +8,7 @@ import pytest
 
 from ast_core.config import FrontEndConfig, ModelConfig, OptimConfig, Recipe
 from ast_core.training.schedule import learning_rate
+from ast_core.weights.published import TRAININGS
 from pipeline.cli.command_line import load_recipe
 from pipeline.cli.recipe_file import RECIPES
 
@@ -45,6 +46,13 @@ def test_ast_p_differs_from_ast_s_in_its_initial_weights_and_rate_only(name: str
 def test_patchout_is_audioset_full_with_fewer_patches() -> None:
     recipe, own = load_recipe("audioset_patchout"), load_recipe("audioset_full")
     assert recipe == replace(own, augment=replace(own.augment, patchout_freq=4, patchout_time=40))
+
+
+@pytest.mark.parametrize(("classes", "name"), [(527, "audioset_full"), (50, "esc50"), (35, "speech_commands")])
+def test_published_checkpoints_load_with_the_numbers_of_their_recipe(classes: int, name: str) -> None:
+    own, recipe = TRAININGS[classes], load_recipe(name)
+    assert (own.mean, own.std, own.loss) == (recipe.data.mean, recipe.data.std, recipe.optim.loss)
+    assert own.target_frames == recipe.front_end.target_frames
 
 
 def test_every_documented_recipe_exists() -> None:

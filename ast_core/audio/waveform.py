@@ -25,6 +25,8 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Range of accepted sampling rates; a rate outside it means a damaged header."""
 MAX_AMPLITUDE = 1e6
 """Largest accepted sample. Full scale is 1; floats in int16's scale reach 32768. Larger power spectra may overflow."""
+PCM = (np.int16, np.int32)
+"""Types of integer samples whose full scale is known."""
 CANCELLED = 1e-3
 """Share of the channels' peak (-60 dB) below which a mono mix means channels in opposite phase, plus rounding."""
 _RESAMPLER_REACH_S = 0.1
@@ -76,6 +78,45 @@ def read_blocks(path: Path | str, sample_rate_hz: int, max_seconds: float | None
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
     """Resample [N] with soxr HQ; ClipError if no sample remains. Equal rates return the waveform itself."""
     return join_blocks(_resample_blocks([waveform], from_hz, to_hz), to_hz)
+
+
+def convert_samples(samples: npt.NDArray[np.float32], rate_hz: int, sample_rate_hz: int) -> Waveform:
+    """Mix samples in memory to mono and resample them, as `load_waveform` does with those of a file.
+
+    Args:
+        samples: float32 [N] or [N, channels], nominally in [-1, 1].
+        rate_hz: their sampling rate.
+        sample_rate_hz: sampling rate of the result.
+
+    Returns:
+        float32 [N], N >= 1, finite.
+
+    Raises:
+        ClipError: stage `decode` (no samples, samples that are not finite or too large, channels that cancel out, an
+            absurd rate) or `resample`.
+    """
+    if not samples.size:
+        raise ClipError("decode", "there are no samples")
+    samples_NC = samples if samples.ndim == 2 else samples[:, None]
+    ((_, mono_N),) = _mono_blocks([(rate_hz, samples_NC)])
+    return resample(mono_N, rate_hz, sample_rate_hz)
+
+
+def find_full_scale(kind: npt.DTypeLike, samples: npt.NDArray[np.float32]) -> float | None:
+    """Return the value of samples that stands for full scale, which is 1 in a waveform.
+
+    Args:
+        kind: type that the samples had.
+        samples: the same numbers as float32, of any shape.
+
+    Returns:
+        The value, or None if it is unknown: numbers that are all integers, some above 1, of a type that has no full
+        scale, such as int64 or float32.
+    """
+    if kind in PCM:
+        return float(np.iinfo(np.dtype(kind)).max) + 1
+    unknown = np.abs(samples).max(initial=0) > 1 and bool((samples == np.rint(samples)).all())
+    return None if unknown else 1.0
 
 
 def _resample_blocks(blocks: Iterable[Waveform], from_hz: int, to_hz: int) -> Iterator[Waveform]:

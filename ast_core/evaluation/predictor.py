@@ -22,15 +22,43 @@ Blocks = np.ndarray | Iterable[np.ndarray]
 """Recording at the front end's rate: float32 [N], or an iterable of blocks that can be iterated more than once."""
 
 
+class MeasuredBlocks:
+    """The blocks of a recording; it counts their samples while they are read.
+
+    Args:
+        blocks: blocks of the waveform, which can be iterated more than once.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self._blocks = blocks
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the blocks from the first one."""
+        self.samples = 0
+        for block_N in self._blocks:
+            self.samples += len(block_N)
+            yield block_N
+
+
 class Predictor:
     """Bundle on one device, ready to predict.
 
     Args:
         bundle: bundle whose models are moved to the device.
         device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: the members have different sampling rates, so that no recording is right for all of them.
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        rates_hz = sorted({member.front_end.sample_rate_hz for member in bundle.members})
+        require(
+            len(rates_hz) == 1,
+            f"This bundle's members have sampling rates of {', '.join(map(str, rates_hz))} Hz; a recording has one. "
+            "Predict with the bundle of a single member.",
+        )
         self.bundle = bundle
         self.device = torch.device(device)
         self._front_ends = {member.front_end: Fbank(member.front_end) for member in bundle.members}

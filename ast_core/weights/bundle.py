@@ -145,10 +145,31 @@ def _load_huggingface(folder: Path) -> Bundle:
     loss: Loss = "cross_entropy" if found.single_label else "bce"
     model, front_end = to_dict(found.model), to_dict(found.front_end)
     entry = Entry(folder.name, huggingface.WEIGHTS, sha256, model, front_end, found.mean, found.std, loss)
-    member = _build_member(entry, found.weights, len(found.labels))
     settings = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
     facts = BundleFacts(made_of=f"Hugging Face's format, {folder.name}")
-    return Bundle(found.labels, found.single_label, (member,), sha256_of_json([settings, sha256]), facts)
+    digest = sha256_of_json([settings, sha256])
+    return bundle_of_one(entry, found.weights, found.labels, found.single_label, digest, facts)
+
+
+def bundle_of_one(
+    entry: Entry, weights: dict[str, torch.Tensor], labels: tuple[str, ...],
+    single_label: bool, digest: str, facts: BundleFacts,
+) -> Bundle:  # fmt: skip
+    """Return a bundle of one member that was read from another format.
+
+    Args:
+        entry: description of the member.
+        weights: its tensors under our names.
+        labels: names of the classes, in the order of the head's rows.
+        single_label: whether a clip has exactly one label.
+        digest: SHA-256 over weights, labels and settings.
+        facts: origin of the bundle.
+
+    Raises:
+        UserError: the weights do not fit the description; the text lists them.
+    """
+    member = _build_member(entry, weights, len(labels))
+    return Bundle(labels, single_label, (member,), digest, facts)
 
 
 def _build_member(entry: Entry, weights: dict[str, torch.Tensor], classes: int) -> Member:

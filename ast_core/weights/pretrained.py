@@ -103,13 +103,37 @@ def _read_source(model: AST, config: ModelConfig) -> Source:
         return Source(init, found.weights, grid, found.labels)
     if path.is_dir():
         return _read_own_folder(path)
-    found_weights, ignored = _read_file(path)
-    weights = {key.removeprefix("module."): value for key, value in found_weights.items()}
-    if any(name.startswith("v.") for name in weights):
+    require(
+        path.is_file(),
+        f"model.init: {path} does not exist or is not a file. "
+        "Give scratch, imagenet, a folder, or a .safetensors or .pth file.",
+    )
+    weights, ignored = _read_file(path, f"model.init: {path}")
+    if _is_published(weights):
         return Source(init, _rename_published(weights), _published_grid(weights, ignored, init))
     if "patch_proj.weight" in weights:
         return _source_of_single_file(model, path, weights)
     return _convert_imagenet(model, config, weights)
+
+
+def read_published(path: Path) -> Source:
+    """Read a checkpoint of AST's published code, which is untrusted input.
+
+    Raises:
+        UserError: the file is not such a checkpoint.
+    """
+    weights, ignored = _read_file(path, str(path))
+    require(
+        _is_published(weights),
+        f"{path} is no checkpoint of AST's published code: no tensor has its names, which begin with v. "
+        "Give another file, or the folder of a bundle.",
+    )
+    return Source(str(path), _rename_published(weights), _published_grid(weights, ignored, str(path)))
+
+
+def _is_published(weights: Weights) -> bool:
+    """Return whether tensors have the names of AST's published code."""
+    return any(name.startswith("v.") for name in weights)
 
 
 def _convert_imagenet(model: AST, config: ModelConfig, weights: Weights) -> Source:
@@ -278,27 +302,26 @@ def _download_imagenet(backbone: str) -> Weights:
         ) from error
 
 
-def _read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
+def _read_file(path: Path, name: str) -> tuple[Weights, dict[str, Any]]:
     """Read a table of tensors from a file of untrusted input; nothing in the file is run.
 
+    Args:
+        path: file to read.
+        name: file, for errors.
+
     Returns:
-        The tensors, and the values of SSAST's pre-training that an AST does not have.
+        The tensors without DataParallel's prefix, and the values of SSAST's pre-training that an AST does not have.
     """
-    require(
-        path.is_file(),
-        f"model.init: {path} does not exist or is not a file. "
-        "Give scratch, imagenet, a folder, or a .safetensors or .pth file.",
-    )
     weights: Any
     if path.suffix == ".safetensors":
         weights = load_tensors(path)
     else:
-        _require_plain_zip(path)
+        _require_plain_zip(path, name)
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a hostile or damaged file can raise any type
             reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise UserError(f"model.init: {path} was refused: {reason}") from error
+            raise UserError(f"{name} was refused: {reason}") from error
     if isinstance(weights, dict):
         weights = weights.get("model", weights)
     weights, ignored = ssast.split_pretext(weights)
@@ -306,13 +329,13 @@ def _read_file(path: Path) -> tuple[Weights, dict[str, Any]]:
         LOG.info(
             "%s is a pre-training checkpoint of SSAST; these are ignored: %s.", path, ssast.describe_pretext(ignored)
         )
-    plain = require_plain(weights, f"model.init: {path}")
-    if any(name.startswith("audio_spectrogram_transformer.") for name in plain):
-        raise UserError(f"model.init: {path} is in Hugging Face's format; give its folder, {path.parent}.")
-    return plain, ignored
+    plain = require_plain(weights, name)
+    if any(key.startswith("audio_spectrogram_transformer.") for key in plain):
+        raise UserError(f"{name} is in Hugging Face's format; give its folder, {path.parent}.")
+    return {key.removeprefix("module."): value for key, value in plain.items()}, ignored
 
 
-def _require_plain_zip(path: Path) -> None:
+def _require_plain_zip(path: Path, name: str) -> None:
     """Refuse a zip file that `torch.save` did not write.
 
     `torch.save` stores its entries uncompressed, all under one folder. A compressed entry could unpack to any size.
@@ -326,14 +349,14 @@ def _require_plain_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise UserError(f"model.init: {path} was refused: {error}") from None
+        raise UserError(f"{name} was refused: {error}") from None
     out = [entry.filename for entry in entries if entry.filename.startswith("/") or ".." in entry.filename.split("/")]
-    require(not out, f"model.init: {path} was refused: it names files outside itself, {out[:1]!a}.")
+    require(not out, f"{name} was refused: it names files outside itself, {out[:1]!a}.")
     program = any(entry.filename.endswith("/constants.pkl") for entry in entries)
-    require(not program, f"model.init: {path} was refused: it is TorchScript, a program. Save its state_dict instead.")
+    require(not program, f"{name} was refused: it is TorchScript, a program. Save its state_dict instead.")
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     fits = sum(entry.file_size for entry in entries) <= path.stat().st_size
     require(
         fits and stored,
-        f"model.init: {path} was refused: it would unpack to more than its size. Save it with torch.save.",
+        f"{name} was refused: it would unpack to more than its size. Save it with torch.save.",
     )

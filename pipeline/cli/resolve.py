@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pipeline.cli.stages import (
     RunSettings,
     TrainSettings,
 )
-from pipeline.tracking.store_uri import SQLITE, resolve_store
+from pipeline.tracking.store_uri import choose_store
 
 
 def _default_name(settings: Common) -> str:
@@ -88,15 +87,6 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     return changes
 
 
-def _resolve_tracking(store: str) -> str:
-    """Return the address of the tracking store: the flag, else the environment variable, else sqlite in `work`."""
-    if store:
-        return resolve_store(store)
-    if store := os.environ.get("MLFLOW_TRACKING_URI", ""):
-        return resolve_store(store, "MLFLOW_TRACKING_URI")
-    return f"{SQLITE}{Path('work/mlflow.db').absolute()}"
-
-
 def resolve(settings: Any) -> Any:
     """Return the settings with absolute paths and default names.
 
@@ -131,5 +121,5 @@ def resolve(settings: Any) -> Any:
         changes["output"] = settings.output.absolute()
     if not hasattr(settings, "tracking"):
         return dataclasses.replace(settings, **changes)
-    changes["tracking"] = _resolve_tracking(settings.tracking)
+    changes["tracking"] = choose_store(settings.tracking)
     return dataclasses.replace(settings, **changes)

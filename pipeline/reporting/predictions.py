@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,25 +12,6 @@ from rich.table import Table
 
 from ast_core.evaluation.prediction_table import Prediction, top_classes
 from ast_core.weights.bundle import Bundle
-
-
-class MeasuredBlocks:
-    """The blocks of a recording; it counts their samples while they are read.
-
-    Args:
-        blocks: blocks of the waveform, which can be iterated more than once.
-    """
-
-    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
-        self._blocks = blocks
-        self.samples = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the blocks from the first one."""
-        self.samples = 0
-        for block_N in self._blocks:
-            self.samples += len(block_N)
-            yield block_N
 
 
 @dataclass(frozen=True)

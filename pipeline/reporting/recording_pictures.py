@@ -12,13 +12,12 @@ import torch
 
 from ast_core.audio.decoder import Recording
 from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.config import FrontEndConfig
 from ast_core.evaluation.attention_rollout import attention_rollout
 from ast_core.evaluation.prediction_table import write_predictions
-from ast_core.evaluation.predictor import Predictor
+from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
 from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.plots import plot_attention, plot_timeline
-from pipeline.reporting.predictions import Labelling, MeasuredBlocks
+from pipeline.reporting.predictions import Labelling
 
 
 def name_pictures(files: Sequence[Path]) -> dict[Path, Path]:
@@ -49,7 +48,7 @@ def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: R
     measured = MeasuredBlocks(recording)
     starts_s, scores_WC = predictor.timeline(measured, hop_s)
     length_s = measured.samples / recording.sample_rate_hz
-    ends_s = np.minimum(starts_s + _window_s(predictor.bundle.front_end), length_s)  # the last window is padded
+    ends_s = np.minimum(starts_s + predictor.bundle.front_end.clip_s, length_s)  # the last window is padded
     windows = labelling.label(str(recording.path), starts_s, ends_s, scores_WC)
     classes = predictor.bundle.labels
     write_predictions(stem.with_name(f"{stem.name}.csv"), windows, classes)
@@ -60,13 +59,8 @@ def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: R
 def _write_attention(path: Path, predictor: Predictor, recording: Recording) -> None:
     member = predictor.bundle.members[0]
     front_end = member.front_end
-    wave_N = torch.from_numpy(recording.read_beginning(_window_s(front_end)))
+    wave_N = torch.from_numpy(recording.read_beginning(front_end.clip_s))
     fbank_TM = fit_length(Fbank(front_end)(wave_N), front_end.target_frames)
     share_TM = attention_rollout(member, fbank_TM.to(predictor.device)).cpu().numpy()
     seconds = front_end.target_frames * front_end.frame_shift_ms / 1000
     plot_attention(path, f"{path.stem}, {member.name}", fbank_TM.numpy(), share_TM, seconds)
-
-
-def _window_s(front_end: FrontEndConfig) -> float:
-    """Return the seconds of a window, which is as long as a training clip."""
-    return ((front_end.target_frames - 1) * front_end.frame_shift_ms + front_end.frame_length_ms) / 1000

@@ -17,7 +17,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from ast_core.audio.waveform import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ
+from ast_core.audio.waveform import MAX_AMPLITUDE, MAX_RATE_HZ, MIN_RATE_HZ, find_full_scale
 from ast_core.dataset.problems import shorten
 from ast_core.errors import ClipError
 
@@ -25,8 +25,6 @@ AUDIO = "audio"
 """Input column with the bytes of a recording, in any format that the decoder reads; base64 text in a JSON request."""
 WAVEFORM, RATE = "waveform", "sample_rate_hz"
 """Input columns with mono samples, nominally in [-1, 1], and their rate; the default is the rate of the model."""
-PCM = (np.int16, np.int32)
-"""Types of integer samples whose full scale is known."""
 WHAT_TO_SEND = (
     f"Send {AUDIO} (the bytes of an audio file, base64 in JSON), or {WAVEFORM} (a list of mono samples in [-1, 1]) "
     f'with {RATE}, for example {{"dataframe_records": [{{"{AUDIO}": "UklGR..."}}]}}.'
@@ -121,14 +119,13 @@ def _read_waveform(number: int, samples: Any, rate: Any) -> Row:
         raise RequestError(
             f"{WAVEFORM} of row {number} has the shape {waveform_N.shape}; send one list of mono samples per row."
         )
-    if given_N.dtype in PCM:
-        waveform_N /= np.iinfo(given_N.dtype).max + 1
-    elif np.abs(waveform_N).max(initial=0) > 1 and bool((waveform_N == np.rint(waveform_N)).all()):
+    full_scale = find_full_scale(given_N.dtype, waveform_N)
+    if full_scale is None:
         raise RequestError(
             f"{WAVEFORM} of row {number} has integer samples, whose full scale is unknown; send numbers in [-1, 1]: "
             "divide 16-bit samples by 32768."
         )
-    return Row(waveform_N=waveform_N, rate_hz=_read_rate(number, rate))
+    return Row(waveform_N=waveform_N / np.float32(full_scale), rate_hz=_read_rate(number, rate))
 
 
 def _read_rate(number: int, given: Any) -> int | None:

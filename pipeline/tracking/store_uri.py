@@ -19,6 +19,23 @@ _FILE_SCHEME = re.compile(r"file:(?://)?|sqlite(?:\+\w+)?:/{0,3}")
 _PATH = re.compile(r"[\w./ ~+@=-]+")
 
 
+def choose_store(uri: str = "", source: str = "--tracking") -> str:
+    """Return the address of the store to use: the one given, else the environment variable's, else sqlite in `work`.
+
+    Args:
+        uri: address that the user gave, or "".
+        source: where it was given, for errors.
+
+    Raises:
+        UserError: it is no address of a store with a registry.
+    """
+    if uri:
+        return resolve_store(uri, source)
+    if uri := os.environ.get("MLFLOW_TRACKING_URI", ""):
+        return resolve_store(uri, "MLFLOW_TRACKING_URI")
+    return f"{SQLITE}{Path('work/mlflow.db').absolute()}"
+
+
 def resolve_store(uri: str, source: str = "--tracking") -> str:
     """Return the address of a store with the absolute path of a sqlite file.
 

@@ -1,4 +1,4 @@
-"""Timelines and attention pictures that predict writes for a recording."""
+"""Timelines and attention pictures that predict writes, and the same values from Python."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import soundfile
 from conftest import SaveTone
 from matplotlib.image import imread
 from prepared import FRONT_END, LABELS
 
+import ast_core
 from ast_core.errors import ClipError, UserError
 from ast_core.evaluation.prediction_table import classes_of
 from ast_core.evaluation.predictor import Predictor
@@ -116,3 +118,29 @@ def test_output_has_one_schema_whatever_the_classes_are_called(
     assert (row["path"], row["error"], row["start_s"], row["end_s"]) == (str(good), "", 0.0, 2.0)
     assert labels == [classes[c] for c in np.argsort(-scores_C)[:2]]
     assert probabilities == pytest.approx(scores_C.tolist(), abs=1e-6)
+
+
+def test_python_predicts_exactly_what_the_stage_predicts(tmp_path: Path, save_tone: SaveTone) -> None:
+    bundles.write_run(tmp_path / "run")
+    model, recordings = tmp_path / "run" / "bundles" / "ensemble", tmp_path / "in"
+    save_tone(recordings / "long.wav", seconds=9.0)
+    save_tone(recordings / "short.wav", seconds=0.1)
+    stereo_N2 = np.random.default_rng(0).normal(0, 0.1, (44_100, 2))
+    soundfile.write(recordings / "stereo.flac", stereo_N2, 44_100)
+    soundfile.write(recordings / "low.ogg", stereo_N2[:, 0], 8_000)
+    output, times = tmp_path / "out.parquet", tmp_path / "times"
+    settings = PredictSettings(
+        inputs=(recordings,), model=str(model), output=output, timeline=times, hop_s=0.25, gpus="no"
+    )
+    scores = predict(settings)
+    python = ast_core.load(model, device="cpu")
+    for row in pyarrow.parquet.read_table(output).to_pylist():
+        found = python.predict(row["path"])
+        assert found == dict(zip(python.labels, row["probabilities"], strict=True))
+        assert found == dict(zip(python.labels, scores[row["path"]].tolist(), strict=True))
+        assert list(found)[: len(row["labels"])] == row["labels"]
+        written = pyarrow.csv.read_csv(times / f"{Path(row['path']).name}.csv").to_pydict()
+        timeline = python.timeline(row["path"], hop_s=0.25)
+        assert (timeline.starts_s.tolist(), timeline.ends_s.tolist()) == (written["start_s"], written["end_s"])
+        columns = np.array([written[f"p:{label}"] for label in python.labels], np.float32).T
+        assert np.array_equal(timeline.probabilities, columns)

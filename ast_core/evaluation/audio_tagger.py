@@ -1,0 +1,217 @@
+"""A model that takes recordings: files, arrays and lists of them in, probabilities by class name out.
+
+Shapes: W windows, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ast_core.audio.decoder import Decoder
+from ast_core.errors import UserError, require
+from ast_core.evaluation.prediction_table import top_classes
+from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
+from ast_core.evaluation.recording_inputs import ArrayInput, Audio, FileInput, is_single, name_errors, read_inputs
+from ast_core.weights.bundle import Bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Probabilities of a recording over time, of windows that may overlap."""
+
+    starts_s: npt.NDArray[np.float64]
+    """Start of each window in seconds, float64 [W]."""
+    ends_s: npt.NDArray[np.float64]
+    """End of each window in seconds, float64 [W]; the last window ends with the recording."""
+    probabilities: npt.NDArray[np.float32]
+    """Probability of each class in each window, float32 [W, C]."""
+    labels: tuple[str, ...]
+    """Names of the C classes."""
+
+    def top(self, count: int = 5) -> list[dict[str, float]]:
+        """Return the most probable classes of each window, the most probable first.
+
+        Args:
+            count: number of classes for each window.
+        """
+        return [_name_scores(self.labels, scores_C, count) for scores_C in self.probabilities]
+
+
+class AudioTagger:
+    """A loaded model. `ast_core.load` makes it.
+
+    It may be used from several threads, which predict one after the other.
+
+    Args:
+        bundle: members whose probabilities are averaged.
+        device: `auto` (CUDA if torch finds a GPU, else the CPU), `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        UserError: torch does not find the device, or the members have different sampling rates.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        self._predictor = Predictor(bundle, choose_device(device))
+        self._decoder = Decoder()
+        self._lock = threading.Lock()  # the decoder reads one recording at a time
+
+    @property
+    def bundle(self) -> Bundle:
+        """Members, settings and origin of the model."""
+        return self._predictor.bundle
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of a timeline's columns."""
+        return self.bundle.labels
+
+    @property
+    def single_label(self) -> bool:
+        """Whether the model was trained on clips with exactly one label."""
+        return self.bundle.single_label
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sampling rate of the model; recordings of other rates are resampled."""
+        return self.bundle.front_end.sample_rate_hz
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of a window, which is as long as a training clip; of an ensemble, of the first member."""
+        return self.bundle.front_end.clip_s
+
+    @property
+    def device(self) -> str:
+        """Device that computes, such as `cpu` or `cuda`."""
+        return str(self._predictor.device)
+
+    def __repr__(self) -> str:
+        """Return a line that describes the model."""
+        return (
+            f"AudioTagger({len(self.bundle.members)} members, {len(self.labels)} classes, {self.sample_rate_hz} Hz, "
+            f"{self.device})"
+        )
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
+        self, audio: Audio, sample_rate_hz: float | None = None, *, decide: bool = False
+    ) -> dict[str, float]: ...
+    @overload
+    def predict(
+        self, audio: Iterable[Audio], sample_rate_hz: float | None = None, *, decide: bool = False
+    ) -> list[dict[str, float]]: ...
+    def predict(
+        self, audio: Audio | Iterable[Audio], sample_rate_hz: float | None = None, *, decide: bool = False
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Predict the probability of each class, for recordings of any length.
+
+        A recording is cut into consecutive windows of the training length, whose probabilities are averaged. The values
+        are those of `ast-pipeline predict`.
+
+        Args:
+            audio: path of a file, an array, or several of them in a list or another iterable. An array holds samples,
+                [N] or [N, channels], nominally in [-1, 1]; int16 and int32 are scaled by their full scale. Channels are
+                mixed to mono.
+            sample_rate_hz: sampling rate of the arrays, which are resampled to that of the model. Files have their own.
+            decide: whether to return only the classes that the thresholds of a calibrated bundle choose, with
+                calibrated probabilities.
+
+        Returns:
+            Probabilities by class name, the most probable first. Of several recordings, a list in their order.
+
+        Raises:
+            UserError: a recording is missing, damaged, shorter than one analysis window, or no audio; or `decide` is
+                true and the bundle has no thresholds. One such recording in a list fails the complete list.
+        """
+        require(
+            not decide or self.bundle.decisions is not None,
+            "decide is true, but this bundle has no thresholds to decide by; run `ast-pipeline calibrate` first.",
+        )
+        results = [self._predict_one(own, decide) for own in read_inputs(audio, sample_rate_hz)]
+        return results[0] if is_single(audio) else results
+
+    @overload
+    def timeline(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
+        self, audio: Audio, sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+    ) -> Timeline: ...
+    @overload
+    def timeline(
+        self, audio: Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+    ) -> list[Timeline]: ...
+    def timeline(
+        self, audio: Audio | Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+    ) -> Timeline | list[Timeline]:
+        """Predict probabilities over time, of windows as long as a training clip.
+
+        The values are those of `ast-pipeline predict --timeline`.
+
+        Args:
+            audio: recording or recordings, as `predict` takes them.
+            sample_rate_hz: sampling rate of the arrays.
+            hop_s: seconds from the start of one window to the start of the next; it is rounded to whole frames.
+
+        Returns:
+            Timeline of the recording. Of several recordings, a list in their order.
+
+        Raises:
+            UserError: as `predict`; or the hop is shorter than one frame, or the members have different front ends.
+        """
+        number = isinstance(hop_s, int | float | np.integer | np.floating) and math.isfinite(hop_s)
+        require(number, f"hop_s is {hop_s!r}; give a number of seconds, for example 1.0.")
+        results = [self._follow_one(own, float(hop_s)) for own in read_inputs(audio, sample_rate_hz)]
+        return results[0] if is_single(audio) else results
+
+    def _predict_one(self, own: FileInput | ArrayInput, decide: bool) -> dict[str, float]:
+        with self._lock, name_errors(own):
+            scores_C = self._predictor.probabilities(own.to_blocks(self.sample_rate_hz, self._decoder))
+        rule = self.bundle.decisions
+        if not decide or rule is None:
+            return _name_scores(self.labels, scores_C)
+        chosen_C = rule.decide(scores_C[None])[0]
+        named = _name_scores(self.labels, rule.calibrated(scores_C[None])[0])
+        chosen = {self.labels[c] for c in np.flatnonzero(chosen_C)}
+        return {name: score for name, score in named.items() if name in chosen}
+
+    def _follow_one(self, own: FileInput | ArrayInput, hop_s: float) -> Timeline:
+        with self._lock, name_errors(own):
+            blocks = MeasuredBlocks(own.to_blocks(self.sample_rate_hz, self._decoder))
+            starts_s, scores_WC = self._predictor.timeline(blocks, hop_s)
+        length_s = blocks.samples / self.sample_rate_hz
+        ends_s = np.minimum(starts_s + self.window_s, length_s)  # the last window is padded
+        return Timeline(starts_s, ends_s, scores_WC, self.labels)
+
+
+def choose_device(device: str) -> str:
+    """Return the device of a name; `auto` is the GPU if torch finds one with CUDA, else the CPU.
+
+    Raises:
+        UserError: the name is unknown, or torch does not find the device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", device if isinstance(device, str) else "")
+    if match is None:
+        raise UserError(f"device is {str(device)[:80]!r}; give auto, cpu, cuda, or one GPU such as cuda:0.")
+    if device != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        require(
+            count > int(match[1] or 0),
+            f"device is {device}, but torch {torch.__version__} finds {count} GPUs with CUDA on this machine. Give "
+            f"{'cuda:0 to cuda:' + str(count - 1) if count else 'cpu, or check the driver with nvidia-smi'}.",
+        )
+    return device
+
+
+def _name_scores(labels: tuple[str, ...], scores_C: np.ndarray, count: int | None = None) -> dict[str, float]:
+    """Return the highest scores, all by default, by class name, the highest first."""
+    order = top_classes(scores_C, len(labels) if count is None else count)
+    return {labels[c]: float(scores_C[c]) for c in order}
