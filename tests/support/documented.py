@@ -40,7 +40,7 @@ RUN_BY = {
     r"(\S*/)?python examples/|.*jupyter ": "tests/test_examples.py",
     r"ray start": "tests/cluster/test_nodes.py",
     r"(\S*/)?mlflow server": "tests/kubernetes/test_mlflow_server.py",
-    r"(\S*/)?mlflow models serve|printf .*\| curl": "tests/reliability/test_load.py",
+    r"(\S*/)?mlflow models serve": "tests/reliability/test_load.py",
 }
 """Tests that run the other commands, by a pattern of the command's beginning."""
 NOT_RUN = {
@@ -48,7 +48,8 @@ NOT_RUN = {
     r"make( demo)?( [A-Z]+=\S+)*$": "it installs all packages first; a test runs its stages, which are those of `run`",
     r"make (check|light|test|test-all|lint|style|types|imports|audit|lock|clean)": "this test is a part of it",
     r"export ": "it sets variables for the commands after it",
-    r"docker |\(?cd k8s|kubectl |kustomize ": "it needs a container engine or a cluster; tests/kubernetes reads manifests",
+    r"docker |\(?cd k8s|kubectl |kustomize ": "it needs a container engine or a cluster; see tests/kubernetes",
+    r"printf .*\| curl|curl ": "it needs a server that runs; tests/reliability/test_load.py sends such requests",
     r"(\S*/)?mlflow ui": "it is the program of `mlflow server`, and waits for a browser",
     r"pre-commit |\S*ruff |\S*mypy|\S*lint-imports": "it is a check of the source, and no part of the program",
 }
@@ -115,6 +116,8 @@ def stage_of(command: str) -> tuple[str, list[str]] | None:
 def treatment(command: str) -> str:
     """Return what happens to a command in the tests: a test's file, or the reason why it is not run; "" if unknown."""
     stage = stage_of(command)
+    if stage is not None and "ray job submit" in command:
+        return "tests/pipeline/ray_runtime/test_ray_jobs.py"
     if stage is not None:
         return "tests/test_document_commands.py" if stage[0] in IN_THE_TEST else TESTED[stage[0]]
     if re.fullmatch(r"(\S*/)?ast-pipeline( --help| --version)", command):
