@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 import yaml
 from documented import blocks
 
-from ast_core.config import Recipe
 from ast_core.evaluation.metrics import evaluate_scores
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.main import STAGES
@@ -81,14 +79,10 @@ def test_the_reference_has_the_flags_that_help_prints(
         parse_settings(kind, "", ["--help"])
     printed = set(re.findall(r"--[a-z][a-z0-9.-]*", capsys.readouterr().out))
     flags = tables.read_flags(kind)
-    sections = [section for section in tables.SECTIONS if section in kind.__dataclass_fields__]
-    keys = typing.get_type_hints(Recipe)
     wanted = {flag.name for flag in flags.values() if flag.name.startswith("--")}
-    wanted |= {
-        f"--{section.replace('_', '-')}.{key.replace('_', '-')}"
-        for section in sections
-        for key in tables.read_flags(keys[section])
-    }
+    for section in tables.sections_of(kind):
+        keys = tables.read_flags(tables.SECTIONS[section])
+        wanted |= {f"--{tables.dashed(section)}.{tables.dashed(key)}" for key in keys}
     unnamed = {flag for flag in printed - wanted if "no-" not in flag} - {"--help"}
     assert wanted <= printed
     assert not unnamed, f"the reference lacks {unnamed}"
@@ -96,8 +90,7 @@ def test_the_reference_has_the_flags_that_help_prints(
 
 
 def test_every_recipe_key_has_a_source(tables: ModuleType) -> None:
-    kinds = typing.get_type_hints(Recipe)
-    keys = {section: list(tables.read_flags(kinds[section])) for section in tables.SECTIONS}
+    keys = {section: list(tables.read_flags(kind)) for section, kind in tables.SECTIONS.items()}
     assert {section: list(own) for section, own in tables.SOURCES.items()} == keys
 
 

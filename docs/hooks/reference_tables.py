@@ -28,8 +28,8 @@ from pipeline.cli.stages import Common
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMENT = re.compile(r"^<!-- generate: (\w+)((?: \S+)*) -->$", re.MULTILINE)
-SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe))
-"""Names of a recipe's sections, whose keys are also flags of the stages."""
+SECTIONS: dict[str, type[Any]] = typing.get_type_hints(Recipe)
+"""Classes of a recipe's sections by name; their keys are also flags of the stages."""
 SOURCES = tomllib.loads((Path(__file__).parent / "recipe_sources.toml").read_text(encoding="utf-8"))
 """Source of the default of each recipe key, by section and key."""
 TYPES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "switch"}
@@ -81,8 +81,15 @@ def _read_text(statement: ast.stmt) -> str:
     return " ".join(value.value.split()) if is_text else ""
 
 
+def sections_of(kind: type[Any]) -> list[str]:
+    """Return the sections of a recipe that a settings class takes. A field `model` may also be a model to use."""
+    hints = typing.get_type_hints(kind)
+    return [name for name, section in SECTIONS.items() if hints.get(name) is section]
+
+
 def read_flags(kind: type[Any]) -> dict[str, Flag]:
     """Return the flags of a settings class by the name of the field, without those of a recipe's sections."""
+    sections = sections_of(kind)
     hints = typing.get_type_hints(kind, include_extras=True)
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -91,7 +98,7 @@ def read_flags(kind: type[Any]) -> dict[str, Flag]:
     return {
         field.name: _describe_flag(field, hints[field.name], docs.get(field.name, ""))
         for field in dataclasses.fields(kind)
-        if field.name not in SECTIONS
+        if field.name not in sections
     }
 
 
@@ -150,7 +157,7 @@ def _describe_stage(name: str, entry: StageEntry) -> str:
     kind = entry.load_settings_class()
     shared = read_flags(Common) if issubclass(kind, Common) else {}
     own = {key: flag for key, flag in read_flags(kind).items() if shared.get(key) != flag}
-    sections = [field.name for field in dataclasses.fields(kind) if field.name in SECTIONS]
+    sections = sections_of(kind)
     links = ", ".join(f"[`{section}`](recipes.md#{section})" for section in sections)
     parts = [f"### {name}\n", "\n\n".join(_format_docstring(entry.read_docstring())) + "\n"]
     parts += [_flags_table(own.values())] if own else []
@@ -178,10 +185,8 @@ def _format_docstring(text: str) -> Iterator[str]:
 
 def recipe_keys() -> str:
     """Return a chapter for each section of a recipe: every key with its default, its meaning and its source."""
-    hints = typing.get_type_hints(Recipe)
     parts = []
-    for section in SECTIONS:
-        kind = hints[section]
+    for section, kind in SECTIONS.items():
         rows = [
             (f"`{key}`", own.values, own.default, own.doc, SOURCES[section][key])
             for key, own in read_flags(kind).items()
