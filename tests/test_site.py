@@ -57,7 +57,8 @@ def test_the_navigation_has_every_page_once() -> None:
 def test_the_configuration_asks_no_other_host() -> None:
     assert CONFIG["theme"]["font"] is False  # otherwise the fonts come from Google
     assert not re.findall(r"https?://\S+", (ROOT / "mkdocs.yml").read_text())
-    assert not {"extra_css", "extra_javascript", "repo_url", "extra"} & CONFIG.keys()
+    assert not {"extra_javascript", "repo_url", "extra"} & CONFIG.keys()
+    assert all((DOCS / name).is_file() for name in CONFIG["extra_css"])
     assert [plugin if isinstance(plugin, str) else next(iter(plugin)) for plugin in CONFIG["plugins"]] == [
         "search",
         "mkdocstrings",
