@@ -32,8 +32,8 @@ GLOSSARY = {
 WORDS = re.compile(rf"(?<![A-Za-z0-9])(?i:{'|'.join(GLOSSARY)})(?<!None)(?![A-Za-z0-9])")
 """They are found in names with underscores, too, and `x is None` of Python is not one of them."""
 SUFFIXES = {".py", ".md", ".toml", ".html", ".yaml", ".yml"}
-SKIPPED = {"build", "work", "shared", "corpus"}
-"""Folders that runs make, and inputs that crashed a reader once."""
+SKIPPED = {"build", "site", "work", "shared", "corpus"}
+"""Folders that runs and `make docs` make, and inputs that crashed a reader once."""
 OWN = Path(__file__).resolve()
 """The only file that is not searched: it names the words."""
 
