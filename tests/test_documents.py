@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TOPS = ("ast_core", "pipeline", "tune", "k8s", "tests", "benchmarks", "docs")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|\*|…")
 """`pipeline/NAME.py` and `k8s/*` stand for any file."""
@@ -89,14 +89,14 @@ def texts_of_the_sources() -> str:
 
 
 def test_error_messages_of_the_cluster_guide_are_those_of_the_code() -> None:
-    text = (ROOT / "docs" / "cluster.md").read_text()
+    text = (ROOT / "docs" / "guides" / "several-nodes.md").read_text()
     cells = re.findall(r"^\| (.+?) \|", text[text.index("## Failures") :], re.MULTILINE)
     quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+ [^`]+)`", cell)]
     values = r"\.\.\.|\d+|Error:|MLflow:|s3://|\b[A-Z]{3,}\b"
     parts = [part.strip() for quote in quotes for part in re.split(values, quote)]
     missing = [part for part in parts if " " in part and part not in texts_of_the_sources()]
     assert len(parts) > len(quotes) > 5
-    assert not missing, f"docs/cluster.md quotes messages that the code does not have: {missing}"
+    assert not missing, f"docs/guides/several-nodes.md quotes messages that the code does not have: {missing}"
 
 
 def _contributing() -> str:

@@ -1,6 +1,6 @@
 """The metrics that a run exports to Prometheus through Ray's metrics agents.
 
-Ray adds the prefix `ray_` to each name. docs/observability.md explains the metrics.
+Ray adds the prefix `ray_` to each name. docs/guides/monitoring.md explains the metrics.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 FIGURE = "figure"
-"""Name of the property of a test report that holds a row of docs/reliability.md and its figures."""
+"""Name of the property of a test report that holds a row of docs/concepts/reliability.md and its figures."""
 Measured = Callable[..., None]
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
-    """Return `measured("R1", kills=20)`, which prints figures at the end; docs/reliability.md has no others."""
+    """Return `measured("R1", kills=20)`, which prints figures at the end, the only ones of the reliability page."""
 
     def note(row: str, **figures: object) -> None:
         shown = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())

@@ -22,7 +22,7 @@ _allowed: set[str] | None = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="inject as many faults as docs/reliability.md says")
+    parser.addoption("--long", action="store_true", help="inject as many faults as docs/concepts/reliability.md says")
 
 
 def pytest_configure(config: pytest.Config) -> None:
