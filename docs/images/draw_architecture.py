@@ -90,7 +90,7 @@ def draw(packages: Sequence[Package]) -> str:
         top += height
     notes = [
         "Imports go down only, from package to package and from row to row.",
-        "Modules in one row do not import each other, unless the row says so.",
+        "Boxes in one row do not import each other.",
     ]
     for line in notes:
         top += 20
@@ -113,14 +113,14 @@ def _draw_package(package: Package, top: int, height: int, fill: str) -> list[st
     ]
     top += 40
     for names, may_import in package.layers:
-        labels = [*names[:-1], f"{names[-1]} (may import its neighbours)"] if may_import else names
+        labels = [f"{', '.join(names)} (may import each other)"] if may_import else names
         parts += _draw_row(labels, top)
         top += ROW + GAP
     if package.importers:
-        parts += _draw_row([f"{module}: only importer of {library}" for module, library in package.importers], top)
+        parts += _draw_row([f"{module}, the only importer of {library}" for module, library in package.importers], top)
         top += ROW + GAP
     if package.forbidden:
-        parts.append(_text(MARGIN + 14, top + 12, f"imports no {', '.join(package.forbidden)}", 13, "#a33"))
+        parts.append(_text(MARGIN + 14, top + 12, f"never imports {', '.join(package.forbidden)}", 13, "#a33"))
     return parts
 
 
