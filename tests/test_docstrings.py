@@ -54,9 +54,9 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines of a file, without CONTRIBUTING.md's tables of words and of old names."""
+    """Yield the numbered lines of a file, without the tables of words and of old names."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if path.name != "CONTRIBUTING.md" or not line.startswith("|"):
+        if path.name not in {"CONTRIBUTING.md", "CHANGELOG.md"} or not line.startswith("|"):
             yield number, line
 
 

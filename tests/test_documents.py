@@ -55,14 +55,14 @@ def test_paths_and_links_exist(path: Path) -> None:
     paths = [word for span in spans for word in span.split() if re.fullmatch(r"[\w./-]+(\.(py|md|yaml)|/)", word)]
     programs = re.findall(r"python(?: -u)? ([\w./-]+\.py)", text)
     own = [name for name in paths + programs if name.endswith((".py", ".md", ".yaml")) or name.startswith(TOPS)]
-    old = set(re.findall(r"^\| `python (\S+\.py)`", text, re.MULTILINE))  # CONTRIBUTING.md's table of old commands
+    old = set(re.findall(r"^\| `python (\S+\.py)`", text, re.MULTILINE))  # CHANGELOG.md's table of old commands
     missing = [name for name in own if not PLACEHOLDER.search(name) and name not in old and not exists(name)]
     links = [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (path.parent / link).exists()]
     assert not missing + links, f"{path.name} names files that do not exist: {missing + links}"
 
 
 def test_old_imports_have_new_ones() -> None:
-    rows = re.findall(r"^\| `((?:ast_core|pipeline|tune)\.\w+)` \| (.+?) \| (.*?) ?\|$", _contributing(), re.MULTILINE)
+    rows = re.findall(r"^\| `((?:ast_core|pipeline|tune)\.\w+)` \| (.+?) \| (.*?) ?\|$", _changelog(), re.MULTILINE)
     assert len(rows) > 80
     wrong = []
     for old, places, renamed in rows:
@@ -73,7 +73,7 @@ def test_old_imports_have_new_ones() -> None:
             wrong += [f"{module}.{name}" for name in re.findall(r"`(\w+)`", names) if name not in names_in(module)]
         for name in re.findall(r"-> `(\w+)`", renamed):
             wrong += [f"{old}: {name}"] if not any(name in names_in(module) for module in modules) else []
-    assert not wrong, f"CONTRIBUTING.md names modules and functions that do not exist: {wrong}"
+    assert not wrong, f"CHANGELOG.md names modules and functions that do not exist: {wrong}"
 
 
 @functools.cache
@@ -101,5 +101,5 @@ def test_error_messages_of_the_guides_are_those_of_the_code(path: Path) -> None:
     assert not missing, f"{path.name} quotes messages that the code does not have: {missing}"
 
 
-def _contributing() -> str:
-    return (ROOT / "CONTRIBUTING.md").read_text()
+def _changelog() -> str:
+    return (ROOT / "CHANGELOG.md").read_text()
