@@ -115,8 +115,6 @@ def inputs_of(stage: str, flags: list[str]) -> list[tuple[str, bool]]:
 
 def run_python(block: Block, names: dict[str, Any], sandbox: Sandbox) -> None:
     """Run the Python of a block; the blocks of a page share their names."""
-    if "ast_core.load" in block.text:
-        pytest.importorskip("ast_core.loading")
     tree = ast.parse(block.text)
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     for text in texts:
