@@ -7,8 +7,8 @@ ARGS ?=
 IMAGE ?=
 BIN := .venv/bin
 CORES ?= $(shell nproc)
-# Tests with Ray mostly wait, so one process more than cores keeps the cores busy.
-WORKERS ?= 3
+# A test with Ray uses more than one core, so more processes than cores only make all of them wait.
+WORKERS ?= $(CORES)
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 # Collecting all files takes half a minute.
 ALONE = $(shell grep -lr --include="test_*.py" "mark\.alone" tests)
