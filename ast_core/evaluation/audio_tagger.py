@@ -24,7 +24,7 @@ from ast_core.evaluation.recording_inputs import ArrayInput, Audio, FileInput, i
 from ast_core.weights.bundle import Bundle
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Timeline:
     """Probabilities of a recording over time, of windows that may overlap."""
 
@@ -36,6 +36,10 @@ class Timeline:
     """Probability of each class in each window, float32 [W, C]."""
     labels: tuple[str, ...]
     """Names of the C classes."""
+
+    def __repr__(self) -> str:
+        """Return a line that describes the timeline; it may have hundreds of classes."""
+        return f"Timeline({len(self.starts_s)} windows, {self.ends_s[-1]:.2f} s, {len(self.labels)} classes)"
 
     def top(self, count: int = 5) -> list[dict[str, float]]:
         """Return the most probable classes of each window, the most probable first.

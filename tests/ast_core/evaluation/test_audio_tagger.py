@@ -89,6 +89,7 @@ def test_a_timeline_has_the_windows_of_the_predictor_and_ends_with_the_recording
     assert np.array_equal(found.probabilities, scores_WC)
     assert found.ends_s == pytest.approx(np.minimum(starts_s + 0.335, 15_000 / RATE_HZ))
     assert found.labels == tuple(LABELS)
+    assert repr(found) == f"Timeline({len(starts_s)} windows, 0.94 s, 3 classes)"
     top = found.top(2)
     assert [list(own.values()) for own in top] == [sorted(own, reverse=True)[:2] for own in scores_WC.tolist()]
     assert list(top[0]) == [LABELS[c] for c in np.argsort(-scores_WC[0])[:2]]
