@@ -36,7 +36,8 @@ def test_notebook_goes_from_recordings_to_a_registered_model(
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     jupyter = Path(sys.executable).with_name("jupyter")
-    words = ["execute", "own_recordings.ipynb", "--output=own_recordings_done.ipynb"]  # as in the README of the examples
+    # The command of examples/README.md:
+    words = ["execute", "own_recordings.ipynb", "--output=own_recordings_done.ipynb"]
     done = subprocess.run([jupyter, *words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shown = {
