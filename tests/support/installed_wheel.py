@@ -42,7 +42,8 @@ class Installed:
 
     def run(self, program: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment in a folder, without what leads to a checkout."""
-        environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+        left_out = {"MLFLOW_TRACKING_URI", "PYTHONPATH", "VIRTUAL_ENV"}
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
         return subprocess.run(
             [self.programs / program, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
