@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo check light test test-all lint style types imports bench bench-gpu audit lock pipelines clean
+.PHONY: demo check light test test-all lint style types imports docs bench bench-gpu audit lock pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -55,6 +55,9 @@ types: .venv/.installed
 imports: .venv/.installed
 	$(BIN)/lint-imports
 
+docs: .venv/.installed  ## Build the documentation site into site/, and stop at every warning
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
+
 bench: .venv/.installed  ## Measure every headline figure and its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -72,4 +75,4 @@ pipelines: .venv/.installed  ## Compile the Kubeflow pipelines to the committed 
 	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py
 
 clean:  ## Remove the virtual environment and caches, but not the runs in work/
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
