@@ -1,6 +1,6 @@
 """Fit each bundle's calibration and thresholds on the validation split; `predict --decide` uses them.
 
-python pipeline/calibrate.py --recipe speech_commands --run-dir work/speech_commands
+ast-pipeline calibrate --recipe speech_commands --run-dir work/speech_commands
 """
 
 from __future__ import annotations

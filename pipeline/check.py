@@ -1,6 +1,6 @@
 """List all problems of a data set without preparing it: exit status 1 if clips would be lost, or the set refused.
 
-python pipeline/check.py FOLDER
+ast-pipeline check FOLDER
 """
 
 from __future__ import annotations

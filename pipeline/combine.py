@@ -1,6 +1,6 @@
 """Combine trained members: average each one's epochs (or take its last or best), and put the ensemble together.
 
-python pipeline/combine.py --recipe esc50 --run-dir work/esc50
+ast-pipeline combine --recipe esc50 --run-dir work/esc50
 """
 
 from __future__ import annotations

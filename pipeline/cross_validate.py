@@ -1,6 +1,6 @@
 """Cross-validate, as on ESC-50's five folds: hold each fold out once, and choose the epoch in three ways.
 
-python pipeline/cross_validate.py --recipe esc50 --data.source ESC-50
+ast-pipeline cross-validate --recipe esc50 --data.source ESC-50
 """
 
 from __future__ import annotations

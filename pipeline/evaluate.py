@@ -1,6 +1,6 @@
 """Evaluate every bundle of a run on the test split, each clip exactly once, spread over Ray's workers.
 
-python pipeline/evaluate.py --recipe esc50 --run-dir work/esc50
+ast-pipeline evaluate --recipe esc50 --run-dir work/esc50
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Export a bundle or registered model: to Hugging Face's format, or to ONNX with the front end inside.
 
-python pipeline/export.py FOLDER --model work/esc50/bundles/seed-0
-python pipeline/export.py FILE.onnx --format onnx --model work/demo/bundles/ensemble
+ast-pipeline export FOLDER --model work/esc50/bundles/seed-0
+ast-pipeline export FILE.onnx --format onnx --model work/demo/bundles/ensemble
 
 Hugging Face's format holds one member, with square patches, a distilled backbone and the default windows. ONNX holds
 any of these and ensembles. Neither holds a model that masks padding.

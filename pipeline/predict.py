@@ -1,6 +1,6 @@
 """Tag recordings of any length, rate and format with a registered ensemble or a bundle folder.
 
-python pipeline/predict.py RECORDING_OR_FOLDER ... --model models:/ast-demo@champion
+ast-pipeline predict RECORDING_OR_FOLDER ... --model models:/ast-demo@champion
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Turn a data set of recordings into Parquet shards of log-mel filterbanks, in parallel over files; run again to go on.
 
-python pipeline/prepare.py --recipe esc50 --data.source FOLDER --run-dir work/esc50
+ast-pipeline prepare --recipe esc50 --data.source FOLDER --run-dir work/esc50
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Register a run's members and ensembles as MLflow models; the best so far is `champion`, the newest `challenger`.
 
-python pipeline/register.py --recipe esc50 --run-dir work/esc50
+ast-pipeline register --recipe esc50 --run-dir work/esc50
 """
 
 from __future__ import annotations

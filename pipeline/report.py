@@ -1,6 +1,6 @@
 """One HTML page of a run, readable without a network: data, curves, results next to the paper's, classes, mistakes.
 
-python pipeline/report.py --recipe esc50 --run-dir work/esc50
+ast-pipeline report --recipe esc50 --run-dir work/esc50
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The main job: prepare, train each member, combine, evaluate, calibrate, register, predict, report, from one recipe.
 
-python pipeline/run.py --recipe demo
+ast-pipeline run --recipe demo
 """
 
 from __future__ import annotations

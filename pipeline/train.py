@@ -1,6 +1,6 @@
 """Train one member on the shards, on as many workers as there are GPUs or cores; the same command again resumes.
 
-python pipeline/train.py --recipe esc50 --run-dir work/esc50 --seed 0
+ast-pipeline train --recipe esc50 --run-dir work/esc50 --seed 0
 """
 
 from __future__ import annotations

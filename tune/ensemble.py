@@ -1,6 +1,6 @@
 """Ensemble-S and Ensemble-M, made of the trials of a study by averaging their stored scores.
 
-python tune/ensemble.py --recipe audioset_full --data.source AUDIOSET
+ast-pipeline ensemble --recipe audioset_full --data.source AUDIOSET
 """
 
 from __future__ import annotations

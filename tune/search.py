@@ -1,6 +1,6 @@
 """Run a study: every variant with several seeds, each as a Ray Tune trial that calls the pipeline's stages.
 
-python tune/search.py --study overlap --recipe esc50 --data.source ESC-50 --repeats 3
+ast-pipeline search --study overlap --recipe esc50 --data.source ESC-50 --repeats 3
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Common:
     """Settings that every stage takes."""
 
     recipe: str = "audioset_full"
-    """Recipe to use: a name from pipeline/recipes (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
+    """Recipe to use: a name (demo, own, esc50, ...) or a TOML file. Flags override its keys."""
     variant: Variant = "published"
     """Choice where the paper's text and its published code differ. `published` follows the code, which made the
     published checkpoints and logs; compare results with this one. `paper` adds the recipe's [paper] tables."""
@@ -85,7 +85,7 @@ class CheckSettings:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
     recipe: str = "own"
-    """Recipe whose splits and front end to check with: a name from pipeline/recipes or a TOML file."""
+    """Recipe whose splits and front end to check with: a name (own, esc50, ...) or a TOML file."""
     variant: Variant = "published"
     """Choice where the paper's text and its published code differ, as for the other stages."""
     workers: Annotated[int, _show_default("one a core")] = 0

@@ -61,7 +61,7 @@ An Audio Spectrogram Transformer. It predicts the probabilities of {len(bundle.l
 ## Use
 
 ```
-python pipeline/predict.py RECORDING --model models:/{name}@champion
+ast-pipeline predict RECORDING --model models:/{name}@champion
 ```
 
 As an MLflow pyfunc model, each row of the input is a recording: `audio` (the bytes of a file; base64 in JSON), or \
