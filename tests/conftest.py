@@ -46,9 +46,12 @@ def ray_session() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Cluster]:
-    """Start a Ray cluster with a head and a node of two CPUs, dashboard and tokens, for programs that join it."""
+    """Start a Ray cluster with a head and a node of two CPUs, dashboard and tokens, for programs that join it.
+
+    It ends with its file: an idle cluster still uses a sixth of a core.
+    """
     with running() as started:
         yield started
 
