@@ -270,7 +270,7 @@ def test_file_names_that_cannot_be_printed_are_refused(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "kind", [kind if kind == "jsonl" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+    "kind", [kind if kind == "csv" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
 )
 def test_a_million_rows_in_bounded_memory(kind: str, tmp_path: Path, measured) -> None:
     rows = 1_000_000

@@ -21,7 +21,7 @@ FLAT = 1.25
 @pytest.mark.timeout(3600)
 def test_ten_times_the_clips_need_no_more_memory(ray_session: None, tmp_path: Path, many, measured) -> None:
     loads = []
-    few, most = many(50, 2_000), many(500, 20_000)
+    few, most = many(100, 2_000), many(1_000, 20_000)
     for clips in (few, most):
         folder = tmp_path / str(clips)
         broken = load_clips.make_clips(folder / "audio", clips)
