@@ -58,7 +58,7 @@ from pipeline.tracking.registry import CHAMPION
 from pipeline.train import MemberTrainings
 
 ResultT = TypeVar("ResultT")
-TYPICAL_S = {"demo": 160}
+TYPICAL_S = {"demo": 150}
 """Seconds that all stages of a recipe take on two quiet cores, as the recipe's run prints at its end."""
 SHOWN_RECORDINGS = 3
 """Test recordings that are tagged at the end, for the user to check by ear."""
