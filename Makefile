@@ -6,9 +6,8 @@ DATA ?=
 ARGS ?=
 IMAGE ?=
 BIN := .venv/bin
+# Processes of tests. A test with Ray alone keeps more than one core busy.
 CORES ?= $(shell nproc)
-# A test with Ray uses more than one core, so more processes than cores only make all of them wait.
-WORKERS ?= $(CORES)
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 # Collecting all files takes half a minute.
 ALONE = $(shell grep -lr --include="test_*.py" "mark\.alone" tests)
@@ -45,7 +44,7 @@ test: .venv/.installed  ## Run all checks and tests, as CI does
 	$(PYTEST) -m alone $(ALONE) $(ARGS)
 
 parallel: .venv/.installed
-	$(PYTEST) -n $(WORKERS) -m "not alone" $(ARGS)
+	$(PYTEST) -n $(CORES) -m "not alone" $(ARGS)
 
 test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
 	$(PYTEST) --long $(ARGS)

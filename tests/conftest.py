@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
 def ray_cluster() -> Iterator[Cluster]:
     """Start a Ray cluster with a head and a node of two CPUs, dashboard and tokens, for programs that join it.
 
-    It ends with its file: an idle cluster still uses a sixth of a core.
+    It ends with its file, because an idle cluster takes CPU time from the tests after it.
     """
     with running() as started:
         yield started

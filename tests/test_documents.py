@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
-TOPS = ("ast_core", "pipeline", "tune", "k8s", "tests", "benchmarks", "docs")
+TOPS = ("ast_core", "pipeline", "tune", "k8s", "tests", "benchmarks", "docs", "examples")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|\*|…")
 """`pipeline/NAME.py` and `k8s/*` stand for any file."""
 

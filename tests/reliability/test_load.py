@@ -56,7 +56,6 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
     assert peak_mb < labels_NC.nbytes / 2**20
 
 
-@pytest.mark.long  # that a served model gives the bundle's answers is tested in tests/pipeline/test_run.py
 @pytest.mark.server
 @pytest.mark.alone
 @pytest.mark.timeout(900)

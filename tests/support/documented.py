@@ -1,4 +1,4 @@
-"""Commands and blocks of code in README and docs: which test runs each, or why none does.
+"""Commands and blocks of code in README, examples and docs: which test runs each, or why none does.
 
 A command of a stage is always parsed by the stage's own parser. Stages that start neither Ray nor a server are run.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.cli.main import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IN_THE_TEST = {"check", "predict", "export"}
 """Stages that the test of the documents runs as the documents say."""
 TESTED = {
@@ -27,7 +27,7 @@ TESTED = {
     "report": "tests/pipeline/test_report.py",
     "cross-validate": "tests/pipeline/test_cross_validate.py",
     "search": "tests/tune/test_search.py",
-    "ensemble": "tests/tune/test_studies.py",
+    "ensemble": "tests/tune/test_search.py",
 }
 """Tests that run the other stages, on small data; the flags of the documents are parsed."""
 RUN_BY = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 
 LOOK_EVERY_S = 0.5
-"""A look at all processes takes a tenth of a second; those that listen do so for many seconds."""
+"""Each look reads all processes, which takes CPU time from them; those that listen do so for many seconds."""
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def titled(title: str, among: Iterable[psutil.Process] | None = None) -> list[ps
 def wait(ready: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> float:
     """Wait until `ready()` is true, and return the seconds that it took.
 
-    A look at all processes takes 20 ms, so that looks without pauses would need a processor for themselves.
+    It pauses four times as long as a look takes: a look at all processes takes CPU time from those under test.
     """
     began = looked = time.monotonic()
     while not ready():
