@@ -63,18 +63,22 @@ class Decoder:
         self._used = False
         self._kill: weakref.finalize[[subprocess.Popen[bytes]], Decoder] | None = None
 
-    def load(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
-        """Decode a file as `load_waveform` does.
+    def load(self, source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
+        """Decode a file, or the content of one, as `load_waveform` does.
 
         Raises:
             ClipError: as `load_waveform`; also stage `decode` if the file crashes or hangs the decoder, or takes too
                 much memory.
             OSError: the fault of the disk or the system, not of the file.
         """
-        return join_blocks(self.blocks(path, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
+        return join_blocks(self.blocks(source, sample_rate_hz, max_seconds), sample_rate_hz, max_seconds)
 
-    def blocks(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
-        """Decode a file as `read_blocks` does, with the errors of `load`. Only one file at a time.
+    def blocks(
+        self, source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None = None
+    ) -> Iterator[Waveform]:
+        """Decode a file, or the content of one, as `read_blocks` does, with the errors of `load`.
+
+        Only one file at a time.
 
         The damage that a file does to the process may show only at the next file. So a file is blamed only if it was
         the first in its process; otherwise it is decoded again in a new process.
@@ -83,7 +87,7 @@ class Decoder:
         while True:
             first_in_process = not self._used
             try:
-                for number, block in enumerate(self._attempt(path, sample_rate_hz, max_seconds)):
+                for number, block in enumerate(self._attempt(source, sample_rate_hz, max_seconds)):
                     if number >= yielded:  # decoding is a pure function: a second attempt returns the same blocks
                         yielded += 1
                         yield block
@@ -101,12 +105,14 @@ class Decoder:
             self._kill()
         self._process, self._kill, self._used = None, None, False
 
-    def _attempt(self, path: Path | str, sample_rate_hz: int, max_seconds: float | None) -> Iterator[Waveform]:
+    def _attempt(
+        self, source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None
+    ) -> Iterator[Waveform]:
         """Decode a file once. Ends the process unless its answer was read to the end."""
         complete = False
         try:
             process = self._start_process()
-            _send_request(process, [str(Path.cwd() / path), sample_rate_hz, max_seconds])
+            _send_request(process, source, sample_rate_hz, max_seconds)
             while (answer := self._read_answer(process))[0] == BLOCK:
                 yield np.frombuffer(answer[1], np.float32)
             complete = True
@@ -149,10 +155,15 @@ class Decoder:
         return content
 
 
-def _send_request(process: subprocess.Popen[bytes], request: list[object]) -> None:
+def _send_request(
+    process: subprocess.Popen[bytes], source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None
+) -> None:
+    """Send a line of JSON: the absolute path or the number of bytes that follow, the rate, and the limit."""
     requests = cast("IO[bytes]", process.stdin)
+    content = source if isinstance(source, bytes) else b""
+    place = len(source) if isinstance(source, bytes) else str(Path.cwd() / source)
     with contextlib.suppress(BrokenPipeError):  # the process ended: reading its answer says how
-        requests.write(json.dumps(request).encode() + b"\n")
+        requests.write(json.dumps([place, sample_rate_hz, max_seconds]).encode() + b"\n" + content)
         requests.flush()
 
 
@@ -161,16 +172,23 @@ class Recording:
     """A file as an iterable of its waveform's blocks; each iteration decodes it again."""
 
     path: Path
+    """Path of the file, or the name of a recording whose content is given."""
     sample_rate_hz: int
     decoder: Decoder
+    content: bytes | None = None
+    """Content of the file if it is not read from the path."""
 
     def __iter__(self) -> Iterator[Waveform]:
         """Yield the blocks. Errors are those of `Decoder.load`; some are raised after the last block."""
-        return self.decoder.blocks(self.path, self.sample_rate_hz)
+        return self.decoder.blocks(self._source, self.sample_rate_hz)
 
     def read_beginning(self, seconds: float) -> Waveform:
         """Return the first seconds, or all of a shorter recording. Errors are those of `Decoder.load`."""
-        return self.decoder.load(self.path, self.sample_rate_hz, seconds)
+        return self.decoder.load(self._source, self.sample_rate_hz, seconds)
+
+    @property
+    def _source(self) -> Path | bytes:
+        return self.path if self.content is None else self.content
 
 
 def _explain_end(process: subprocess.Popen[bytes]) -> _DecoderLostError:

@@ -1,4 +1,4 @@
-"""Run the process of a `Decoder`: read paths from standard input, write blocks of samples to standard output.
+"""Run the process of a `Decoder`: requests come on standard input, blocks of samples go to standard output.
 
 Each answer is a header (kind, length) and its bytes. The module imports little, because each crash costs a new start
 (0.3 s).
@@ -13,7 +13,10 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from ast_core.audio.waveform import read_blocks
@@ -22,6 +25,8 @@ from ast_core.errors import ClipError
 HEADER = struct.Struct("<II")
 BLOCK, END, CLIP_ERROR, DISK_ERROR = range(4)
 """Kinds of answers: float32 samples; the end of the file; [stage, reason]; [errno, text]."""
+PIECE = 1 << 20
+"""Number of bytes of a recording that are taken from standard input at a time."""
 MEMORY_MB = 512
 """Memory for decoding, on top of what the imports take. A block needs less; a false header that needs more fails."""
 STATM = Path("/proc/self/statm")
@@ -31,7 +36,7 @@ ORPHANED_S = 60.0
 
 
 def serve(limit_s: float) -> None:
-    """Answer the requests on standard input, one line of JSON each.
+    """Answer the requests on standard input: a line of JSON, and the recording if the line holds its length.
 
     Args:
         limit_s: seconds that the Decoder waits for an answer.
@@ -43,19 +48,20 @@ def serve(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each broken file would fill the disk
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in requests:
-        path, sample_rate_hz, max_seconds = json.loads(line)
+        place, sample_rate_hz, max_seconds = json.loads(line)
         try:
-            _answer_request(answers, path, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
+            with _hold_content(requests, place) if isinstance(place, int) else nullcontext(place) as source:
+                _answer_request(answers, source, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
         except BrokenPipeError:
             return
 
 
 def _answer_request(
-    answers: BinaryIO, path: str, sample_rate_hz: int, max_seconds: float | None, limit_s: float
+    answers: BinaryIO, source: str | int, sample_rate_hz: int, max_seconds: float | None, limit_s: float
 ) -> None:
     """Decode one file and write its blocks, then its end or its error."""
     try:
-        blocks = read_blocks(path, sample_rate_hz, max_seconds)
+        blocks = read_blocks(source, sample_rate_hz, max_seconds)
         while True:
             signal.setitimer(signal.ITIMER_REAL, limit_s)
             block = next(blocks, None)
@@ -75,6 +81,19 @@ def _answer_request(
         kind, content = DISK_ERROR, json.dumps([error.errno or errno.EIO, error.strerror or str(error)]).encode()
     signal.setitimer(signal.ITIMER_REAL, 0)
     _write(answers, kind, content)
+
+
+@contextmanager
+def _hold_content(requests: BinaryIO, size: int) -> Iterator[int]:
+    """Yield the descriptor of a file without a name that holds the next bytes of the requests."""
+    with os.fdopen(os.memfd_create("recording"), "w+b") if hasattr(os, "memfd_create") else TemporaryFile() as file:
+        while size:
+            piece = requests.read(min(size, PIECE))
+            if not piece:
+                sys.exit()  # the Decoder's process ended
+            size -= file.write(piece)
+        file.seek(0)
+        yield file.fileno()
 
 
 def _write(answers: BinaryIO, kind: int, content: bytes) -> None:

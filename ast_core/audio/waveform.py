@@ -31,6 +31,7 @@ CANCELLED = 1e-3
 """Share of the channels' peak (-60 dB) below which a mono mix means channels in opposite phase, plus rounding."""
 _RESAMPLER_REACH_S = 0.1
 """Seconds that are read beyond `max_seconds`, since the resampler's filter looks ahead."""
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
 _CLIP_FAULTS = _NO_FILE | {errno.EACCES, errno.EPERM}
 
@@ -61,15 +62,20 @@ def join_blocks(blocks: Iterable[Waveform], sample_rate_hz: int, max_seconds: fl
     return waveform if max_seconds is None else waveform[: math.ceil(max_seconds * sample_rate_hz)]
 
 
-def read_blocks(path: Path | str, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
+def read_blocks(source: Path | str | int, sample_rate_hz: int, max_seconds: float | None = None) -> Iterator[Waveform]:
     """Yield the waveform of `load_waveform`, bit by bit, in blocks, so that a day needs no more memory than a minute.
 
     The blocks are float32 [N], N >= 1. With `max_seconds` they may go a little further. Errors are those of
     `load_waveform`. Errors that only the end of a file shows, such as channels that cancel out, are raised after the
     last block.
+
+    Args:
+        source: path of a file, or the descriptor of an open regular file that begins with the recording.
+        sample_rate_hz: sampling rate of the result.
+        max_seconds: length to read at most; None reads the complete recording.
     """
     seconds = None if max_seconds is None else max_seconds + _RESAMPLER_REACH_S
-    with _open_regular(path) as descriptor:
+    with _open_regular(source) as descriptor:
         blocks = _mono_blocks(decode(descriptor, seconds))
         for rate_hz, run in itertools.groupby(blocks, key=operator.itemgetter(0)):  # joined recordings may differ
             yield from _resample_blocks((mono for _, mono in run), rate_hz, sample_rate_hz)
@@ -162,11 +168,11 @@ def _mono_blocks(blocks: Iterable[tuple[int, Samples]]) -> Iterator[tuple[int, W
 
 
 @contextlib.contextmanager
-def _open_regular(path: Path | str) -> Iterator[int]:
+def _open_regular(source: Path | str | int) -> Iterator[int]:
     """Open a regular, non-empty file and yield its descriptor; ClipError("read", ...) if it is another kind of file."""
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.dup(source) if isinstance(source, int) else os.open(source, _READ)
     except ValueError as error:
         raise ClipError("read", "the path has a NUL character") from error
     except OSError as error:

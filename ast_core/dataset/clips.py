@@ -14,12 +14,14 @@ class Clip:
 
     Attributes:
         clip_id: id, unique in its manifest.
-        path: absolute path of its file; "" if the file does not exist.
+        path: absolute path or URI of its file; "" if the file does not exist.
         labels: indices into `Manifest.labels`, ascending.
         split: name of its split, which can also be a folder's name.
         start_s: place in the file where the clip begins.
         end_s: place where it ends; None is the end of the file.
         group: id of its speaker, site or source recording, all of whose clips share a split; "" for a group of its own.
+        member: place of the recording in a file that holds many: of Parquet its row group and its row in that group, of
+            a tar archive its first byte and its number of bytes. None if the file is the recording.
     """
 
     clip_id: str
@@ -29,6 +31,7 @@ class Clip:
     start_s: float = 0.0
     end_s: float | None = None
     group: str = ""
+    member: tuple[int, int] | None = None
 
     @property
     def is_segment(self) -> bool:
@@ -74,5 +77,7 @@ class Manifest:
     """Layout that the data set was read as."""
     unlisted: tuple[UnlistedFiles, ...] = ()
     """Files of the source that are no clips, by reason."""
+    audio_column: str = ""
+    """Column of the recordings if they are in Parquet files."""
     notes: tuple[str, ...] = ()
     """Sentences about the list that the user should read, although nothing is wrong with it."""

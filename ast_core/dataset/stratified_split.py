@@ -82,7 +82,7 @@ def place_clips(clips: Sequence[Clip], split_rule: int = TENTHS_OF_CLASSES) -> t
     return tuple(
         clip
         if clip.split
-        else Clip(clip.clip_id, clip.path, clip.labels, unit.split, clip.start_s, clip.end_s, clip.group)
+        else Clip(clip.clip_id, clip.path, clip.labels, unit.split, clip.start_s, clip.end_s, clip.group, clip.member)
         for clip, unit in zip(clips, own, strict=True)
     )
 
@@ -108,13 +108,13 @@ def _hash(key: str) -> tuple[int, int]:
 
 def _make_units(clips: Sequence[Clip]) -> list[_Unit]:
     """Return the unit of each clip: that of its group, else of its file if clips share it, else its own."""
-    files = Counter(clip.path for clip in clips if clip.path)
+    files = Counter(clip.path for clip in clips if clip.path and clip.member is None)
     shared: dict[tuple[str, str], _Unit] = {}
     units = []
     for clip in clips:
         if clip.group:
             key = ("group", clip.group)
-        elif clip.path and (files[clip.path] > 1 or clip.is_segment):
+        elif clip.path and clip.member is None and (files[clip.path] > 1 or clip.is_segment):
             key = ("file", clip.path)
         else:
             split = clip.split

@@ -7,11 +7,9 @@ the store. Every file system of pyarrow works: `s3://bucket/prefix`, `gs://bucke
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ast_core.errors import UserError
-from ast_core.redaction import holds_secret
 from ast_core.storage.disk_space import require_free_space, write_error
+from ast_core.storage.file_systems import open_filesystem
 
 NOTE = ".store.json"
 """File in the root of a working copy that holds the store's URI."""
@@ -57,11 +55,11 @@ class ObjectStore:
         Raises:
             UserError: pyarrow does not know the kind of URI, or the URI holds keys.
         """
-        return _open_filesystem(self.uri)[0]
+        return open_filesystem(self.uri, "--storage")[0]
 
     def key(self, path: Path) -> str:
         """Return the file system's name for a path of the working copy."""
-        return "/".join([_open_filesystem(self.uri)[1], *path.relative_to(self.root).parts])
+        return "/".join([open_filesystem(self.uri, "--storage")[1], *path.relative_to(self.root).parts])
 
     def uri_of(self, path: Path) -> str:
         """Return the URI of a path of the working copy, for the user."""
@@ -74,7 +72,7 @@ class ObjectStore:
         Raises:
             UserError: it is a working copy of another place, or holds files that may not be in the store.
         """
-        _open_filesystem(self.uri)  # check the URI
+        open_filesystem(self.uri, "--storage")  # check the URI
         self.root.mkdir(parents=True, exist_ok=True)
         note = self.root / NOTE
         if note.is_file():
@@ -197,25 +195,3 @@ def _write(source: Path, key: str, filesystem: fs.FileSystem) -> None:
 
 def _read_listing(info: fs.FileInfo) -> StoredFile:
     return StoredFile(info.size or 0, (info.mtime_ns or 0) // 10**9)
-
-
-@functools.cache
-def _open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a URI and the URI's path in it."""
-    if "@" in urllib.parse.urlsplit(uri).netloc or holds_secret(uri):
-        raise UserError(
-            "The URI of --storage holds keys, which runs would log. Set them as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in the environment instead."
-        )
-    mark = "&" if "?" in uri else "?"
-    try:
-        # With delayed open, a small file costs one request to S3; without it, three.
-        quick = f"{uri}{mark}allow_delayed_open=true" if uri.startswith("s3://") else uri
-        filesystem, base = fs.FileSystem.from_uri(quick)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"--storage {uri} cannot be used: {error}. Give s3://bucket/prefix, or file:///folder for a shared disk."
-        ) from error
-    if not base.strip("/"):
-        raise UserError(f"--storage {uri} has no bucket or folder; give s3://bucket/prefix, or file:///folder.")
-    return filesystem, base.rstrip("/")
