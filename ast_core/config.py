@@ -11,7 +11,7 @@ from typing import Literal
 
 from ast_core.errors import require
 
-Layout = Literal["auto", "audioset", "esc50", "speech_commands", "folders", "manifest"]
+Layout = Literal["auto", "audioset", "esc50", "speech_commands", "folders", "manifest", "parquet", "webdataset"]
 Window = Literal["hanning", "hamming"]
 Loss = Literal["bce", "cross_entropy"]
 Sampler = Literal["shuffle", "balanced"]
@@ -19,6 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Weights = Literal["averaged", "last", "best", "ema"]
 Positions = Literal["bilinear", "nearest", "reinitialised"]
 Projection = Literal["sum", "mean"]
+PrepareDevice = Literal["auto", "cpu", "cuda"]
 
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
@@ -83,7 +84,8 @@ class DataConfig:
     """Settings of the data set: where it is, and which splits train, validate and test."""
 
     source: str = ""
-    """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
+    """Folder of the data set, a manifest file (CSV, JSON or Parquet), or a file, folder or glob of Parquet files or tar
+    archives that hold the recordings; also as a URI such as s3://bucket/folder."""
     layout: Layout = "auto"
     """Layout of the source; `auto` detects it."""
     root: tuple[str, ...] = ()
@@ -99,6 +101,16 @@ class DataConfig:
     group: str = ""
     """Column of the manifest, or regular expression with one group that is searched in file names (in paths, if it has
     a '/'), that names a clip's speaker, site or source recording. Clips of one group are never in two splits."""
+    label_column: str = ""
+    """Column of the labels in Parquet files; leave it empty to find it by its name."""
+    audio_column: str = ""
+    """Column of the recordings in Parquet files; leave it empty to find it by its type."""
+    split_column: str = ""
+    """Column of the splits in Parquet files; leave it empty to use a column `split`, else the names of folders and
+    files."""
+    label_names: str = ""
+    """CSV file with the columns mid and display_name, such as AudioSet's class_labels_indices.csv. It fixes the names
+    and the order of all classes, also of those without a clip."""
     mean: float | None = None
     """Log-mel mean for normalisation; the default is computed from the training splits."""
     std: float | None = None
@@ -120,7 +132,8 @@ class PrepareConfig:
     """Settings of `prepare`, which writes the shards."""
 
     clips_per_part: int = 512
-    """Number of listed clips for each Parquet part."""
+    """Number of listed clips for each Parquet part. A row group of a source in Parquet is not cut, so parts of such a
+    source may have fewer clips, and a larger row group is a part of its own."""
     max_reject_share: float = 0.01
     """Largest share of the clips with audio that may be rejected; above it, the stage fails."""
     max_missing_share: float = 0.5
@@ -128,6 +141,10 @@ class PrepareConfig:
     that is used; above it, the stage fails before it decodes anything."""
     decode_limit_s: float = 120.0
     """Seconds to wait for the decoder's next block; a clip that exceeds this twice is rejected."""
+    device: PrepareDevice = "cpu"
+    """Device that computes the filterbanks. `cpu` makes the same bytes on every machine. `cuda` computes them on the
+    GPUs of the Ray cluster while its CPUs decode; the bytes may differ from a CPU's in the last bit. `auto` uses GPUs
+    if a node that is alive has one, and goes on with the device of the shards that exist."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -23,7 +23,8 @@ AUDIO_SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """Suffixes of recordings in all stages, preferred ones first: of two files for one clip, the first is taken."""
 
 _PLACES = {suffix: place for place, suffix in enumerate(AUDIO_SUFFIXES)}
-_HEAD_BYTES = 20
+HEAD_BYTES = 20
+"""Number of bytes by which a file is known as audio."""
 _HEADS = re.compile(
     rb"RIFF.{4}(?:WAVE|AVI )|RIFX.{4}WAVE|RF64|BW64|riff\x2e\x91|FORM.{4}(?:AIF[FC]|8SVX|16SV)|fLaC|OggS|\.snd|dns\."
     rb"|caff|NIST_1A|Creative Voice|2BIT|PVF1| paf|fap |\x64\xa3[\x01-\x04]\x00|ID3[\x02-\x04]"
@@ -53,11 +54,16 @@ def starts_like_audio(path: str) -> bool:
     except (OSError, ValueError):
         return False
     try:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode) and _HEADS.match(os.read(descriptor, _HEAD_BYTES)) is not None
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and begins_like_audio(os.read(descriptor, HEAD_BYTES))
     except OSError:
         return False
     finally:
         os.close(descriptor)
+
+
+def begins_like_audio(head: bytes) -> bool:
+    """Return whether the first `HEAD_BYTES` of a file are those of an audio format."""
+    return _HEADS.match(head) is not None
 
 
 def _suffix(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from ast_core.errors import UserError, require
 
+_SEGMENT = re.compile(r"([A-Za-z0-9_-]{11})_\d{1,9}(?:\.\d{1,6})?")
+"""Id of a segment of AudioSet: the video's id and the start in seconds."""
 _HEADERS = {"clip_id", "ytid", "id", "filename", "youtube_id"}
 
 
@@ -54,7 +57,8 @@ def cover(ids: Sequence[str], clip_ids: Sequence[str]) -> Coverage:
     """Find listed ids among the available clips.
 
     An id matches the clip with that id. Without one, it matches the clips whose ids without file suffix or without
-    AudioSet's `_START` are equal to it.
+    AudioSet's `_START` are equal to it. Without these, the id of a segment, a video's id of eleven characters with
+    `_START`, matches the clip with the video's id: the Parquet copy of AudioSet has no times.
 
     Args:
         ids: listed ids, from `read_ids`; duplicates count once.
@@ -66,10 +70,16 @@ def cover(ids: Sequence[str], clip_ids: Sequence[str]) -> Coverage:
             places.setdefault(name, []).append(place)
     exact = {clip_id: place for place, clip_id in enumerate(clip_ids)}
     wanted = dict.fromkeys(ids)
-    found = {name: [exact[name]] if name in exact else places.get(name, []) for name in wanted}
+    found = {name: [exact[name]] if name in exact else places.get(name) or _find_video(name, exact) for name in wanted}
     indices = sorted({place for hits in found.values() for place in hits})
     absent = tuple(name for name, hits in found.items() if not hits)
     return Coverage(np.array(indices, np.int64), len(wanted), absent)
+
+
+def _find_video(name: str, exact: Mapping[str, int]) -> list[int]:
+    """Return the place of the clip of a segment's video; none if the name is not a segment's."""
+    segment = _SEGMENT.fullmatch(name)
+    return [exact[segment[1]]] if segment and segment[1] in exact else []
 
 
 def _parse_id(row: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ _SHARES = ((TEST, 10), (VALIDATION, 20))
 
 HASH_ALONE, TENTHS_OF_CLASSES = 1, 2
 """Rules that place clips: the one of version 0.1.0, which its run folders keep, and the one described above."""
-GROUPED_LAYOUTS = ("folders", "manifest")
+GROUPED_LAYOUTS = ("folders", "manifest", "parquet", "webdataset")
 """Layouts of one's own data. The other layouts come with published splits."""
 SPLIT_RULES = (HASH_ALONE, TENTHS_OF_CLASSES)
 _GAP_WEIGHTS = {TRAIN: 4, TEST: 2, VALIDATION: 1}
@@ -262,7 +262,7 @@ def read_group(cell: object) -> str:
     return "" if cell is None else canonical_name(str(cell))
 
 
-def group_clips(manifest: Manifest, group: str, root: Path, problems: Problems) -> Manifest:
+def group_clips(manifest: Manifest, group: str, root: Path | str, problems: Problems) -> Manifest:
     """Return a manifest whose clips have groups. A group with more than one given split is added to `problems`.
 
     Args:
@@ -292,7 +292,7 @@ def group_clips(manifest: Manifest, group: str, root: Path, problems: Problems) 
     return replace(manifest, clips=clips, notes=(*manifest.notes, note))
 
 
-def _match_pattern(clips: Sequence[Clip], group: str, root: Path) -> tuple[Clip, ...]:
+def _match_pattern(clips: Sequence[Clip], group: str, root: Path | str) -> tuple[Clip, ...]:
     """Return the clips with what the pattern's group matches in their file names, or in their paths."""
     expected = "Give a column of the manifest, or a regular expression with one group, such as '_([a-z]+)_'."
     try:
@@ -307,10 +307,10 @@ def _match_pattern(clips: Sequence[Clip], group: str, root: Path) -> tuple[Clip,
     top = os.path.realpath(root)
     found = []
     for clip in clips:
-        path = clip.path or clip.clip_id
+        path = clip.clip_id if clip.member is not None else clip.path or clip.clip_id
         text = (
             os.path.relpath(path, top)
-            if "/" in group and clip.path
+            if "/" in group and clip.path and clip.member is None
             else path
             if "/" in group
             else path.rpartition("/")[2]
@@ -324,7 +324,7 @@ def _match_pattern(clips: Sequence[Clip], group: str, root: Path) -> tuple[Clip,
     return tuple(found)
 
 
-def _report_cut_groups(clips: Sequence[Clip], root: Path, problems: Problems) -> None:
+def _report_cut_groups(clips: Sequence[Clip], root: Path | str, problems: Problems) -> None:
     splits: dict[str, set[str]] = {}
     for clip in clips:
         if clip.group and clip.split:

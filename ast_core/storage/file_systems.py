@@ -7,22 +7,19 @@ package is installed.
 from __future__ import annotations
 
 import functools
-import os
-import re
 import urllib.parse
 
 import pyarrow as pa
 from pyarrow import fs
 
 from ast_core.errors import UserError
-from ast_core.redaction import holds_secret
+from ast_core.storage.places import is_uri, require_no_keys
 
-_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-
-def is_uri(place: str | os.PathLike[str]) -> bool:
-    """Return whether a place is a URI such as `s3://bucket/folder`, and not a path of this machine."""
-    return _URI.match(os.fspath(place)) is not None
+__all__ = ["is_uri", "join_uri", "locate_file", "open_filesystem", "uses_percent"]
+_ENCODED = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"}
+"""Kinds of URIs whose names are percent-encoded: those of pyarrow. fsspec takes names as they are."""
+_PROBE = "probe"
+"""Name in a bucket that need not exist, by which the path of the bucket is found."""
 
 
 @functools.cache
@@ -36,11 +33,7 @@ def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: the kind of URI is unknown, its package is missing, or the URI holds keys or no bucket.
     """
-    if "@" in urllib.parse.urlsplit(uri).netloc or holds_secret(uri):
-        raise UserError(
-            f"The URI of {option} holds keys, which runs would log. Set them as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in the environment instead."
-        )
+    require_no_keys(uri, option)
     try:
         filesystem, base = _open(uri)
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
@@ -52,6 +45,42 @@ def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     return filesystem, base.rstrip("/")
 
 
+def locate_file(uri: str, option: str = "--data.source") -> tuple[fs.FileSystem, str]:
+    """Return the file system of a file's URI and the file's path in it. File systems are opened once a bucket.
+
+    Args:
+        uri: URI of a file, as `join_uri` makes it.
+        option: the user's option that the URI comes from, for errors.
+
+    Raises:
+        UserError: as `open_filesystem`.
+    """
+    scheme, _, rest = uri.partition("://")
+    encoded = uses_percent(uri)
+    rest, mark, query = rest.partition("?") if encoded else (rest, "", "")
+    bucket, _, name = rest.partition("/")
+    filesystem, probe = open_filesystem(f"{scheme}://{bucket}/{_PROBE}{mark}{query}", option)
+    return filesystem, probe.removesuffix(_PROBE) + (urllib.parse.unquote(name) if encoded else name)
+
+
+def uses_percent(uri: str) -> bool:
+    """Return whether names in a URI are percent-encoded and a query may follow them."""
+    return uri.partition("://")[0].lower() in _ENCODED
+
+
+def join_uri(folder: str, name: str) -> str:
+    """Return the URI of a file in a folder.
+
+    Args:
+        folder: URI of the folder, possibly with a query such as `?endpoint_override=...`.
+        name: path of the file in the folder, as the file system lists it.
+    """
+    if not uses_percent(folder):
+        return f"{folder.rstrip('/')}/{name}"
+    place, mark, query = folder.partition("?")
+    return f"{place.rstrip('/')}/{urllib.parse.quote(name)}{mark}{query}"
+
+
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
     scheme = uri.partition("://")[0].lower()
     if scheme == "s3":  # with delayed open, a small file costs one request; without it, three
@@ -59,7 +88,10 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid:
-        import fsspec  # noqa: PLC0415  # only for the file systems that pyarrow lacks
+        if not is_uri(uri):  # fsspec would take it for a path of this machine
+            raise
+        import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415  # only for the file systems that pyarrow lacks
 
         filesystem, base = fsspec.core.url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), base
+        handler = fs.FSSpecHandler(filesystem)  # type: ignore[abstract]  # pyarrow's stub is wrong
+        return fs.PyFileSystem(handler), base

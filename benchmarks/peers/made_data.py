@@ -5,6 +5,7 @@ Shapes: N samples, K channels, T frames, M mel bins.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ def write_shards(
         splits[split] = counts | {"sum": 0.0, "sum_sq": 0.0, "count": 0, "parts": []}
         for first in range(0, count, part):
             name = f"part-{first // part:05d}.parquet"
-            rows = (_row(split, number, front_end, classes) for number in range(first, min(first + part, count)))
             shape = front_end.target_frames, front_end.num_mel_bins
+            rows = made_rows(split, range(first, min(first + part, count)), shape, classes)
             written = write_part(folder / split / name, rows, {}, *shape)
             for key in ("sum", "sum_sq", "count"):
                 splits[split][key] += getattr(written, key)
@@ -89,8 +90,9 @@ def write_shards(
     return folder
 
 
-def _row(split: str, number: int, front_end: FrontEndConfig, classes: int) -> Row:
-    rng = np.random.default_rng(number)
-    fbank_TM = rng.standard_normal((front_end.target_frames, front_end.num_mel_bins), np.float32) * 4 - 5
-    labels = sorted({number % classes, (7 * number + 3) % classes})
-    return Row(f"{split}-{number}", tuple(labels), front_end.target_frames, fbank_TM.astype("<f2"))
+def made_rows(split: str, numbers: Iterable[int], shape: tuple[int, int], classes: int) -> Iterator[Row]:
+    """Yield clips of noise with two labels each; `shape` is that of their filterbanks."""
+    for number in numbers:
+        fbank_TM = np.random.default_rng(number).standard_normal(shape, np.float32) * 4 - 5
+        labels = sorted({number % classes, (7 * number + 3) % classes})
+        yield Row(f"{split}-{number}", tuple(labels), shape[0], fbank_TM.astype("<f2"))

@@ -23,7 +23,7 @@ def write_list(folder: Path, kind: str, rows: int) -> Path:
         mids = "".join(f'{number},/m/{number},"Class, {number}"\n' for number in range(CLASSES))
         (folder / "class_labels_indices.csv").write_text(f"index,mid,display_name\n{mids}", encoding="utf-8")
         with (folder / "eval_segments.csv").open("w", encoding="utf-8") as file:
-            for number, numbers in enumerate(_labels(rows)):
+            for number, numbers in enumerate(label_numbers(rows)):
                 file.write(f'id{number:09d}, 30.000, 40.000, "{",".join(f"/m/{label}" for label in numbers)}"\n')
         return folder
     if kind == "parquet":
@@ -42,11 +42,12 @@ def write_list(folder: Path, kind: str, rows: int) -> Path:
     return path
 
 
-def _labels(rows: int) -> Iterator[tuple[int, ...]]:
+def label_numbers(rows: int) -> Iterator[tuple[int, ...]]:
+    """Yield the classes of each clip: one or two."""
     for number in range(rows):
         yield (number % CLASSES, number * 7 % CLASSES)[: 1 + number % 2]
 
 
 def _clips(rows: int) -> Iterator[tuple[str, list[str]]]:
-    for number, labels in enumerate(_labels(rows)):
+    for number, labels in enumerate(label_numbers(rows)):
         yield f"audio/{number // A_FOLDER:04d}/clip-{number:07d}.wav", [f"class {label}" for label in labels]

@@ -10,7 +10,6 @@ import pytest
 import soundfile
 
 from ast_core.dataset.audio_suffixes import starts_like_audio
-from ast_core.dataset.file_tree import list_recordings
 from ast_core.dataset.manifest import load_manifest
 from ast_core.errors import UserError
 
@@ -142,19 +141,6 @@ def test_a_file_used_by_a_link_is_not_counted_again(tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio/a.wav").symlink_to(tmp_path / "store/a.wav")
     assert counted(tmp_path) == {"audio, but named by no row of the list": 1}
-
-
-def test_predict_lists_every_file_of_a_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "memo.m4a", "_x/a.wav", ".x/b.wav", "notes.txt", "sub/c.WAVE", "sub/picture.png")
-    write_audio(tmp_path / "sub" / "recording", "FLAC")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    files, unlisted = list_recordings(tmp_path)
-    names = [".x/b.wav", "_x/a.wav", "memo.m4a", "sub/c.WAVE", "sub/recording"]
-    assert [str(path.relative_to(tmp_path)) for path in files] == names
-    assert {(found.noun, found.count, found.examples) for found in unlisted} == {
-        ("folder", 1, ("loop",)),
-        ("file", 2, ("notes.txt", "sub/picture.png")),
-    }
 
 
 def test_names_that_a_terminal_refuses_are_counted_as_escapes(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
-from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import LONGEST_PATH, FileTree
+from ast_core.dataset.loose.csv_rows import csv_rows
+from ast_core.dataset.loose.file_tree import LONGEST_PATH, FileTree
 from ast_core.dataset.problems import Problems, UnlistedCounts, read_lines, require_printable, shorten
 from ast_core.dataset.stratified_split import read_group
 from ast_core.errors import UserError
@@ -32,7 +32,8 @@ _LONGEST_S = 1e7
 """Times in a recording are shorter, in seconds; 10,000,000 s are 116 days."""
 _UNCLEAR_COMMA = re.compile(r",\s|\s,|(?<=\d),(?=\d)|[\uff0c\u3001\uff1b]")
 """A comma that may be part of a name: next to a space, between digits, or one of the Chinese and Japanese ones."""
-_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""Valid name of a split."""
 
 
 class _Row(NamedTuple):
@@ -89,19 +90,24 @@ def load_user_table(source: Path, tree: FileTree, problems: Problems, group: str
         Clip(r.clip_id, r.path, numbers[r.names], r.split, r.start_s, r.end_s, groups.get(r.clip_id, "")) for r in rows
     )
     single_label = all(len(names) == 1 for names in label_sets)
-    notes = _note_unread_columns(source, columns, group)
-    return Manifest(clips, tuple(labels), single_label, "manifest", _count_unlisted(source, tree), notes)
+    notes = note_unread_columns(_find_unread_columns(source, columns, group))
+    return Manifest(clips, tuple(labels), single_label, "manifest", _count_unlisted(source, tree), notes=notes)
 
 
-def _note_unread_columns(source: Path, columns: Sequence[str], group: str) -> tuple[str, ...]:
-    """Return a note that names the columns (of JSON, those of the first row) that mean nothing here."""
+def _find_unread_columns(source: Path, columns: Sequence[str], group: str) -> list[str]:
+    """Return the columns (of JSON, those of the first row) that mean nothing here."""
     if columns and source.suffix.lower() == ".parquet":
         columns = pq.read_schema(source).names
-    unread = [shorten(name) for name in columns if name not in {*_COLUMNS, *_OPTIONAL_COLUMNS, "wav", group}]
+    return [name for name in columns if name not in {*_COLUMNS, *_OPTIONAL_COLUMNS, "wav", group}]
+
+
+def note_unread_columns(unread: Sequence[str]) -> tuple[str, ...]:
+    """Return a note that names columns that mean nothing here; nothing without such columns."""
     if not unread:
         return ()
-    more = f" and {len(unread) - MOST_COLUMNS} more" if len(unread) > MOST_COLUMNS else ""
-    return (f"columns that are not read: {', '.join(unread[:MOST_COLUMNS])}{more}",)
+    names = [shorten(name) for name in unread]
+    more = f" and {len(names) - MOST_COLUMNS} more" if len(names) > MOST_COLUMNS else ""
+    return (f"columns that are not read: {', '.join(names[:MOST_COLUMNS])}{more}",)
 
 
 def _count_unlisted(source: Path, tree: FileTree) -> tuple[UnlistedFiles, ...]:
@@ -129,14 +135,14 @@ class _RowReader:
         path = row["path"]
         if not isinstance(path, str):
             raise ValueError(f"path is {shorten(str(path))}; give a text")
-        start_s, end_s = (0.0, None) if _TIMES.isdisjoint(row) else _read_times(row)
+        start_s, end_s = (0.0, None) if _TIMES.isdisjoint(row) else read_times(row)
         clip_id = _read_text("clip_id", row.get("clip_id")) or path + _time_suffix(start_s, end_s)
         require_printable("clip id", clip_id)
         if len(clip_id) > LONGEST_PATH:
             raise ValueError(f"the clip id {shorten(clip_id)} is longer than {LONGEST_PATH} characters")
         names = self._read_labels(row["labels"])
         split = _read_text("split", row.get("split"))
-        if split and split not in self._splits and not _SPLIT.fullmatch(split):
+        if split and split not in self._splits and not SPLIT_NAME.fullmatch(split):
             raise ValueError(f"the split {shorten(split)} is not a valid name; use letters, digits, '_', '-' and '.'")
         return _Row(clip_id, path, names, self._splits.setdefault(split, split), start_s, end_s)
 
@@ -151,7 +157,7 @@ class _RowReader:
         return known
 
 
-def _read_times(row: dict[str, Any]) -> tuple[float, float | None]:
+def read_times(row: dict[str, Any]) -> tuple[float, float | None]:
     """Return start and end of a row in seconds; empty cells are the beginning and the end of the recording."""
     start_s, end_s = (_read_seconds(column, row.get(column)) for column in ("start_s", "end_s"))
     if end_s is not None and end_s <= (start_s or 0.0):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
-from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import FileTree
+from ast_core.dataset.loose.csv_rows import csv_rows
+from ast_core.dataset.loose.file_tree import FileTree
+from ast_core.dataset.loose.segment_files import NO_ROW, Segment, SegmentFiles
 from ast_core.dataset.problems import Problems, UnlistedCounts, read_lines, require_printable, shorten
-from ast_core.dataset.segment_files import NO_ROW, Segment, SegmentFiles
 from ast_core.errors import UserError
 
 AUDIOSET_SPLITS = ("balanced_train", "unbalanced_train", "eval")
@@ -20,17 +20,23 @@ _SECONDS = r"(\d{1,9}(?:\.\d{1,6})?)"
 _SEGMENT = re.compile(rf'([A-Za-z0-9_-]{{1,64}})\s*,\s*{_SECONDS}\s*,\s*{_SECONDS}\s*,\s*(?:"([^"]*)"|([^",]+))')
 
 
-def load_audioset(source: Path, tree: FileTree, problems: Problems) -> Manifest:
+def load_audioset(source: Path, tree: FileTree, problems: Problems, label_names: str = "") -> Manifest:
     """Read AudioSet's segments CSVs and find the audio of each clip.
 
     The labels are those of class_labels_indices.csv, in its order, that at least one clip has: a class without a
     positive clip has no average precision. Complete AudioSet has all 527, a subset may have fewer.
     The audio may lie anywhere below the source. `SegmentFiles` says how its files may be named.
 
+    Args:
+        source: folder of the lists.
+        tree: the source's files.
+        problems: where bad rows are added.
+        label_names: list of labels to use instead of class_labels_indices.csv in the folder.
+
     Raises:
         UserError: the labels or all segments CSVs are missing.
     """
-    label_list = source / "class_labels_indices.csv"
+    label_list = Path(label_names) if label_names else source / "class_labels_indices.csv"
     names = _read_labels(label_list, problems)
     lists = {split: source / f"{split}_segments.csv" for split in AUDIOSET_SPLITS}
     if not any(path.is_file() for path in lists.values()):
@@ -52,7 +58,7 @@ def load_audioset(source: Path, tree: FileTree, problems: Problems) -> Manifest:
     for reason, file in matched.others():
         counts.add(reason, file)
         tree.mark(file)
-    tree.count_unlisted(counts, [label_list, *lists.values()], NO_ROW, tree.roots)
+    tree.count_unlisted(counts, [source / "class_labels_indices.csv", label_list, *lists.values()], NO_ROW, tree.roots)
     return _keep_used_labels(clips, list(names.values()), counts.counts())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
-from ast_core.dataset.file_tree import FileTree, is_audio
+from ast_core.dataset.loose.file_tree import FileTree, is_audio
 from ast_core.dataset.problems import EXAMPLES, Problems, UnlistedCounts, make_printable, require_printable
 
 SPLIT_FOLDERS = {

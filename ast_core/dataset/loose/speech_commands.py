@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ast_core.dataset.class_folders import class_files, count_outside_classes, manifest_by_class
 from ast_core.dataset.clips import Manifest
-from ast_core.dataset.file_tree import FileTree
+from ast_core.dataset.loose.class_folders import class_files, count_outside_classes, manifest_by_class
+from ast_core.dataset.loose.file_tree import FileTree
 from ast_core.dataset.problems import Problems, read_lines, shorten
 
 

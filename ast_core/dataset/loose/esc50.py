@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ast_core.dataset.clips import Clip, Manifest
-from ast_core.dataset.csv_rows import csv_rows
-from ast_core.dataset.file_tree import FileTree
+from ast_core.dataset.loose.csv_rows import csv_rows
+from ast_core.dataset.loose.file_tree import FileTree
 from ast_core.dataset.problems import Problems, UnlistedCounts, require_printable, shorten
 
 

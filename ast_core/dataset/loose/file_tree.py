@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ast_core.dataset.audio_suffixes import has_audio_suffix, starts_like_audio
-from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.problems import Problems, UnlistedCounts, shorten
 
 LONGEST_PATH = 4096
 """Largest number of characters in a path, as in Linux."""
-_FILE, _LINK, _FOLDER, _SPECIAL, _USED = 0, 1, 2, 3, 4
+FILE, _LINK, FOLDER, _SPECIAL, _USED = 0, 1, 2, 3, 4
 """Kinds of entries (`_SPECIAL` is a pipe, socket or device), and the bit that `find` sets for a file that it found."""
 _NO_NAMES = {"", ".", ".."}
 _ROOT_HINT = "give its folder with --data.root"
@@ -125,9 +124,27 @@ class FileTree:
                 self._real_folders[folder] = real
             known = self._folders.get(real)
             if known is None:
-                known = self._folders[real] = _scan(real)
+                known = self._folders[real] = self.list_folder(real)
             self._folders[folder] = known
         return known
+
+    def list_folder(self, folder: str) -> dict[str, int]:
+        """Return a folder's names and their kinds; nothing if it does not exist. `entries` remembers them."""
+        try:
+            with os.scandir(folder) as found:
+                return {entry.name: _kind(entry) for entry in found}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
+
+    def count_files(self, folder: str) -> int:
+        """Return the number of files below a folder."""
+        return sum(len(names) for _, _, names in os.walk(folder))
+
+    def begins_like_audio(self, path: str) -> bool:
+        """Return whether a file without an audio suffix begins as an audio file does."""
+        return starts_like_audio(path)
 
     def folders(self, folder: str) -> list[str]:
         """Return the sorted names of the folders in a folder, without those that begin with `.` or `_`."""
@@ -158,7 +175,7 @@ class FileTree:
             except ValueError as error:
                 problems.add(current, None, str(error))
                 continue
-            names = (name for name, kind in found.items() if kind & 3 != _FILE and name[0] != ".")
+            names = (name for name, kind in found.items() if kind & 3 != FILE and name[0] != ".")
             inner = sorted((f"{current}/{name}" for name in names), reverse=True)
             waiting += [path for path in inner if _is_folder(path, found[path[len(current) + 1 :]])]
             yield from self.audio_in(current)
@@ -219,10 +236,10 @@ class FileTree:
             return []
         for name, kind in found:
             path = f"{folder}/{name}"
-            if kind & 3 != _FILE and _is_folder(path, kind):
+            if kind & 3 != FILE and _is_folder(path, kind):
                 if name[0] != "." and path not in self.skipped:
                     folders.append(path)
-                elif files := 1 if kind & 3 == _LINK else sum(len(names) for _, _, names in os.walk(path)):
+                elif files := 1 if kind & 3 == _LINK else self.count_files(path):
                     counts.add("in skipped folders, whose names begin with '.' or '_'", path + "/", files)
             elif kind & _USED or path in own:
                 continue
@@ -256,7 +273,7 @@ class FileTree:
                 self._require_inside(path)
             except ValueError:
                 return False
-        return kind & 3 in {_FILE, _LINK} and starts_like_audio(path)
+        return kind & 3 in {FILE, _LINK} and self.begins_like_audio(path)
 
     def _require_inside(self, path: str) -> None:
         """Raise ValueError if a link leads out of the roots and links may not."""
@@ -268,53 +285,18 @@ class FileTree:
         return real in self.roots or real.startswith(self._real_prefixes)
 
 
-def _scan(folder: str) -> dict[str, int]:
-    """Return a folder's names and their kinds; nothing if it does not exist."""
-    try:
-        with os.scandir(folder) as found:
-            return {entry.name: _kind(entry) for entry in found}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise ValueError(f"{shorten(folder)} cannot be listed: {error.strerror}") from error
-
-
-def list_recordings(folder: Path) -> tuple[list[Path], tuple[UnlistedFiles, ...]]:
-    """Return the audio files below a folder, sorted, hidden ones and links too, and the counts of all other files.
-
-    Links to folders are not followed.
-    """
-    counts = UnlistedCounts(str(folder))
-    files: list[Path] = []
-
-    def count_unreadable(error: OSError) -> None:
-        counts.add("not readable", str(error.filename), 1, "folder")
-
-    for current, folders, names in os.walk(folder, onerror=count_unreadable):
-        folders.sort()
-        for name in folders:
-            if os.path.islink(f"{current}/{name}"):
-                counts.add("links, which are not followed (name them to read them)", f"{current}/{name}", 1, "folder")
-        for name in sorted(names):
-            if has_audio_suffix(name) or starts_like_audio(f"{current}/{name}"):
-                files.append(Path(current, name))
-            else:
-                counts.add("not audio", f"{current}/{name}")
-    return sorted(files), counts.counts()
-
-
-def is_audio(name: str, kind: int = _FILE) -> bool:
+def is_audio(name: str, kind: int = FILE) -> bool:
     """Return whether a name is an audio file's: it has an audio suffix and is not hidden."""
-    return kind & 3 != _FOLDER and name[0] != "." and has_audio_suffix(name)
+    return kind & 3 != FOLDER and name[0] != "." and has_audio_suffix(name)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
     if entry.is_symlink():
         return _LINK
     if entry.is_dir(follow_symlinks=False):
-        return _FOLDER
-    return _FILE if entry.is_file(follow_symlinks=False) else _SPECIAL
+        return FOLDER
+    return FILE if entry.is_file(follow_symlinks=False) else _SPECIAL
 
 
 def _is_folder(path: str, kind: int) -> bool:
-    return kind & 3 == _FOLDER or (kind & 3 == _LINK and os.path.isdir(path))
+    return kind & 3 == FOLDER or (kind & 3 == _LINK and os.path.isdir(path))
