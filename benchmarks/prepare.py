@@ -24,7 +24,8 @@ from peers.published_loader import write_table
 from ast_core.audio.waveform import load_waveform
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import Clip
-from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, write_shard_part
+from pipeline.preparation.part_writer import write_shard_part
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart
 
 CLIPS, ROUNDS = 24, 9
 FORMATS = {

@@ -5,6 +5,7 @@ ast-pipeline check FOLDER
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -27,19 +28,25 @@ from rich.progress import Progress
 
 from ast_core.audio.decoder import Decoder
 from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.contents.clip_contents import Content, describe_recording, read_contents, recording_of
 from ast_core.dataset.manifest import read_manifest
 from ast_core.dataset.problems import Problems, shorten
+from ast_core.dataset.source_options import options_of
 from ast_core.errors import ClipError, require
 from ast_core.storage.atomic_files import sha256_of
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CheckSettings
-from pipeline.ray_runtime.shard_part import read_fbanks
+from pipeline.preparation.part_cuts import cut_clips
+from pipeline.preparation.part_writer import compute_fbanks, decode_contents
 from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder.listed_clips import missing_splits
 
 _AT_A_TIME = 16
-"""Clips that a decoder reads at a time; segments of one recording that follow each other are read in one pass."""
+"""Clips that a decoder reads at a time, or a row group of a Parquet file. Segments of one recording that follow each
+other are read in one pass."""
+Hashes = dict[tuple[str, tuple[int, int] | None], str]
+"""SHA-256 of recordings, by what `recording_of` returns for their clips."""
 
 
 def check(settings: CheckSettings) -> None:
@@ -48,14 +55,14 @@ def check(settings: CheckSettings) -> None:
     Raises:
         UserError: prepare would lose clips or refuse the data set; or the source does not exist or has no known layout.
     """
-    data, source, problems = settings.data, settings.source.absolute(), Problems(sys.maxsize)
-    roots = [Path(root) for root in data.root]
-    manifest = read_manifest(source, problems, data.layout, roots, data.follow_links, data.group)
+    data, source, problems = settings.data, settings.source, Problems(sys.maxsize)
+    manifest = read_manifest(source, problems, data.layout, options_of(data))
     if not manifest.clips:
         problems.add(source, None, "no clip can be read from this source")
     elif sentence := missing_splits(data, source, {clip.split for clip in manifest.clips}):
         problems.add(source, None, sentence)
-    kept = _decode(settings, manifest, problems)
+    hashes: Hashes = {}
+    kept = _decode(settings, manifest, problems, hashes)
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{source} ({manifest.layout}): {len(manifest.clips)} clips, {len(kept)} can be used; "
@@ -68,26 +75,35 @@ def check(settings: CheckSettings) -> None:
     console.print(classes_table(manifest.labels, counts))
     for text in problems.texts:
         console.print(f"Problem: {text}", markup=False)
-    for sentence in [*warn_of_empty_classes(manifest.labels, counts, data), *_unlabelled(kept), *_duplicates(kept)]:
+    for sentence in [
+        *warn_of_empty_classes(manifest.labels, counts, data),
+        *_unlabelled(kept),
+        *_duplicates(kept, hashes),
+    ]:
         console.print(f"Warning: {sentence}", markup=False)
     count = len(problems.texts)
     require(not count, f"{source} has {count} problem(s): prepare would lose these clips or refuse the data set.")
     console.print("Every listed clip can be used.")
 
 
-def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems) -> list[Clip]:
-    """Read every clip as `prepare` does, each thread with a decoder's process; return the clips that can be used."""
+def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems, hashes: Hashes) -> list[Clip]:
+    """Read every clip as `prepare` does, each thread with a decoder's process; return the clips that can be used.
+
+    The hashes of recordings that are not local files are added to `hashes`, since they are read only here.
+    """
     torch.set_num_threads(1)
     own = threading.local()
 
     def find_faults(clips: Sequence[Clip]) -> list[str]:
         if not hasattr(own, "decoder"):
             own.decoder = Decoder(settings.prepare.decode_limit_s)
-        found = (result for _, result in read_fbanks(clips, settings.front_end, own.decoder))
+        contents = _note_hashes(read_contents(clips, manifest.audio_column), hashes)
+        waveforms = decode_contents(clips, contents, settings.front_end, own.decoder)
+        found = (result for _, result in compute_fbanks(waveforms, settings.front_end))
         return [str(result) if isinstance(result, ClipError | OSError) else "" for result in found]
 
     kept, clips = [], manifest.clips
-    portions = [clips[start : start + _AT_A_TIME] for start in range(0, len(clips), _AT_A_TIME)]
+    portions = cut_clips(clips, _AT_A_TIME, manifest.audio_column)
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count() or 1)
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -96,7 +112,8 @@ def _decode(settings: CheckSettings, manifest: Manifest, problems: Problems) -> 
                 progress.advance(task, len(portion))
                 for clip, fault in zip(portion, faults, strict=True):
                     if fault:
-                        problems.add(clip.path or clip.clip_id, None, fault)
+                        place = describe_recording(clip, manifest.audio_column)
+                        problems.add(place or clip.clip_id, None, fault)
                     else:
                         kept.append(clip)
     finally:
@@ -117,16 +134,27 @@ def _unlabelled(kept: Sequence[Clip]) -> list[str]:
     return [f"{len(names)} clips have no label, e.g. {shorten(names[0])}."] if names else []
 
 
-def _duplicates(kept: Sequence[Clip]) -> Iterator[str]:
-    """Yield a sentence for each set of different files with the same bytes."""
-    clips = {clip.path: clip for clip in kept}
+def _note_hashes(contents: Iterator[tuple[Clip, Content]], hashes: Hashes) -> Iterator[tuple[Clip, Content]]:
+    """Yield the contents, and note the hash of each one that is bytes."""
+    for clip, content in contents:
+        if isinstance(content, bytes):
+            hashes[recording_of(clip)] = hashlib.sha256(content).hexdigest()
+        yield clip, content
+
+
+def _duplicates(kept: Sequence[Clip], hashes: Hashes) -> Iterator[str]:
+    """Yield a sentence for each set of different recordings with the same bytes."""
+    clips = {recording_of(clip): clip for clip in kept}
     sizes: dict[int, list[str]] = defaultdict(list)
-    for path in clips:
-        sizes[Path(path).stat().st_size].append(path)
     same: dict[str, list[Clip]] = defaultdict(list)
+    for name, clip in clips.items():
+        if name in hashes:
+            same[hashes[name]].append(clip)
+        else:
+            sizes[Path(clip.path).stat().st_size].append(clip.path)
     for paths in sizes.values():
         for path in paths if len(paths) > 1 else ():
-            same[sha256_of(Path(path))].append(clips[path])
+            same[sha256_of(Path(path))].append(clips[path, None])
     for copies in same.values():
         if len(copies) > 1:
             names = ", ".join(shorten(clip.clip_id) for clip in copies)

@@ -5,9 +5,8 @@ ast-pipeline prepare --recipe esc50 --data.source FOLDER --run-dir work/esc50
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
-import os
 import sys
 import time
 from collections import Counter
@@ -34,12 +33,16 @@ from ast_core.dataset.problems import EXAMPLES, make_printable
 from ast_core.dataset.synthetic import make_demo_audio
 from ast_core.errors import UserError, require
 from ast_core.shards.index import REJECTS, ShardIndex
+from ast_core.storage.places import root_of
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PrepareSettings
+from pipeline.preparation.part_cuts import cut_clips, note_large_groups
+from pipeline.preparation.part_device import choose_device, count_gpus
+from pipeline.preparation.part_stream import stream_parts, write_parts
 from pipeline.ray_runtime import connection
 from pipeline.ray_runtime.liveness import LivenessWatch
-from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata, ShardPart, write_part_row
+from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata, ShardPart
 from pipeline.reporting import prometheus
 from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder import sync
@@ -61,10 +64,13 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     with opened(settings, exclusive="prepare") as run:
         started = time.monotonic()
         source = _source(settings, run)
-        manifest, split_rule = list_clips(settings.data, source, run.shards)
-        for note in manifest.notes:
+        manifest, split_rule = list_clips(settings.data, source, run.shards, run.archive_listings)
+        large = note_large_groups(manifest.clips, settings.prepare.clips_per_part, manifest.audio_column)
+        for note in [*manifest.notes, *([large] if large else [])]:
             Console(soft_wrap=True, highlight=False).print(note, markup=False)
         shards = ShardFolder(run.shards, plan(settings, manifest, source))
+        known = shards.find_device() if settings.prepare.device == "auto" else ""
+        shards = shards.with_device(known or shards.device)
         _report_listing(manifest)
         _check_missing(settings, manifest)
         pending = shards.pending()
@@ -72,7 +78,8 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
             shards.remove_index()
             with connection.connect(settings.address, settings.workers):
                 _check_source(settings)
-                _work(pending, settings)
+                device = choose_device(settings.prepare.device, known)
+                _work([dataclasses.replace(part, device=device) for part in pending], settings)
         else:
             Console().print("Every shard exists already: there is nothing to do.")
         splits, rejects = shards.count()
@@ -84,15 +91,15 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     return index
 
 
-def _source(settings: PrepareSettings, run: RunFolder) -> Path:
-    """Return the data set's folder or manifest; the demo's is made first."""
+def _source(settings: PrepareSettings, run: RunFolder) -> str:
+    """Return the data set's folder, manifest, glob or URI; the demo's audio is made first."""
     if settings.data.source == SYNTHETIC:
-        return make_demo_audio(run.synthetic_audio)
+        return str(make_demo_audio(run.synthetic_audio))
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    return Path(settings.data.source)
+    return settings.data.source
 
 
-def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[ShardPart]:
+def plan(settings: PrepareSettings, manifest: Manifest, source: Path | str) -> list[ShardPart]:
     """Cut a manifest's clips into parts, split by split, in the manifest's order.
 
     Raises:
@@ -104,14 +111,14 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path) -> list[Sh
     sentence = missing_splits(settings.data, source, by_split)
     require(not sentence, sentence)
     metadata = ShardMetadata(settings.front_end, manifest.labels, manifest.single_label)
-    root, size = os.path.realpath(source), settings.prepare.clips_per_part
-    parts = []
+    column, limit_s = manifest.audio_column, settings.prepare.decode_limit_s
+    device = "cuda" if settings.prepare.device == "cuda" else "cpu"
+    root, parts = root_of(source), []
     for split, clips in by_split.items():
-        for number in range(math.ceil(len(clips) / size)):
-            chunk = tuple(clips[number * size : (number + 1) * size])
-            folder = str(settings.shards / split)
-            name, limit_s = f"part-{number:05d}", settings.prepare.decode_limit_s
-            parts.append(ShardPart(folder, name, split, chunk, root, metadata, limit_s))
+        folder = str(settings.shards / split)
+        for number, chunk in enumerate(cut_clips(clips, settings.prepare.clips_per_part, column)):
+            name = f"part-{number:05d}"
+            parts.append(ShardPart(folder, name, split, chunk, root, metadata, limit_s, column, device))
     return parts
 
 
@@ -156,18 +163,21 @@ def _check_source(settings: PrepareSettings) -> None:
 
 
 def _work(pending: Sequence[ShardPart], settings: PrepareSettings) -> None:
-    """Spread the parts over Ray Data's workers, by default one a CPU (GPUs do not count here), showing clips done."""
+    """Spread the parts over Ray Data's workers, by default one decoder a CPU, showing clips done.
+
+    The filterbanks are computed by the same workers, or by one worker a GPU.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts clips, Ray Data's blocks
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    workers = min(settings.workers or int(ray.cluster_resources().get("CPU", 1)), len(pending))
+    gpus = count_gpus() if pending[0].device == "cuda" else 0
+    workers = min(settings.workers or int(ray.cluster_resources().get("CPU", 1)), len(pending)) + bool(gpus)
     with LivenessWatch("prepare", workers) as watch:
         stores = sync.object_stores(settings)
-        items = [PartTask(part, stores, watch.name).to_row() for part in pending]
-        parts = ray.data.from_items(items, override_num_blocks=len(items))
-        done = parts.map(write_part_row, num_cpus=1, concurrency=min(settings.workers, len(items)) or None)
+        tasks = [PartTask(part, stores, watch.name) for part in pending]
+        done = stream_parts(tasks, settings.workers, gpus) if gpus else write_parts(tasks, settings.workers)
         _follow(done, sum(len(part.clips) for part in pending), str(settings.run_dir))
 
 

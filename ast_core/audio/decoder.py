@@ -19,7 +19,8 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from tempfile import TemporaryFile
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 
@@ -33,8 +34,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 # OpenBLAS gets one thread, because it maps memory for each core. numpy's C code reads the variable, hence putenv.
 _START = (
     "import os, sys; os.putenv('OPENBLAS_NUM_THREADS', '1'); sys.path.insert(0, sys.argv[1]); "
-    "from ast_core.audio.decoder_process import serve; serve(float(sys.argv[2]))"
+    "from ast_core.audio.decoder_process import serve; serve(float(sys.argv[2]), int(sys.argv[3]))"
 )
+_HELD_BYTES = 16 << 20
+"""Largest recording whose memory is kept for the next one: new pages cost more than the copy."""
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 """Signals that a process raises by its own fault. Any other signal came from outside and says nothing about a file."""
 _REAP_S = 10.0
@@ -60,8 +63,10 @@ class Decoder:
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._content: BinaryIO | None = None
+        """File without a name that the process reads recordings from which have no path."""
         self._used = False
-        self._kill: weakref.finalize[[subprocess.Popen[bytes]], Decoder] | None = None
+        self._kill: weakref.finalize[[subprocess.Popen[bytes], BinaryIO], Decoder] | None = None
 
     def load(self, source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None = None) -> Waveform:
         """Decode a file, or the content of one, as `load_waveform` does.
@@ -103,7 +108,7 @@ class Decoder:
         """End the process, if it runs. The next file starts another."""
         if self._kill is not None:
             self._kill()
-        self._process, self._kill, self._used = None, None, False
+        self._process, self._content, self._kill, self._used = None, None, None, False
 
     def _attempt(
         self, source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None
@@ -111,10 +116,14 @@ class Decoder:
         """Decode a file once. Ends the process unless its answer was read to the end."""
         complete = False
         try:
-            process = self._start_process()
+            process, held = self._start_process()
+            if isinstance(source, bytes):
+                _write_content(held, source)
             _send_request(process, source, sample_rate_hz, max_seconds)
             while (answer := self._read_answer(process))[0] == BLOCK:
                 yield np.frombuffer(answer[1], np.float32)
+            if isinstance(source, bytes) and len(source) > _HELD_BYTES:
+                held.truncate(0)
             complete = True
         finally:
             if not complete:  # it may hang, and the unread rest would be taken for the next file's answer
@@ -125,13 +134,18 @@ class Decoder:
         first, second = json.loads(content)
         raise ClipError(first, second) if kind == CLIP_ERROR else OSError(first, second)
 
-    def _start_process(self) -> subprocess.Popen[bytes]:
-        """Return the decoder's process, and start it if it does not run."""
-        if self._process is None:
-            command = [sys.executable, "-c", _START, str(_ROOT), str(self._limit_s)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
-            self._kill = weakref.finalize(self, _kill_process, self._process)
-        return self._process
+    def _start_process(self) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+        """Return the decoder's process, and the file that it reads; start it if it does not run."""
+        if self._process is None or self._content is None:
+            content = _open_nameless_file()
+            descriptor = content.fileno()
+            command = [sys.executable, "-c", _START, str(_ROOT), str(self._limit_s), str(descriptor)]
+            self._process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor]
+            )
+            self._content = content
+            self._kill = weakref.finalize(self, _kill_process, self._process, content)
+        return self._process, self._content
 
     def _read_answer(self, process: subprocess.Popen[bytes]) -> tuple[int, bytearray]:
         """Read one answer: its kind and its content."""
@@ -155,15 +169,29 @@ class Decoder:
         return content
 
 
+def _open_nameless_file() -> BinaryIO:
+    """Return a new file in memory, or on disk where the system has no such files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("recording"), "w+b", buffering=0)
+    return TemporaryFile(buffering=0)
+
+
+def _write_content(file: BinaryIO, content: bytes) -> None:
+    """Replace a file's content; its position, which both processes share, is not moved."""
+    done, view = 0, memoryview(content)
+    while done < len(content):
+        done += os.pwrite(file.fileno(), view[done:], done)
+    file.truncate(len(content))
+
+
 def _send_request(
     process: subprocess.Popen[bytes], source: Path | str | bytes, sample_rate_hz: int, max_seconds: float | None
 ) -> None:
-    """Send a line of JSON: the absolute path or the number of bytes that follow, the rate, and the limit."""
+    """Send a line of JSON: the absolute path, or null for the content that was written, the rate, and the limit."""
     requests = cast("IO[bytes]", process.stdin)
-    content = source if isinstance(source, bytes) else b""
-    place = len(source) if isinstance(source, bytes) else str(Path.cwd() / source)
+    path = None if isinstance(source, bytes) else str(Path.cwd() / source)
     with contextlib.suppress(BrokenPipeError):  # the process ended: reading its answer says how
-        requests.write(json.dumps([place, sample_rate_hz, max_seconds]).encode() + b"\n" + content)
+        requests.write(json.dumps([path, sample_rate_hz, max_seconds]).encode() + b"\n")
         requests.flush()
 
 
@@ -201,9 +229,10 @@ def _explain_end(process: subprocess.Popen[bytes]) -> _DecoderLostError:
     return _DecoderLostError(f"the decoder {'crashed' if crashed else 'was killed'} ({name})", crashed)
 
 
-def _kill_process(process: subprocess.Popen[bytes]) -> None:
+def _kill_process(process: subprocess.Popen[bytes], content: BinaryIO) -> None:
     """Kill a process; OSError if it does not end, because it waits for a disk or mount that does not answer."""
     process.kill()
+    content.close()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):

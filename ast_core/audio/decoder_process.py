@@ -13,10 +13,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from ast_core.audio.waveform import read_blocks
@@ -25,8 +22,6 @@ from ast_core.errors import ClipError
 HEADER = struct.Struct("<II")
 BLOCK, END, CLIP_ERROR, DISK_ERROR = range(4)
 """Kinds of answers: float32 samples; the end of the file; [stage, reason]; [errno, text]."""
-PIECE = 1 << 20
-"""Number of bytes of a recording that are taken from standard input at a time."""
 MEMORY_MB = 512
 """Memory for decoding, on top of what the imports take. A block needs less; a false header that needs more fails."""
 STATM = Path("/proc/self/statm")
@@ -35,11 +30,12 @@ ORPHANED_S = 60.0
 """Seconds beyond the Decoder's own limit after which this process ends itself: the Decoder must have ended by then."""
 
 
-def serve(limit_s: float) -> None:
-    """Answer the requests on standard input: a line of JSON, and the recording if the line holds its length.
+def serve(limit_s: float, content: int) -> None:
+    """Answer the requests on standard input, which are lines of JSON.
 
     Args:
         limit_s: seconds that the Decoder waits for an answer.
+        content: descriptor of the file into which the Decoder writes a recording that has no path.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the Decoder's process
     # libsndfile takes a file `._` in the current folder for a part of every file. The paths in requests are absolute.
@@ -48,10 +44,12 @@ def serve(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each broken file would fill the disk
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in requests:
-        place, sample_rate_hz, max_seconds = json.loads(line)
+        path, sample_rate_hz, max_seconds = json.loads(line)
+        if path is None:
+            os.lseek(content, 0, os.SEEK_SET)
+        source = content if path is None else path
         try:
-            with _hold_content(requests, place) if isinstance(place, int) else nullcontext(place) as source:
-                _answer_request(answers, source, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
+            _answer_request(answers, source, sample_rate_hz, max_seconds, limit_s + ORPHANED_S)
         except BrokenPipeError:
             return
 
@@ -81,19 +79,6 @@ def _answer_request(
         kind, content = DISK_ERROR, json.dumps([error.errno or errno.EIO, error.strerror or str(error)]).encode()
     signal.setitimer(signal.ITIMER_REAL, 0)
     _write(answers, kind, content)
-
-
-@contextmanager
-def _hold_content(requests: BinaryIO, size: int) -> Iterator[int]:
-    """Yield the descriptor of a file without a name that holds the next bytes of the requests."""
-    with os.fdopen(os.memfd_create("recording"), "w+b") if hasattr(os, "memfd_create") else TemporaryFile() as file:
-        while size:
-            piece = requests.read(min(size, PIECE))
-            if not piece:
-                sys.exit()  # the Decoder's process ended
-            size -= file.write(piece)
-        file.seek(0)
-        yield file.fileno()
 
 
 def _write(answers: BinaryIO, kind: int, content: bytes) -> None:

@@ -48,6 +48,11 @@ class Fbank:
         self.window = make_window(self.window_samples, periodic=False).to(self.device)
         self._bands = _split_bank(config, self.device)
 
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip of the training length."""
+        return (self.config.target_frames - 1) * self.hop_samples + self.window_samples
+
     def num_frames(self, num_samples: int) -> int:
         """Return the number of frames of a clip: the windows that fit into it completely (Kaldi's snip edges)."""
         return max(0, 1 + (num_samples - self.window_samples) // self.hop_samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 
@@ -24,14 +24,14 @@ class SegmentReader:
     Args:
         decoder: decoder, which must read nothing else between two segments unless `close` was called.
         sample_rate_hz: sampling rate of the segments.
-        limits: seconds of each recording that are decoded at most, by path.
+        limits: seconds of each recording that are decoded at most, by name.
     """
 
-    def __init__(self, decoder: Decoder, sample_rate_hz: int, limits: Mapping[str, float]) -> None:
+    def __init__(self, decoder: Decoder, sample_rate_hz: int, limits: Mapping[Hashable, float]) -> None:
         self._decoder = decoder
         self._rate_hz = sample_rate_hz
         self._limits = limits
-        self._path = ""
+        self._name: Hashable = ""
         self._blocks: Iterator[Waveform] = iter(())
         self._held = np.empty(0, np.float32)
         self._place = 0
@@ -41,8 +41,17 @@ class SegmentReader:
         self._length: int | None = None
         """Number of samples of the recording, or of its part within the limit; None before its end was reached."""
 
-    def load(self, path: str, start_s: float, end_s: float | None, max_seconds: float) -> Waveform:
+    def load(
+        self, source: str | bytes, start_s: float, end_s: float | None, max_seconds: float, name: Hashable = ""
+    ) -> Waveform:
         """Return the samples of a segment, float32 [N], at most `max_seconds` of it.
+
+        Args:
+            source: path or content of the recording.
+            start_s: beginning of the segment.
+            end_s: end of the segment; None is the end of the recording.
+            max_seconds: largest length of the result.
+            name: what the segments of this recording, and no others, have in common; by default its path.
 
         Raises:
             ClipError: stage `segment` if the recording ends before the segment; otherwise as `Decoder.load`.
@@ -52,8 +61,9 @@ class SegmentReader:
         end = None if end_s is None else round(end_s * self._rate_hz)
         last = first + math.ceil(max_seconds * self._rate_hz)
         last = last if end is None else min(last, end)
-        if path != self._path or first < self._place:
-            self._open(path)
+        name = name or source
+        if name != self._name or first < self._place:
+            self._open(source, name)
         self._read_to(last, keep_from=first)
         segment = self._held[max(0, first - self._place) : max(0, last - self._place)].copy()
         if end is not None and self._length is None and end > self._furthest:
@@ -73,13 +83,13 @@ class SegmentReader:
         with contextlib.suppress(ClipError):
             for _ in self._blocks:
                 pass
-        self._path, self._blocks, self._held = "", iter(()), np.empty(0, np.float32)
+        self._name, self._blocks, self._held = "", iter(()), np.empty(0, np.float32)
 
-    def _open(self, path: str) -> None:
-        known = (self._furthest, self._length) if path == self._path else (0, None)
+    def _open(self, source: str | bytes, name: Hashable) -> None:
+        known = (self._furthest, self._length) if name == self._name else (0, None)
         self.close()
-        self._path, self._place, (self._furthest, self._length) = path, 0, known
-        self._blocks = self._decoder.blocks(path, self._rate_hz, self._limits.get(path))
+        self._name, self._place, (self._furthest, self._length) = name, 0, known
+        self._blocks = self._decoder.blocks(source, self._rate_hz, self._limits.get(name))
 
     def _read_to(self, end: int, keep_from: int) -> None:
         """Decode until the sample `end`, or to the end of the recording, and hold the samples from `keep_from` on."""
@@ -96,7 +106,7 @@ class SegmentReader:
                     place += len(parts.pop(0))
                 parts.append(block)
         except BaseException:
-            self._path = ""  # a later segment decodes the recording from its beginning
+            self._name = ""  # a later segment decodes the recording from its beginning
             raise
         held = np.concatenate(parts)
         drop = min(max(0, keep_from - place), len(held))

@@ -1,30 +1,25 @@
-"""A part of the shards, the unit of `prepare`: its clips, the settings that decide its bytes, and how it is written.
+"""A part of the shards, the unit of `prepare`: its clips, the settings that decide its bytes, and whether it exists.
 
-It is apart from `prepare`, whose imports would cost each worker seconds of start.
+`part_writer` writes it. Both are apart from `prepare`, whose imports would cost each worker seconds of start.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ast_core.audio.decoder import LIMIT_S, Decoder
-from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.audio.segments import SegmentReader
+from ast_core.audio.decoder import LIMIT_S
 from ast_core.config import FrontEndConfig
-from ast_core.dataset.manifest import Clip
-from ast_core.errors import ClipError, DamagedError, UserError
+from ast_core.dataset.clips import Clip
+from ast_core.dataset.contents.source_state import read_states, relative_path
+from ast_core.errors import DamagedError
 from ast_core.serialization import from_dict, to_dict
-from ast_core.shards.writer import Row, write_part
-from ast_core.storage.atomic_files import remove_file, sha256_of
-from ast_core.storage.json_files import parse_hashed_json, read_hashed_json, sha256_of_json, write_hashed_json
+from ast_core.storage.atomic_files import sha256_of
+from ast_core.storage.json_files import parse_hashed_json, read_hashed_json, sha256_of_json
 from ast_core.storage.object_store import ObjectStore, StoredFile
 
 FORMAT = 1
@@ -51,10 +46,14 @@ class ShardPart:
     split: str
     clips: tuple[Clip, ...]
     source: str
-    """Folder to which the clips' paths in the key are relative."""
+    """Folder or URI to which the clips' paths in the key are relative."""
     metadata: ShardMetadata
     decode_limit_s: float = LIMIT_S
     """Seconds that a decoder may take for a clip; they decide no bytes."""
+    audio_column: str = ""
+    """Column of the recordings in Parquet files; "" for other recordings."""
+    device: str = "cpu"
+    """Device that computes the filterbanks: `cpu`, or `cuda`, whose results differ in the last bits."""
 
     @property
     def marker(self) -> Path:
@@ -63,23 +62,38 @@ class ShardPart:
 
     def packed(self) -> str:
         """Return the part as JSON."""
-        clips = [[c.clip_id, c.path, c.labels, c.split, c.start_s, c.end_s] for c in self.clips]
+        clips: list[list[Any]] = []
+        before = ""
+        for c in self.clips:
+            path = None if c.member and c.path == before else c.path  # a container's path is written once
+            clips.append([c.clip_id, path, c.labels, c.split, c.start_s, c.end_s, *([c.member] if c.member else [])])
+            before = c.path
         return json.dumps({**vars(self), "clips": clips, "metadata": to_dict(self.metadata)})
 
     @staticmethod
     def unpacked(text: str) -> ShardPart:
         """Return the part of which `packed` made JSON."""
         values = json.loads(text)
-        clips = tuple(
-            Clip(name, path, tuple(labels), split, start_s=start_s, end_s=end_s)
-            for name, path, labels, split, start_s, end_s in values["clips"]
-        )
-        return ShardPart(**{**values, "clips": clips, "metadata": from_dict(ShardMetadata, values["metadata"])})
+        clips: list[Clip] = []
+        before = ""
+        for name, path, labels, split, start_s, end_s, *rest in values["clips"]:
+            before = before if path is None else path
+            member = (rest[0][0], rest[0][1]) if rest else None
+            clips.append(Clip(name, before, tuple(labels), split, start_s, end_s, member=member))
+        return ShardPart(**{**values, "clips": tuple(clips), "metadata": from_dict(ShardMetadata, values["metadata"])})
 
     def key(self) -> str:
-        """Return a hash of the clips, their files' present sizes and times, the labels and the front end."""
-        clips = [_fingerprint(clip, self.source) for clip in self.clips]
-        return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": to_dict(self.metadata)})
+        """Return a hash of the clips, their files' present sizes and times, the labels and the front end.
+
+        Raises:
+            UserError: the store of the recordings does not answer.
+        """
+        states = read_states(clip.path for clip in self.clips if clip.path)
+        clips = [_fingerprint(clip, self.source, states) for clip in self.clips]
+        # Parts of loose files that a CPU made keep the keys that they had before there was anything else.
+        more = {"audio_column": self.audio_column} if self.audio_column else {}
+        more |= {"device": self.device} if self.device != "cpu" else {}
+        return sha256_of_json({"format": FORMAT, "clips": clips, "metadata": to_dict(self.metadata), **more})
 
 
 def is_complete(part: ShardPart) -> bool:
@@ -115,17 +129,13 @@ def is_complete_in_store(part: ShardPart, store: ObjectStore, listed: Mapping[Pa
     return whole
 
 
-def _fingerprint(clip: Clip, source: str) -> list[Any]:
+def _fingerprint(clip: Clip, source: str, states: Mapping[str, list[Any]]) -> list[Any]:
     """Return what of a clip decides its shard: data sets that are moved keep their shards, changed files do not."""
     if not clip.path:
         return [clip.clip_id, list(clip.labels)]
-    try:
-        status = Path(clip.path).stat()
-        seen = [status.st_size, status.st_mtime_ns, os.access(clip.path, os.R_OK)]
-    except OSError as error:
-        seen = [error.errno or 0]
     times = [clip.start_s, clip.end_s] if clip.is_segment else []  # complete recordings keep the keys they had
-    return [clip.clip_id, list(clip.labels), os.path.relpath(clip.path, source), *seen, *times]
+    member = [list(clip.member)] if clip.member else []
+    return [clip.clip_id, list(clip.labels), relative_path(clip.path, source), *states[clip.path], *times, *member]
 
 
 @dataclass(frozen=True)
@@ -162,112 +172,6 @@ class PartResult:
     """Sentence for the user if the part could not be written: Ray Data does not keep the type of an exception."""
 
 
-def write_part_row(row: dict[str, str]) -> dict[str, Any]:
-    """Write a part in a worker of Ray Data; return the fields of a `PartResult`."""
-    from pipeline.ray_runtime.heartbeat import send_heartbeats  # noqa: PLC0415  # Ray is loaded only where this runs
-
-    task = PartTask.from_row(row)
-    try:
-        with send_heartbeats(task.watch, f"{task.part.split}/{task.part.name}"):
-            for store in task.stores:
-                store.attach()
-            rejects = write_shard_part(task.part)
-    except UserError as error:
-        return vars(PartResult(error=str(error)))
-    missing = sum(reject["stage"] == "missing" for reject in rejects)
-    return vars(PartResult(len(task.part.clips), missing, len(rejects) - missing))
-
-
-def write_shard_part(part: ShardPart) -> list[dict[str, str]]:
-    """Decode the clips of one part, and commit their filterbanks, its marker last. A broken clip becomes a reject.
-
-    If the files change meanwhile (a mount is lost, a download still runs), the marker has no key, and the next run
-    makes the part again.
-
-    Returns:
-        The rejects.
-
-    Raises:
-        UserError: a file cannot be read or the shard cannot be written, because of the disk.
-    """
-    torch.set_num_threads(1)
-    config = part.metadata.front_end
-    rejects: list[dict[str, str]] = []
-    path = part.marker.with_suffix(".parquet")
-    key = part.key()
-    try:
-        remove_file(part.marker)
-        rows, files = _rows(part, config, rejects), sum(bool(clip.path) for clip in part.clips)
-        written = write_part(path, rows, to_dict(part.metadata), config.target_frames, config.num_mel_bins, files)
-        key = key if key == part.key() else ""
-        write_hashed_json(part.marker, {**to_dict(written), "key": key, "rejects": rejects, "listed": len(part.clips)})
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error}. Fix this and run again; finished shards stay."
-        ) from error
-    return rejects
-
-
-def _rows(part: ShardPart, config: FrontEndConfig, rejects: list[dict[str, str]]) -> Iterator[Row]:
-    for clip, found in read_fbanks(part.clips, config, _decoder(part.decode_limit_s)):
-        if isinstance(found, ClipError):
-            entry = {"clip_id": utf8_name(clip.clip_id), "split": part.split, "path": utf8_name(clip.path)}
-            rejects.append({**entry, "stage": found.stage, "reason": found.reason})
-        elif isinstance(found, OSError):
-            raise UserError(f"{clip.path} could not be read: {found}. Fix the disk or mount and run again.") from found
-        else:
-            fitted_TM = fit_length(found, config.target_frames).half().numpy()
-            yield Row(utf8_name(clip.clip_id), clip.labels, len(found), fitted_TM)
-
-
-def read_fbanks(
-    clips: Sequence[Clip], config: FrontEndConfig, decoder: Decoder
-) -> Iterator[tuple[Clip, torch.Tensor | ClipError | OSError]]:
-    """Yield each clip with its log-mel [T, M], before it is padded or cut.
-
-    Instead of the log-mel, a `ClipError` says why a clip cannot be used, and an `OSError` is the fault of the disk or
-    the system. Segments of one recording that follow each other are read in one pass.
-    """
-    # Samples past the last frame that is kept are not decoded: ten-hour files cost no more than ten-second ones.
-    seconds = (config.target_frames * config.frame_shift_ms + config.frame_length_ms) / 1000
-    segments = SegmentReader(decoder, config.sample_rate_hz, _segment_limits(clips, seconds))
-    for clip in clips:
-        try:
-            if not clip.path:
-                raise ClipError("missing", "listed, but there is no file")
-            if clip.is_segment:
-                waveform = segments.load(clip.path, clip.start_s, clip.end_s, seconds)
-            else:
-                segments.close()
-                waveform = decoder.load(clip.path, config.sample_rate_hz, seconds)
-            found: torch.Tensor | ClipError | OSError = _front_end(config)(torch.from_numpy(waveform))
-        except (ClipError, OSError) as error:
-            found = error
-        yield clip, found
-    segments.close()
-
-
-def _segment_limits(clips: Sequence[Clip], seconds: float) -> dict[str, float]:
-    """Return how many seconds of each recording its segments need."""
-    limits: dict[str, float] = {}
-    for clip in clips:
-        if clip.is_segment:
-            end_s = clip.start_s + seconds if clip.end_s is None else clip.end_s
-            limits[clip.path] = max(limits.get(clip.path, 0.0), end_s)
-    return limits
-
-
 def utf8_name(name: str) -> str:
     """Return a file's name as Parquet can store it: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-@cache
-def _decoder(limit_s: float) -> Decoder:
-    """Return this worker's decoder, which serves all its parts."""
-    return Decoder(limit_s)
-
-
-@cache
-def _front_end(config: FrontEndConfig) -> Fbank:
-    return Fbank(config)
