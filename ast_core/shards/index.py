@@ -33,12 +33,15 @@ class PartEntry:
     """Number of clips in it."""
     sha256: str
     """Hash of its bytes."""
+    bytes: int = 0
+    """Size of the file; 0 in indices of earlier versions."""
 
     def __post_init__(self) -> None:
         """Check the name, which becomes a path, and the count, which becomes memory."""
         valid = re.fullmatch(r"part-\d+\.parquet", self.name) is not None
         require(valid, f"the part {self.name[:99]!a} is not named part-NUMBER.parquet.")
         _require_count(f"rows of {self.name}", self.rows)
+        _require_count(f"bytes of {self.name}", self.bytes)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class SplitCounts:
     parts: tuple[PartEntry, ...]
     classes: tuple[int, ...] = ()
     """Kept clips of each label, in the order of the labels; empty in indices of version 0.1.0."""
+    clip_index: str = ""
+    """SHA-256 of the split's `clips.arrow`; empty without one, as in shards of earlier versions."""
 
     def __post_init__(self) -> None:
         """Check the counts."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ast_core.shards.part_file import find_filterbanks
 from ast_core.storage.atomic_files import atomic_write, sha256_of
 
 ROW_GROUP = 8
@@ -52,6 +53,12 @@ class WrittenPart:
     """Sum of their squares, in float64."""
     count: int
     """Number of these values."""
+    num_frames: tuple[int, ...] = ()
+    """Decoded frames of each clip."""
+    crc32: tuple[int, ...] = ()
+    """CRC-32 of each row."""
+    group_offsets: tuple[int, ...] = ()
+    """Where the filterbanks of each row group begin in the file."""
 
 
 def write_part(
@@ -77,20 +84,28 @@ def write_part(
     fields = [("clip_id", pa.string()), ("labels", pa.list_(pa.int32())), ("num_frames", pa.int32())]
     fields += [("crc32", pa.uint32()), ("fbank", pa.binary(frames * bins * 2))]
     schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-    count, total, squares = 0, 0.0, 0.0
+    total, squares = 0.0, 0.0
+    num_frames: list[int] = []
+    crc32: list[int] = []
     left = iter(rows)
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with atomic_write(path, at_most * frames * bins * 2) as temporary:
         with pq.ParquetWriter(temporary, schema, **options) as writer:
             while group := list(islice(left, ROW_GROUP)):
-                writer.write_table(_make_table(group, schema), row_group_size=ROW_GROUP)
-                count += len(group)
+                table = _make_table(group, schema)
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                num_frames += table["num_frames"].to_numpy().tolist()
+                crc32 += table["crc32"].to_numpy().tolist()
                 for row in group:
                     values = torch.from_numpy(row.fbank_TM).double().flatten()  # numpy converts far more slowly
                     total += float(values.sum())
                     squares += float(values @ values)
         sha256, size = sha256_of(temporary), temporary.stat().st_size
-    return WrittenPart(count, sha256, size, total, squares, count * frames * bins)
+        with pq.ParquetFile(temporary) as file:
+            offsets = find_filterbanks(file, frames * bins * 2)
+    count = len(crc32)
+    lists = (tuple(num_frames), tuple(crc32), tuple(offsets))
+    return WrittenPart(count, sha256, size, total, squares, count * frames * bins, *lists)
 
 
 def _make_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

@@ -49,7 +49,7 @@ def iterate_batches(
     job: Job, train: ShardReader, epoch: int, rank: int, world: int, first_step: int, device: torch.device = CPU
 ) -> Iterator[Batch]:
     """Yield a rank's batches of an epoch from `first_step` on; a thread reads and uploads one batch ahead."""
-    epoch_order = order.epoch_order(job.optim.sampler, train.labels_NC, job.seed, epoch)
+    epoch_order = order.epoch_order(job.optim.sampler, train.labels, job.seed, epoch)
     steps = order.rank_steps(len(train), job.optim.batch_size, rank, world, first_step)
     uploader = _Uploader(device) if device.type == "cuda" else None
 
@@ -78,8 +78,8 @@ def read_batch(job: Job, train: ShardReader, epoch: int, epoch_order: np.ndarray
     partners = np.where(draws.lambda_B < 1, draws.partner_B, own)
     mixed_in = partners[draws.mixed_K]
     rows = torch.from_numpy(train.read(np.concatenate([own, mixed_in])))
-    labels = torch.from_numpy(train.targets_NC)
-    labels_BC = augment.mix_labels(labels[own].float(), labels[partners].float(), torch.from_numpy(draws.lambda_B))
+    own_BC, partner_BC = (torch.from_numpy(train.targets.rows(chosen)).float() for chosen in (own, partners))
+    labels_BC = augment.mix_labels(own_BC, partner_BC, torch.from_numpy(draws.lambda_B))
     num_frames_B = torch.from_numpy(np.maximum(train.num_frames_N[own], train.num_frames_N[partners]))
     grid = patch_grid(job.model, front.num_mel_bins, front.target_frames)
     kept = augment.patchout(job.augment, job.seed, epoch, positions, grid)

@@ -10,34 +10,38 @@ from collections.abc import Iterator
 import numpy as np
 
 from ast_core.config import Sampler
+from ast_core.shards.sparse_labels import SparseLabels
 
+Labels = SparseLabels | np.ndarray
+"""Labels of clips, sparse or as a matrix of 0 and 1, [clips, classes]."""
 _CLIPS_AT_ONCE = 4096
 """Clips whose labels are converted to float64 at once: all two million of AudioSet together took 9 GB on every rank."""
 
 
-def clip_weights(labels_NC: np.ndarray) -> np.ndarray:
+def clip_weights(labels: Labels) -> np.ndarray:
     """Return the class-balanced weight of each clip, as in AST's published code.
 
     A clip's weight is the sum over its labels of `1000 / (count + 0.01)`, where count is the label's number of clips.
     Clips without a label, which the paper's data do not have, count as one more class.
 
     Args:
-        labels_NC: 0 or 1, [clips, classes].
+        labels: labels of the clips.
 
     Returns:
         float64 [clips].
     """
-    class_weight_C = 1000.0 / (labels_NC.sum(axis=0, dtype=np.float64) + 0.01)
-    weight_N = np.empty(len(labels_NC))
-    for first in range(0, len(labels_NC), _CLIPS_AT_ONCE):
-        part = slice(first, first + _CLIPS_AT_ONCE)
-        weight_N[part] = (labels_NC[part] > 0).astype(np.float64) @ class_weight_C
+    sparse = labels if isinstance(labels, SparseLabels) else SparseLabels.from_dense(labels)
+    class_weight_C = 1000.0 / (sparse.count_C.astype(np.float64) + 0.01)
+    weight_N = np.empty(len(sparse))
+    for first in range(0, len(sparse), _CLIPS_AT_ONCE):
+        part = np.arange(first, min(first + _CLIPS_AT_ONCE, len(sparse)))
+        weight_N[part] = sparse.rows(part).astype(np.float64) @ class_weight_C  # dense: sums keep their last bit
     bare_N = weight_N == 0
     weight_N[bare_N] = 1000.0 / (bare_N.sum() + 0.01)
     return weight_N
 
 
-def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(sampler: Sampler, labels: Labels, seed: int, epoch: int) -> np.ndarray:
     """Return the clip indices of one epoch, in order.
 
     The sampler `shuffle` returns a permutation. The other draws as many clips with replacement, in proportion to
@@ -47,10 +51,10 @@ def epoch_order(sampler: Sampler, labels_NC: np.ndarray, seed: int, epoch: int) 
         int64 [clips].
     """
     rng = np.random.default_rng([0, seed, epoch])
-    clips = len(labels_NC)
+    clips = len(labels)
     if sampler == "shuffle":
         return rng.permutation(clips)
-    weights = clip_weights(labels_NC)
+    weights = clip_weights(labels)
     cumulative = np.cumsum(weights)
     draws = np.searchsorted(cumulative, rng.random(clips) * cumulative[-1], side="right")
     order_N: np.ndarray = np.minimum(draws, clips - 1)

@@ -14,6 +14,7 @@ from ast_core.config import Job
 from ast_core.errors import UserError, require
 from ast_core.evaluation.stored_scores import identity_in, identity_of, read_scores
 from ast_core.shards.reader import ShardReader
+from ast_core.shards.sparse_labels import SparseLabels, TargetRows
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,30 @@ def teacher_identity(job: Job) -> TeacherIdentity | None:
     return TeacherIdentity(job.distil.weight, identity_in(job.teacher_scores).get("bundle_digest", ""))
 
 
-def soft_targets(job: Job, train: ShardReader) -> np.ndarray:
-    """Return the targets of the training clips, float32 [N, C], in [0, 1].
+@dataclass(frozen=True)
+class MixedTargets:
+    """Mixture of the labels and a teacher's probabilities, which is computed for one batch at a time."""
+
+    labels: SparseLabels
+    scores_NC: np.ndarray
+    """Probabilities of the teacher, float32."""
+    weight: np.float32
+    """Share of the teacher's probabilities."""
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return the targets of some clips in the given order, float32 [B, C], in [0, 1]."""
+        targets_BC: np.ndarray = (1 - self.weight) * self.labels.rows(indices) + self.weight * self.scores_NC[indices]
+        return targets_BC
+
+
+def soft_targets(job: Job, train: ShardReader) -> TargetRows:
+    """Return the targets of the training clips.
 
     Raises:
         UserError: the teacher's scores belong to other clips.
     """
     if job.teacher_scores is None:
-        return train.labels_NC
+        return train.labels
     digest = identity_in(job.teacher_scores).get("bundle_digest", "")
     scores_NC = read_scores(job.teacher_scores, identity_of(digest, train))
     if scores_NC is None:
@@ -56,6 +73,4 @@ def soft_targets(job: Job, train: ShardReader) -> np.ndarray:
             f"{job.teacher_scores} holds scores of other clips than the training clips in {job.shards}. "
             "Remove the file and run train again: it writes the scores anew."
         )
-    weight = np.float32(job.distil.weight)
-    targets_NC: np.ndarray = (1 - weight) * train.labels_NC + weight * scores_NC
-    return targets_NC
+    return MixedTargets(train.labels, scores_NC, np.float32(job.distil.weight))

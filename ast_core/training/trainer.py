@@ -91,7 +91,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
     train = ShardReader(job.shards, job.data.train_splits)
     _require_labels(job, train)
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
-    train.targets_NC = soft_targets(job, train)
+    train.targets = soft_targets(job, train)
     newest = choose_checkpoint(job, rank, world)
     identity = build_identity(job, train, newest)
     mean, std = identity.member.mean, identity.member.std
@@ -115,7 +115,7 @@ def _require_labels(job: Job, train: ShardReader) -> None:
     """Raise UserError if a training clip has no label and the loss needs one."""
     if job.optim.loss == "bce":
         return
-    bare = np.flatnonzero(~train.labels_NC.any(axis=1))
+    bare = np.flatnonzero(train.labels.count_N == 0)
     require(
         not len(bare),
         f"{len(bare)} training clips have no label, for example {train.clip_ids[bare[0]] if len(bare) else ''}. "

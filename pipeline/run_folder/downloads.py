@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 
 from ast_core.errors import DamagedError
+from ast_core.shards.clip_index import CLIP_INDEX
 from ast_core.shards.index import INDEX, REJECTS, ShardIndex
 from ast_core.storage.atomic_files import download_file, matches_store, sha256_of
 from ast_core.storage.json_files import parse_hashed_json
@@ -112,7 +113,7 @@ def read_hashes(marker: bytes, name: str) -> dict[str, str]:
 
 
 def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
-    """Download the index, the table of rejects, and the parts of some splits.
+    """Download the index, the table of rejects, and the parts and clip indices of some splits.
 
     Raises:
         UserError: the store cannot be reached.
@@ -134,6 +135,8 @@ def download_shards(shards: Path, splits: Sequence[str] = ()) -> None:
             if absent:
                 raise DamagedError(f"Shard {store.uri_of(absent[0])} is missing. Run prepare again.")
             _download_plain(store, {path: listed[path] for path in hashes}, hashes)
+            clip_index = shards / split / CLIP_INDEX  # its reader checks its hash, and does without it
+            _download_plain(store, {path: s for path, s in listed.items() if path == clip_index})
         rejects = {path: s for path, s in store.list_files(shards).items() if path == shards / REJECTS}
         _download_plain(store, rejects)
 

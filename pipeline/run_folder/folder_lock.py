@@ -19,7 +19,7 @@ PATIENCE_S = 1.0
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, stage: str) -> Iterator[None]:
+def lock_folder(folder: Path, stage: str, option: str = "--run-dir") -> Iterator[None]:
     """Lock a folder for this process; the same process may lock it again inside.
 
     The operating system releases the lock when this process dies. Nodes that share the folder see the lock if their
@@ -28,6 +28,7 @@ def lock_folder(folder: Path, stage: str) -> Iterator[None]:
     Args:
         folder: created if it does not exist.
         stage: the stage that works on the folder; a second launch names it in its error.
+        option: the user's option that the folder comes from, for the error.
 
     Raises:
         UserError: another process holds the lock (the error names stage, process, node and time), or the folder cannot
@@ -41,7 +42,9 @@ def lock_folder(folder: Path, stage: str) -> Iterator[None]:
     except filelock.Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         raise UserError(
-            f"{folder} is in use by {who}. Wait until it ends or stop it, or choose another --run-dir."
+            f"{folder} is in use by {who}. Wait until it ends or stop it, or choose another --run-dir.".replace(
+                "--run-dir", option
+            )
         ) from None
     except OSError as error:
         raise write_error(folder / LOCK, error, 0, 0) from error

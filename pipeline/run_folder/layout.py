@@ -159,6 +159,16 @@ class RunFolder:
         return self.path / "audio"
 
     @property
+    def archive_listings(self) -> Path:
+        """Folder of what tar archives in an object store hold, so that they are read once for that."""
+        return self.path / "archive-listings"
+
+    @property
+    def test_recordings(self) -> Path:
+        """Folder of the test recordings that were taken out of Parquet files, archives or object stores to be shown."""
+        return self.path / "recordings"
+
+    @property
     def stage_seconds(self) -> Path:
         """JSON file with the seconds that each stage of `run` took."""
         return self.path / "seconds.json"

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from prepared import write_clip_indices
 
 from ast_core.errors import DamagedError, UserError
 from ast_core.serialization import to_dict
+from ast_core.shards.clip_index import CLIP_INDEX
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.writer import Row, write_part
@@ -43,10 +45,13 @@ def write_folder(folder: Path, splits: dict[str, list[list[Row]]]) -> list[Row]:
     return [row for parts in splits.values() for rows in parts for row in rows]
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+@pytest.fixture(params=[True, False], ids=["with_clip_index", "without"])
+def rows(tmp_path: Path, request: pytest.FixtureRequest) -> list[Row]:
     train = rows_of("train", 31)
-    return write_folder(tmp_path, {"train": [train[:19], [], train[19:]], "test": [rows_of("test", 5)]})
+    rows = write_folder(tmp_path, {"train": [train[:19], [], train[19:]], "test": [rows_of("test", 5)]})
+    if request.param:
+        write_clip_indices(tmp_path)
+    return rows
 
 
 def test_any_order_with_duplicates_reads_what_was_written(tmp_path: Path, rows: list[Row]) -> None:
@@ -123,6 +128,10 @@ def test_damage_is_named(tmp_path: Path, rows: list[Row], damage: Callable[[Path
     before = part.read_bytes()
     damage(part)
     assert not part.exists() or part.read_bytes() != before
+    if damage is flip_an_identifier and (part.parent / CLIP_INDEX).exists():  # the reader takes ids from the clip index
+        read_NTM = ShardReader(tmp_path, ["train"]).read(np.arange(31))
+        np.testing.assert_array_equal(read_NTM, np.stack([row.fbank_TM for row in rows[:31]]))
+        return
     with pytest.raises(DamagedError, match=r"part-00000.parquet .* Run prepare again"):
         ShardReader(tmp_path, ["train"]).read(np.arange(31))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import Preempted, UserError
 from ast_core.shards.reader import ShardReader
+from ast_core.shards.sparse_labels import SparseLabels
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.training.batches import iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
@@ -80,6 +82,7 @@ def test_training_learns_separable_classes_and_writes_its_metrics(uninterrupted:
     assert sorted(checkpoint.epoch_folders(uninterrupted / "epochs")) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_same_seed_returns_same_bits_and_another_seed_other_weights(job: Job, uninterrupted: Path) -> None:
     fit(job, 0, 1, CPU)
     other = dataclasses.replace(job, folder=job.folder.with_name("other"), seed=1)
@@ -178,14 +181,15 @@ def test_batch_size_that_is_no_multiple_of_the_workers_is_refused(job: Job) -> N
         fit(job, 0, 4, CPU)
 
 
-def test_clips_without_a_label_are_drawn_with_bce_and_refused_with_cross_entropy(job: Job) -> None:
+def test_clips_without_a_label_are_drawn_with_bce_and_refused_with_cross_entropy(job: Job, monkeypatch) -> None:
     train = ShardReader(job.shards, ["train"])
-    before_N = clip_weights(train.labels_NC)
-    train.labels_NC[[3, 4]] = 0
+    before_N, labels_NC = clip_weights(train.labels), train.labels_NC
+    labels_NC[[3, 4]] = 0
+    monkeypatch.setattr(ShardReader, "labels", SparseLabels.from_dense(labels_NC))
     with pytest.raises(UserError, match=r"2 training clips have no label, for example train-3\..*bce"):
         _require_labels(job, train)
     _require_labels(dataclasses.replace(job, optim=dataclasses.replace(job.optim, loss="bce")), train)
-    weight_N = clip_weights(train.labels_NC)
+    weight_N = clip_weights(train.labels)
     assert weight_N[3] == weight_N[4] == 1000 / 2.01  # as a class of two clips
     assert before_N[3] == 1000 / 14.01
 
@@ -199,6 +203,7 @@ def compute_first_gradient(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
     return float(loss), {name: value.grad for name, value in state.model.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.slow
 def test_accumulation_and_activation_checkpointing_do_not_change_the_gradient(job: Job) -> None:
     optim = dataclasses.replace(job.optim, accumulate=4, activation_checkpointing=True)  # parts of 2, 2 and 2 clips
     loss, whole = compute_first_gradient(job)
@@ -211,6 +216,7 @@ def test_accumulation_and_activation_checkpointing_do_not_change_the_gradient(jo
     assert rows[-1]["test_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_resume_with_patchout_clipping_moving_average_and_bf16_keeps_every_bit(job: Job, monkeypatch) -> None:
     monkeypatch.setattr("ast_core.training.state.KEPT_CHECKPOINTS", 100)
     optim = dataclasses.replace(job.optim, clip_norm=0.5, ema_decay=0.9, weights="ema", precision="bf16")
@@ -228,6 +234,7 @@ def test_resume_with_patchout_clipping_moving_average_and_bf16_keeps_every_bit(j
     assert_same_bits(average, load_file(own.folder / "epochs" / f"epoch-{EPOCHS:04d}" / "ema.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: Precision) -> None:
     half = dataclasses.replace(job, optim=dataclasses.replace(job.optim, precision=precision))
@@ -239,9 +246,23 @@ def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ where there is no GPU: needs g++")
-def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.long,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ on a CPU: needs g++"),
+            ],
+        ),
+    ],
+)
+def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job, monkeypatch, backend: str) -> None:
+    """Check the graphs that are taken of the blocks; in the long form also the code that is built from them."""
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # else it starts processes that import torch
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
     _, whole = compute_first_gradient(job)
     _, compiled = compute_first_gradient(dataclasses.replace(job, optim=dataclasses.replace(job.optim, compile=True)))
     assert whole.keys() == compiled.keys()
