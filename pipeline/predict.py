@@ -1,13 +1,17 @@
-"""Tag recordings of any length, rate and format with a registered ensemble or a bundle folder.
+"""Tag recordings, one or a million, with a registered ensemble or a bundle folder.
 
 ast-pipeline predict RECORDING_OR_FOLDER ... --model models:/ast-demo@champion
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # the flags are parsed before the imports below, which take seconds
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,71 +21,167 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
     sys.exit()
 
 
-import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_core.audio.decoder import Decoder, Recording
-from ast_core.dataset.file_tree import list_recordings
-from ast_core.errors import ClipError, require
-from ast_core.evaluation.prediction_table import SUFFIXES as OUTPUT_SUFFIXES
-from ast_core.evaluation.prediction_table import Prediction, write_predictions
-from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
+from ast_core.dataset.clips import Clip
+from ast_core.errors import require
+from ast_core.evaluation.prediction_table import to_text
+from ast_core.evaluation.predictor import Predictor
+from ast_core.serialization import to_dict
+from ast_core.storage.file_systems import is_uri
+from ast_core.storage.json_files import sha256_of_json
+from ast_core.storage.name_set import NameSet
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
-from pipeline.reporting.predictions import Labelling, predictions_table
+from pipeline.prediction.chunk_predictor import ChunkPredictor, ForRecording
+from pipeline.prediction.input_listing import InputListing
+from pipeline.prediction.output_place import OutputPlace
+from pipeline.prediction.recording_chunks import Chunk, ChunkResults, chunk_clips
+from pipeline.prediction.run_summary import PredictSummary
+from pipeline.reporting.predictions import Labelling
 from pipeline.scoring.device import choose_device
 
+FEW = 64
+"""Recordings below which this process predicts them: Ray would take longer to start."""
+DECODERS = 4
+"""Decoders of this process at most, one a core."""
 
-def predict(settings: PredictSettings) -> dict[str, np.ndarray]:
-    """Tag every file; a file that cannot be used is reported, and the others go on.
+
+def predict(settings: PredictSettings) -> PredictSummary:
+    """Tag every recording; one that cannot be used has a row with the reason, and the others go on.
 
     Returns:
-        Probabilities, float32 [C], by path; calibrated probabilities with `decide`.
+        Counts, and the rows of the first recordings. The other rows are only in the output.
 
     Raises:
-        UserError: an input or the model does not exist, or no file could be used.
+        UserError: an input or the model does not exist, the output holds rows of another model, or no recording could
+            be used.
     """
-    require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
-    if settings.output:
-        require(
-            settings.output.suffix in OUTPUT_SUFFIXES,
-            f"--output {settings.output} must end in .csv, .json or .parquet.",
-        )
-    files = list(dict.fromkeys(_list_files(settings.inputs)))  # the user may name a folder and a file in it
-    require(bool(files), f"No audio file was found in {', '.join(map(str, settings.inputs))}.")
-    bundle = Bundle.load(_bundle_folder(settings))
+    inputs = [str(own) for own in settings.inputs]
+    require(bool(inputs), "There is nothing to predict; give audio files or folders.")
+    output = OutputPlace(None if settings.output is None else str(settings.output))
+    folder = _bundle_folder(settings)
+    bundle = Bundle.load(folder)
     require(
         not settings.decide or bundle.decisions is not None,
         f"{settings.model} has no thresholds to decide by: run calibrate (and register) first.",
     )
+    listing, summary = InputListing(inputs), PredictSummary(output=output.output)
+    with output.open(_identity(settings, bundle), inputs) as known:
+        chunks = _list_chunks(listing, known, summary)
+        started_s = time.monotonic()
+        results = _start(settings, folder, bundle, chunks, summary)
+        with contextlib.closing(results), _show_progress(summary.listed - summary.known) as advance:
+            for result in results:
+                output.write(result)
+                summary.add(result)
+                advance(result.recordings)
+        summary.seconds = time.monotonic() - started_s
+        summary.show(bundle.labels)
+        require(summary.balances, "A file was lost between reading and writing. Run again.")
+        output.finish(bundle.labels, listing.holds)
+    require(summary.predicted + summary.known > 0, "No file could be used; the table says why.")
+    return summary
+
+
+def _identity(settings: PredictSettings, bundle: Bundle) -> dict[str, Any]:
+    """Return what decides the rows besides the recordings."""
+    decisions = sha256_of_json(to_dict(bundle.decisions)) if settings.decide else None
+    options = {"decide": settings.decide, "top_k": settings.top_k, "min_probability": settings.min_probability}
+    return {"model": bundle.digest, "decisions": decisions, **options}
+
+
+def _list_chunks(listing: InputListing, known: NameSet, summary: PredictSummary) -> list[bytes]:
+    """Return packed chunks of the recordings without a row, a few bytes a recording; print what else there is."""
+
+    def list_new() -> Iterator[tuple[int, Clip]]:
+        for place, clip in enumerate(listing):
+            summary.listed += 1
+            if to_text(clip.clip_id) in known:
+                summary.known += 1
+            else:
+                yield place, clip
+
+    chunks = [chunk.pack() for chunk in chunk_clips(list_new())]
+    for note in listing.notes:
+        Console(soft_wrap=True, highlight=False).print(note, markup=False)
+    require(summary.listed > 0, f"No audio file was found in {', '.join(listing.inputs)}.")
+    return chunks
+
+
+def _start(
+    settings: PredictSettings, folder: Path, bundle: Bundle, chunks: Sequence[bytes], summary: PredictSummary
+) -> ChunkResults:
+    """Return the results of the chunks: of this process if they are few, else of workers on Ray."""
+    more, apart = _wants_more(settings), bool(settings.workers or settings.address)
+    require(
+        not (more and apart),
+        "--timeline, --events and --attention are made in this process; leave out --workers and --address, or make "
+        "those of a few recordings with a command of their own.",
+    )
+    require(
+        not (more and summary.known),
+        f"{summary.output} has rows of {summary.known} of these recordings, which are not predicted again, so they "
+        "would have no timelines, events or pictures. Give another --output.",
+    )
+    if more or not chunks or (not apart and summary.listed - summary.known < FEW):
+        return _predict_here(settings, bundle, chunks)
+    from pipeline.prediction import chunk_pool  # noqa: PLC0415  # Ray takes seconds
+
+    options = chunk_pool.PoolOptions(
+        folder, bundle.digest, settings.decide, settings.top_k, settings.min_probability, settings.gpus
+    )
+    return chunk_pool.predict_on_ray(chunks, options, settings.address, settings.workers)
+
+
+def _predict_here(settings: PredictSettings, bundle: Bundle, chunks: Sequence[bytes]) -> ChunkResults:
+    """Yield the results of the chunks; their values are those of `AudioTagger`, to the bit."""
     predictor = Predictor(bundle, choose_device(settings.gpus))
-    labelling = Labelling(bundle, settings.decide, settings.top_k)
-    found: list[Prediction] = []
-    decoder, rate_hz = Decoder(), bundle.front_end.sample_rate_hz
-    names = _name_pictures(settings, files)
-    for path in track(files, "predict", console=Console(stderr=True)):
-        try:
-            recording = Recording(path, rate_hz, decoder)
-            measured = MeasuredBlocks(recording)
-            scores_C = predictor.probabilities(measured)
-            end_s = measured.samples / rate_hz
-            _draw(settings, names, predictor, recording, labelling)
-            # After drawing: a file that disappears meanwhile counts once, as refused.
-            found += labelling.label(str(path), [0.0], [end_s], scores_C[None])
-        except ClipError as error:
-            found.append(Prediction(str(path), error=str(error)))
-    scores = {own.path: own.probabilities_C for own in found if own.probabilities_C is not None}
-    refused = sum(bool(own.error) for own in found)
-    Console().print(predictions_table(found, bundle.labels))
-    Console().print(f"{len(files)} files = {len(scores)} predicted + {refused} refused")
-    require(len(files) == len(scores) + refused, "A file was lost between reading and writing. Run again.")
-    if settings.output:
-        write_predictions(settings.output, found, bundle.labels)
-    require(bool(scores), "No file could be used; the table says why.")
-    return scores
+    labelling = Labelling(bundle, settings.decide, settings.top_k, settings.min_probability)
+    unpacked = [Chunk.unpack(packed) for packed in chunks[:1]]
+    most = min(DECODERS, os.cpu_count() or 1)
+    decoders = 1 if len(chunks) == 1 and len(unpacked[0].clips) <= most else most
+    with (
+        _open_outputs(settings, predictor, labelling, chunks) as outputs,
+        ChunkPredictor(predictor, labelling, decoders, mixed=False) as own,
+    ):
+        for packed in chunks:
+            yield own.predict_chunk(Chunk.unpack(packed), outputs)
+
+
+@contextlib.contextmanager
+def _open_outputs(
+    settings: PredictSettings, predictor: Predictor, labelling: Labelling, chunks: Sequence[bytes]
+) -> Iterator[ForRecording | None]:
+    """Yield what makes the pictures and events of each recording; None if the user asked for none."""
+    if not _wants_more(settings):
+        yield None
+        return
+    from pipeline.reporting.recording_outputs import open_outputs  # noqa: PLC0415  # for few commands
+
+    clips = [clip for packed in chunks for clip in Chunk.unpack(packed).clips]
+    others = next((clip.clip_id for clip in clips if clip.member is not None or is_uri(clip.path)), "")
+    require(not others, f"--timeline, --events and --attention take files of this machine, and {others} is not one.")
+    with open_outputs(settings, predictor, labelling, [Path(clip.clip_id) for clip in clips]) as outputs:
+        yield outputs
+    outputs.show()
+
+
+def _wants_more(settings: PredictSettings) -> bool:
+    """Return whether the user asked for more of each recording than its row."""
+    return any(place is not None for place in (settings.timeline, settings.events, settings.attention))
+
+
+@contextlib.contextmanager
+def _show_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the remaining time on stderr; yield the function that advances it."""
+    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("predict", total=total)
+        yield lambda count: progress.advance(bar, count)
 
 
 def _bundle_folder(settings: PredictSettings) -> Path:
@@ -90,42 +190,6 @@ def _bundle_folder(settings: PredictSettings) -> Path:
     from pipeline.tracking.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB
 
     return bundle_folder(settings.model, settings.tracking)
-
-
-def _name_pictures(settings: PredictSettings, files: Sequence[Path]) -> dict[Path, Path]:
-    """Return the names of the pictures to write; none if the user asked for none."""
-    if not (settings.timeline or settings.attention):
-        return {}
-    from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
-
-    return recording_pictures.name_pictures(files)
-
-
-def _draw(
-    settings: PredictSettings, names: Mapping[Path, Path], predictor: Predictor, recording: Recording, rule: Labelling
-) -> None:
-    if names:
-        from pipeline.reporting import recording_pictures  # noqa: PLC0415  # matplotlib: 35 MB
-
-        recording_pictures.write_pictures(settings, names[recording.path], predictor, recording, rule)
-
-
-def _list_files(inputs: Sequence[Path]) -> list[Path]:
-    """Return the files that the user named and the audio files below the named folders; print what the others are.
-
-    A file is audio if it has an audio suffix or begins as an audio file does.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        require(path.exists(), f"{path} does not exist; give a file or a folder.")
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found, unlisted = list_recordings(path)
-        files += found
-        for counts in unlisted:
-            Console(soft_wrap=True, highlight=False).print(f"{path}: {counts.sentence}", markup=False)
-    return files
 
 
 def main(argv: Sequence[str] | None = None) -> None:

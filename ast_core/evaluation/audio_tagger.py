@@ -18,10 +18,13 @@ import torch
 
 from ast_core.audio.decoder import Decoder
 from ast_core.errors import UserError, require
+from ast_core.evaluation.event_windows import decide_events, score_with_edges
+from ast_core.evaluation.events import Event, EventRule, Windows
 from ast_core.evaluation.prediction_table import top_classes
 from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
 from ast_core.evaluation.recording_inputs import ArrayInput, Audio, FileInput, is_single, name_errors, read_inputs
 from ast_core.weights.bundle import Bundle
+from ast_core.weights.decisions import Decisions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,13 +32,17 @@ class Timeline:
     """Probabilities of a recording over time, of windows that may overlap."""
 
     starts_s: npt.NDArray[np.float64]
-    """Start of each window in seconds, float64 [W]."""
+    """Start of each window in seconds, float64 [W]; with `edges`, the first ones are below 0."""
     ends_s: npt.NDArray[np.float64]
     """End of each window in seconds, float64 [W]; the last window ends with the recording."""
     probabilities: npt.NDArray[np.float32]
     """Probability of each class in each window, float32 [W, C]."""
     labels: tuple[str, ...]
     """Names of the C classes."""
+    window_s: float
+    """Seconds of a window that the recording does not cut."""
+    decisions: Decisions | None = None
+    """Calibration and thresholds of the model, if `calibrate` fitted them."""
 
     def __repr__(self) -> str:
         """Return a line that describes the timeline; it may have hundreds of classes."""
@@ -48,6 +55,37 @@ class Timeline:
             count: number of classes for each window.
         """
         return [_name_scores(self.labels, scores_C, count) for scores_C in self.probabilities]
+
+    def events(
+        self,
+        threshold: float | None = None,
+        *,
+        release: float = EventRule.release,
+        min_s: float = EventRule.min_s,
+        gap_s: float = EventRule.gap_s,
+        overlap: float = EventRule.overlap,
+    ) -> list[Event]:
+        """Find the sounds with their beginnings and ends, the earliest first.
+
+        Edges are accurate to half a hop if the model reports a sound as soon as a part of it is in a window. Two sounds
+        of a class that are closer than a window are one event. Sounds in the first and the last window are located only
+        in a timeline with `edges`; in another one they begin or end with the recording.
+
+        Args:
+            threshold: probability at which an event of any class begins. By default the thresholds of a calibrated
+                model, else 0.5. The probabilities of a calibrated model are calibrated first.
+            release: share of the threshold below which an event ends.
+            min_s: shortest event in seconds.
+            gap_s: two events of a class with a shorter gap between them are one.
+            overlap: share of a window that a sound fills when the probability reaches the threshold. A model that
+                reports events late and short needs a larger one.
+
+        Raises:
+            UserError: a value is out of its range.
+        """
+        rule = EventRule(threshold, release, min_s, gap_s, overlap)
+        windows = Windows(self.starts_s, self.window_s, float(self.ends_s.max()))
+        return decide_events(windows, self.probabilities, self.labels, self.decisions, rule)
 
 
 class AudioTagger:
@@ -145,14 +183,19 @@ class AudioTagger:
 
     @overload
     def timeline(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
-        self, audio: Audio, sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+        self, audio: Audio, sample_rate_hz: float | None = None, *, hop_s: float = 1.0, edges: bool = False
     ) -> Timeline: ...
     @overload
     def timeline(
-        self, audio: Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+        self, audio: Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0, edges: bool = False
     ) -> list[Timeline]: ...
     def timeline(
-        self, audio: Audio | Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0
+        self,
+        audio: Audio | Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        hop_s: float = 1.0,
+        edges: bool = False,
     ) -> Timeline | list[Timeline]:
         """Predict probabilities over time, of windows as long as a training clip.
 
@@ -162,16 +205,19 @@ class AudioTagger:
             audio: recording or recordings, as `predict` takes them.
             sample_rate_hz: sampling rate of the arrays.
             hop_s: seconds from the start of one window to the start of the next; it is rounded to whole frames.
+            edges: whether windows may begin before the recording, and end after it. `Timeline.events` needs them to
+                locate sounds in the first and the last window.
 
         Returns:
             Timeline of the recording. Of several recordings, a list in their order.
 
         Raises:
-            UserError: as `predict`; or the hop is shorter than one frame, or the members have different front ends.
+            UserError: as `predict`; or the hop is shorter than one frame or, with `edges`, longer than a window; or the
+                members have different front ends.
         """
         number = isinstance(hop_s, int | float | np.integer | np.floating) and math.isfinite(hop_s)
         require(number, f"hop_s is {hop_s!r}; give a number of seconds, for example 1.0.")
-        results = [self._follow_one(own, float(hop_s)) for own in read_inputs(audio, sample_rate_hz)]
+        results = [self._follow_one(own, float(hop_s), edges) for own in read_inputs(audio, sample_rate_hz)]
         return results[0] if is_single(audio) else results
 
     def _predict_one(self, own: FileInput | ArrayInput, decide: bool) -> dict[str, float]:
@@ -185,13 +231,16 @@ class AudioTagger:
         chosen = {self.labels[c] for c in np.flatnonzero(chosen_C)}
         return {name: score for name, score in named.items() if name in chosen}
 
-    def _follow_one(self, own: FileInput | ArrayInput, hop_s: float) -> Timeline:
+    def _follow_one(self, own: FileInput | ArrayInput, hop_s: float, edges: bool) -> Timeline:
         with self._lock, name_errors(own):
             blocks = MeasuredBlocks(own.to_blocks(self.sample_rate_hz, self._decoder))
-            starts_s, scores_WC = self._predictor.timeline(blocks, hop_s)
+            if edges:
+                starts_s, scores_WC = score_with_edges(self._predictor, blocks, hop_s)
+            else:
+                starts_s, scores_WC = self._predictor.timeline(blocks, hop_s)
         length_s = blocks.samples / self.sample_rate_hz
         ends_s = np.minimum(starts_s + self.window_s, length_s)  # the last window is padded
-        return Timeline(starts_s, ends_s, scores_WC, self.labels)
+        return Timeline(starts_s, ends_s, scores_WC, self.labels, self.window_s, self.bundle.decisions)
 
 
 def choose_device(device: str) -> str:

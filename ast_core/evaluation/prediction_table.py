@@ -22,10 +22,10 @@ class, and null if refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,6 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ast_core.storage.atomic_files import atomic_write
-from ast_core.storage.json_files import write_json
 
 PATH, START, END, ERROR = "path", "start_s", "end_s", "error"
 """Columns that say which recording, which part of it, and why it could not be used."""
@@ -71,7 +70,7 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
         pa.field(LABELS, pa.list_(pa.string())),
         pa.field(PROBABILITIES, pa.list_(pa.float32(), len(classes))),
     ]
-    names = json.dumps([_to_text(name) for name in classes], ensure_ascii=False)
+    names = json.dumps([to_text(name) for name in classes], ensure_ascii=False)
     return pa.schema(fields, metadata={CLASSES: names.encode()})
 
 
@@ -80,15 +79,26 @@ def classes_of(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(json.loads(schema.metadata[CLASSES]))
 
 
+def from_table(table: pa.Table) -> list[Prediction]:
+    """Convert a table with the schema of `prediction_schema` to predictions."""
+    return [
+        Prediction(
+            row[PATH], row[START], row[END], row[ERROR], None if row[LABELS] is None else tuple(row[LABELS]),
+            None if row[LABELS] is None else np.array(row[PROBABILITIES], np.float32),
+        )
+        for row in table.to_pylist()
+    ]  # fmt: skip
+
+
 def to_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> pa.Table:
     """Convert predictions to a table with the schema of `prediction_schema`."""
     nulls = [None] * len(classes)
     columns: dict[str, list[Any]] = {
-        PATH: [_to_text(own.path) for own in predictions],
+        PATH: [to_text(own.path) for own in predictions],
         START: [own.start_s for own in predictions],
         END: [own.end_s for own in predictions],
-        ERROR: [_to_text(own.error) for own in predictions],
-        LABELS: [None if own.labels is None else [_to_text(name) for name in own.labels] for own in predictions],
+        ERROR: [to_text(own.error) for own in predictions],
+        LABELS: [None if own.labels is None else [to_text(name) for name in own.labels] for own in predictions],
         PROBABILITIES: [nulls if own.probabilities_C is None else own.probabilities_C.tolist() for own in predictions],
     }
     return pa.table(columns, schema=prediction_schema(classes))
@@ -124,27 +134,46 @@ def to_json_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """Commit predictions as .csv (wide), .json or .parquet, by the suffix of the path."""
-    table = to_table(predictions, classes)
-    if path.suffix == ".json":
-        write_json(path, to_json_rows(table))
-        return
+    write_tables(path, [to_table(predictions, classes)], classes)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], classes: Sequence[str]) -> None:
+    """Commit tables of predictions as one file, as `write_predictions` does; memory holds one table at a time."""
     # With a path instead of a file, Arrow would remove the temporary file itself after an error.
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        if path.suffix == ".csv":
-            pyarrow.csv.write_csv(to_wide_table(table), file)
+        if path.suffix == ".json":
+            _write_json(file, tables)
+        elif path.suffix == ".csv":
+            empty = to_wide_table(to_table([], classes))
+            with pyarrow.csv.CSVWriter(file, empty.schema) as csv:
+                for table in tables:
+                    csv.write_table(to_wide_table(table))
         else:
-            pyarrow.parquet.write_table(table, file)
+            with pyarrow.parquet.ParquetWriter(file, prediction_schema(classes)) as parquet:
+                for table in tables:
+                    parquet.write_table(table)
+
+
+def _write_json(file: BinaryIO, tables: Iterable[pa.Table]) -> None:
+    """Write the rows as the text that `storage.json_files.write_json` writes of their list."""
+    rows = (row for table in tables for row in to_json_rows(table))
+    first = True
+    for row in rows:
+        lines = json.dumps(row, indent=1, sort_keys=True).replace("\n", "\n ")
+        file.write(("[\n " if first else ",\n ").encode() + lines.encode())
+        first = False
+    file.write(b"[]\n" if first else b"\n]\n")
+
+
+def to_text(text: str) -> str:
+    """Return a text that UTF-8 can hold: paths may have bytes that are not UTF-8, which Python keeps as surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def top_classes(scores_C: np.ndarray, count: int) -> list[int]:
     """Return the indices of the most probable classes, the most probable first."""
     found: list[int] = np.argsort(-scores_C, kind="stable")[:count].tolist()
     return found
-
-
-def _to_text(text: str) -> str:
-    """Return a text that UTF-8 can hold: paths may have bytes that are not UTF-8, which Python keeps as surrogates."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _to_cell(path: str) -> str:

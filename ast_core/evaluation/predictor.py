@@ -5,21 +5,33 @@ Shapes: N samples, W windows, B clips, T frames, M mel bins, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
 from ast_core.audio.fbank import Fbank, fit_length
+from ast_core.config import FrontEndConfig
 from ast_core.errors import require
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities, member_probabilities
 
 WINDOWS_AT_ONCE = 16
-"""Windows of a recording that a model scores in one batch."""
+"""Windows that a model scores in one batch."""
 Blocks = np.ndarray | Iterable[np.ndarray]
 """Recording at the front end's rate: float32 [N], or an iterable of blocks that can be iterated more than once."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a recording that is as long as a training clip, ready for a model."""
+
+    fbank_TM: torch.Tensor
+    """Log-mel, float32 [T, M], padded if the recording ends before the window."""
+    num_frames: int
+    """Frames that are not padding."""
 
 
 class MeasuredBlocks:
@@ -93,6 +105,19 @@ class Predictor:
             UserError: the members have different front ends, so their windows differ; or the hop is below one frame.
             ClipError: the recording is shorter than one analysis window.
         """
+        fbank, hop_samples = self.measure_hop(hop_s)
+        scores_WC = mean_probabilities(self._score_windows(recording, hop_samples // fbank.hop_samples))
+        return np.arange(len(scores_WC)) * hop_samples / fbank.config.sample_rate_hz, scores_WC
+
+    def measure_hop(self, hop_s: float) -> tuple[Fbank, int]:
+        """Return the filterbank of all members, and a hop in samples, which is rounded to whole frames.
+
+        Args:
+            hop_s: seconds from the start of one window to the start of the next.
+
+        Raises:
+            UserError: the members have different front ends, so their windows differ; or the hop is below one frame.
+        """
         require(
             len(self._front_ends) == 1,
             f"A timeline needs members of one front end; this bundle's members have {len(self._front_ends)}. "
@@ -102,9 +127,7 @@ class Predictor:
         frame_ms = fbank.config.frame_shift_ms
         hop_frames = round(1000 * hop_s / frame_ms)
         require(hop_frames >= 1, f"A hop of {hop_s} s is less than one frame; give at least {frame_ms / 1000} s.")
-        scores_WC = mean_probabilities(self._score_windows(recording, hop_frames))
-        hop_samples = hop_frames * fbank.hop_samples
-        return np.arange(len(scores_WC)) * hop_samples / fbank.config.sample_rate_hz, scores_WC
+        return fbank, hop_frames * fbank.hop_samples
 
     def _score_windows(self, recording: Blocks, hop_frames: int | None) -> list[np.ndarray]:
         """Return each member's probabilities of each window, float32 [W, C].
@@ -113,12 +136,31 @@ class Predictor:
         """
         scores: list[list[np.ndarray]] = [[] for _ in self.bundle.members]
         for front_end, fbank in self._front_ends.items():
-            for fbank_WTM, num_frames_W in _iterate_windows(fbank, recording, hop_frames or front_end.target_frames):
-                window_WTM, frames_W = fbank_WTM.to(self.device), num_frames_W.to(self.device)
-                for number, member in enumerate(self.bundle.members):
-                    if member.front_end == front_end:
-                        scores[number].append(member_probabilities(member, window_WTM, frames_W))
+            windows = cut_windows(fbank, recording, hop_frames or front_end.target_frames)
+            while some := list(islice(windows, WINDOWS_AT_ONCE)):
+                for number, scores_WC in self.score_windows(front_end, some):
+                    scores[number].append(scores_WC)
         return [np.concatenate(rows) for rows in scores]
+
+    @property
+    def filterbanks(self) -> tuple[Fbank, ...]:
+        """The filterbank of each different front end of the members."""
+        return tuple(self._front_ends.values())
+
+    def score_windows(self, front_end: FrontEndConfig, windows: Sequence[Window]) -> Iterator[tuple[int, np.ndarray]]:
+        """Score windows, of one recording or of many, in one batch.
+
+        Args:
+            front_end: front end of the windows.
+            windows: windows of `cut_windows`.
+
+        Yields:
+            Number of each member with that front end, and its probabilities, float32 [W, C].
+        """
+        fbank_WTM = torch.stack([window.fbank_TM for window in windows])
+        frames_W = torch.tensor([window.num_frames for window in windows])
+        numbers = [n for n, member in enumerate(self.bundle.members) if member.front_end == front_end]
+        yield from zip(numbers, self._score(fbank_WTM, frames_W, numbers), strict=True)
 
     def from_fbank(self, fbank_BTM: np.ndarray, num_frames_B: np.ndarray) -> np.ndarray:
         """Return the probabilities of stored filterbanks, float32 [B, C].
@@ -127,28 +169,35 @@ class Predictor:
             fbank_BTM: raw log-mel, float16 or float32, of the front end that all members must share.
             num_frames_B: frames that are not padding.
         """
-        tensor_BTM = torch.from_numpy(fbank_BTM).to(self.device).float()
-        frames_B = torch.from_numpy(num_frames_B).to(self.device)
-        members = self.bundle.members
-        return mean_probabilities([member_probabilities(member, tensor_BTM, frames_B) for member in members])
+        everyone = range(len(self.bundle.members))
+        return mean_probabilities(
+            list(self._score(torch.from_numpy(fbank_BTM), torch.from_numpy(num_frames_B), everyone))
+        )
+
+    def _score(
+        self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor, members: Iterable[int]
+    ) -> Iterator[np.ndarray]:
+        """Yield the probabilities of a batch by each of some members, float32 [B, C]: the one place that scores."""
+        batch_BTM, frames_B = fbank_BTM.to(self.device).float(), num_frames_B.to(self.device)
+        for number in members:
+            yield member_probabilities(self.bundle.members[number], batch_BTM, frames_B)
 
 
-def _iterate_windows(fbank: Fbank, recording: Blocks, hop_frames: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield windows of the training length, `WINDOWS_AT_ONCE` at a time.
+def cut_windows(fbank: Fbank, recording: Blocks, hop_frames: int) -> Iterator[Window]:
+    """Yield the windows of a recording, one every `hop_frames`; a last one below half a window only if it is alone.
 
     Values are rounded to float16, as those of the shards that the model was trained on.
 
-    Yields:
-        Log-mel, float32 [W, T, M], and the frames that are not padding, [W].
+    Raises:
+        ClipError: the recording is shorter than one analysis window.
     """
     frames = fbank.config.target_frames
-    cuts = _cut_windows(fbank, [recording] if isinstance(recording, np.ndarray) else recording, hop_frames)
-    while some := list(islice(cuts, WINDOWS_AT_ONCE)):
-        windows = [fit_length(fbank(torch.from_numpy(cut_N)), frames) for cut_N in some]
-        yield torch.stack(windows).half().float(), torch.tensor([fbank.num_frames(len(cut_N)) for cut_N in some])
+    for cut_N in _cut_samples(fbank, [recording] if isinstance(recording, np.ndarray) else recording, hop_frames):
+        fbank_TM = fit_length(fbank(torch.from_numpy(cut_N)), frames).half().float()
+        yield Window(fbank_TM, fbank.num_frames(len(cut_N)))
 
 
-def _cut_windows(fbank: Fbank, blocks: Iterable[np.ndarray], hop_frames: int) -> Iterator[np.ndarray]:
+def _cut_samples(fbank: Fbank, blocks: Iterable[np.ndarray], hop_frames: int) -> Iterator[np.ndarray]:
     """Yield the samples of each window; memory holds no more of the recording than one window and one block."""
     frames, hop = fbank.config.target_frames, hop_frames * fbank.hop_samples
     size = (frames - 1) * fbank.hop_samples + fbank.window_samples

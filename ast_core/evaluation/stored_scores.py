@@ -68,7 +68,7 @@ def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray,
         {
             "clip_id": pa.array(reader.clip_ids, pa.string()),
             "scores": pa.array(list(scores_NC), pa.list_(pa.float32())),
-            "labels": pa.array([np.flatnonzero(row > 0) for row in reader.labels_NC], pa.list_(pa.int32())),
+            "labels": reader.labels.to_arrow().cast(pa.list_(pa.int32())),
         }
     ).replace_schema_metadata({IDENTITY: _encode(identity)})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ast_core.config import DataConfig, PrepareConfig
 from ast_core.errors import require
+from ast_core.storage.places import is_pattern, is_uri, matches_files, require_no_keys
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -51,8 +52,27 @@ def require_inputs(settings: Any) -> None:
         )
     if isinstance(settings, PredictSettings):
         require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
-        for path in settings.inputs:
-            require(path.exists(), f"{path} does not exist; give a file or a folder.")
+        _require_event_place(settings)
+        for own in settings.inputs:
+            found = is_uri(own) or is_pattern(own) or Path(own).exists()  # the stage asks stores and matches patterns
+            require(found, f"{own} does not exist; give a file or a folder.")
+
+
+def _require_event_place(settings: PredictSettings) -> None:
+    """Raise UserError if the events cannot be written to their place in their format."""
+    place, form = settings.events, settings.event_format
+    if place is None:
+        require(form == "table", f"--event-format is {form}, but --events is missing; give a folder to write to.")
+    elif form == "table":
+        require(
+            place.suffix in {".csv", ".parquet"} and not place.is_dir(),
+            f"--events {place} must be a .csv or .parquet file; for a folder give --event-format audacity or raven.",
+        )
+    else:
+        require(
+            place.suffix not in {".csv", ".parquet"} and not place.is_file(),
+            f"--events {place} is a file; give a folder, in which --event-format {form} has a file for each recording.",
+        )
 
 
 def _has_shards(settings: Common) -> bool:
@@ -62,9 +82,17 @@ def _has_shards(settings: Common) -> bool:
 def _require_source(data: DataConfig) -> None:
     source = data.source
     require(bool(source), "data.source is empty. Set it to the folder of a data set, or to a manifest file.")
+    if is_uri(source):
+        require_no_keys(source, "data.source")
+    else:
+        found = source == "synthetic" or (matches_files(source) if is_pattern(source) else Path(source).exists())
+        require(found, f"The data set {source} does not exist; give an existing folder or manifest file.")
     require(
-        source == "synthetic" or Path(source).exists(),
-        f"The data set {source} does not exist; give an existing folder or manifest file.",
+        not data.label_names or Path(data.label_names).is_file(),
+        f"data.label-names {data.label_names} is not a file; give a file such as class_labels_indices.csv.",
     )
     for root in data.root:
+        if is_uri(root):
+            require_no_keys(root, "data.root")
+            continue
         require(Path(root).is_dir(), f"data.root {root} is not a folder; give an existing folder.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
+from ast_core.storage.places import is_uri
 from pipeline.cli.stages import (
     CheckSettings,
     Common,
@@ -65,6 +66,30 @@ def _require_counts(settings: Any) -> None:
         require(value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
     if isinstance(settings, PredictSettings):
         require(0 < settings.hop_s < math.inf, f"--hop-s is {settings.hop_s}; give a number of seconds above 0.")
+        lowest = settings.min_probability
+        require(0 <= lowest <= 1, f"--min-probability is {lowest}; give a number from 0 to 1.")
+        _require_event_numbers(settings)
+
+
+def _resolve_place(place: str) -> str:
+    """Return a path or glob as an absolute one; a URI, an empty text and the demo's source as they are."""
+    if place in {"", "synthetic"} or is_uri(place):
+        return place
+    return str(Path(place).expanduser().absolute())
+
+
+def _require_event_numbers(settings: PredictSettings) -> None:
+    """Raise UserError if a number of the rule of events is out of its range, which `EventRule` repeats."""
+    threshold, release, overlap = settings.event_threshold, settings.event_release, settings.event_overlap
+    require(
+        threshold is None or 0 < threshold <= 1,
+        f"--event-threshold is {threshold}; give a probability above 0 and at most 1.",
+    )
+    require(0 < release <= 1, f"--event-release is {release}; give a share above 0 and at most 1.")
+    require(0 <= overlap < 1, f"--event-overlap is {overlap}; give a share from 0 to below 1.")
+    for name in ("event_min_s", "event_gap_s"):
+        value = getattr(settings, name)
+        require(0 <= value < math.inf, f"--{name.replace('_', '-')} is {value}; give 0 or more seconds.")
 
 
 def _resolve_sources(settings: Any) -> dict[str, Any]:
@@ -72,12 +97,14 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     data = getattr(settings, "data", None)
     if isinstance(settings, CheckSettings):
-        data = dataclasses.replace(settings.data, source=str(settings.source))
+        data = dataclasses.replace(settings.data, source=settings.source)
     if data is not None:
         require("" not in data.root, "data.root has an empty path; give the folder that files or links lead to.")
-        roots = tuple(str(Path(root).expanduser().absolute()) for root in data.root)
-        own = data.source if data.source in {"", "synthetic"} else str(Path(data.source).expanduser().absolute())
-        changes["data"] = dataclasses.replace(data, source=own, root=roots)
+        roots = tuple(root if is_uri(root) else str(Path(root).expanduser().absolute()) for root in data.root)
+        own, names = _resolve_place(data.source), _resolve_place(data.label_names)
+        changes["data"] = dataclasses.replace(data, source=own, root=roots, label_names=names)
+        if isinstance(settings, CheckSettings):
+            changes["source"] = own
     distil = getattr(settings, "distil", None)
     if isinstance(distil, DistilConfig) and distil.teacher and not distil.teacher.startswith(("models:/", "runs:/")):
         changes["distil"] = dataclasses.replace(distil, teacher=_resolve_teacher(distil.teacher))
@@ -111,8 +138,11 @@ def resolve(settings: Any) -> Any:
         changes["model_name"] = settings.model_name or f"ast-{_default_name(settings).replace('_', '-')}"
     changes |= _resolve_sources(settings)
     if isinstance(settings, PredictSettings):
-        changes["inputs"] = tuple(path.absolute() for path in settings.inputs)
-        for name in ("output", "timeline", "attention"):
+        changes["inputs"] = tuple(_resolve_place(own) for own in settings.inputs)
+        if settings.output:  # a `/` at its end says that it is a folder
+            place = _resolve_place(settings.output)
+            changes["output"] = place.rstrip("/") + "/" if settings.output.endswith("/") else place
+        for name in ("timeline", "events", "attention"):
             path = getattr(settings, name)
             changes[name] = path and path.absolute()
     if isinstance(settings, EvaluateSettings):

@@ -82,8 +82,8 @@ class PrepareSettings(Common):
 class CheckSettings:
     """Settings of `check`."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of the data set, or a manifest file (CSV, JSON or Parquet)."""
+    source: Annotated[str, tyro.conf.Positional]
+    """Folder of the data set, a manifest file, or Parquet files or tar archives with the recordings, also as a URI."""
     recipe: str = "own"
     """Recipe whose splits and front end to check with: a name (own, esc50, ...) or a TOML file."""
     variant: Variant = "published"
@@ -181,26 +181,53 @@ class CrossValidateSettings(TrainSettings):
 class PredictSettings:
     """Settings of `predict`."""
 
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Audio files, or folders to search for audio files."""
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Recordings: files, folders to search, patterns such as 'clips/**/*.flac', URIs such as s3://bucket/folder, and
+    Parquet files and tar archives with recordings inside."""
     model: str = "models:/ast-demo@champion"
     """Model to use: a registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
     top_k: int = 5
-    """Number of labels to show for each file."""
+    """Number of labels of each recording."""
+    min_probability: float = 0.0
+    """Lowest probability of a label."""
     decide: bool = False
     """Decision for each label, made with the thresholds that `calibrate` stored in the model; probabilities are
     calibrated."""
-    output: Path | None = None
-    """File (.csv, .json or .parquet) to write all probabilities to. No class name can replace a column: CSV has `p:` in
-    front of each class."""
+    output: str | None = None
+    """File (.csv, .json or .parquet) to write all probabilities to, or a folder or URI for a data set of Parquet files.
+    A run with the same folder predicts only recordings that have no row yet. No class name can replace a column: CSV
+    has `p:` in front of each class."""
+    workers: Annotated[int, _show_default("none for a few recordings, else one a GPU or one a core")] = 0
+    """Number of worker processes on Ray."""
+    address: Annotated[str, _show_default("RAY_ADDRESS, else a new one on this machine")] = ""
+    """Ray cluster to join: `auto` or `ray://host:port`."""
     timeline: Path | None = None
-    """Folder to write each file's probabilities over time to, as CSV and as a picture."""
+    """Folder to write each file's probabilities over time to, as CSV and as a picture; in this process."""
     hop_s: float = 1.0
-    """Seconds between the starts of the timeline's windows. Each window is as long as a training clip."""
+    """Seconds between the starts of the windows of timelines and events. Each window is as long as a training clip."""
+    events: Path | None = None
+    """Place to write the sounds of each recording to, with their beginnings and ends: a .csv or .parquet file of all
+    recordings, or with another format a folder with a file for each recording."""
+    event_format: Literal["table", "audacity", "raven"] = "table"
+    """Format of the events: a `table`, label tracks of `audacity`, or selection tables of `raven`."""
+    event_threshold: Annotated[float | None, _show_default("those that `calibrate` stored in the model, else 0.5")] = (
+        None
+    )
+    """Probability at which an event of any class begins."""
+    event_release: float = 0.5
+    """Share of the threshold below which an event ends."""
+    event_min_s: float = 0.0
+    """Shortest event in seconds."""
+    event_gap_s: float = 0.0
+    """Two events of a class with a shorter gap between them are one, in seconds."""
+    event_overlap: float = 0.0
+    """Share of a window that a sound fills when its probability reaches the threshold; larger for a model that reports
+    events late and short."""
     attention: Path | None = None
     """Folder to write a picture to of the first member's attention over each file's first window."""
     gpus: Gpus = "auto"
-    """Use of this machine's GPU: `auto` if torch finds one, `yes` or an error, `no` for the CPU."""
+    """Use of GPUs, of this machine or of the workers' nodes: `auto` if torch finds any, `yes` or an error, `no` for
+    CPUs."""
     tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )

@@ -45,6 +45,13 @@ def worker_count(asked: int, gpus: Gpus, batch_size: int = 0) -> int:
     return next(workers for workers in range(max(1, most), 0, -1) if batch_size % workers == 0)
 
 
+def workers_that_fit(asked: int, gpus: Gpus, most: int) -> int:
+    """Return how many workers to start: as many as were asked for and have or may get room, but at most `most`."""
+    wanted = worker_count(asked, gpus)
+    fit = wanted if may_grow(gpus) else room(gpus)
+    return max(1, min(wanted, fit, most))
+
+
 def uses_gpu(gpus: Gpus) -> bool:
     """Return whether each worker asks Ray for a GPU; with `auto` only if a node that is alive has one."""
     if gpus == "auto":

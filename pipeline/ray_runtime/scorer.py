@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ast_core.evaluation.predictor import Predictor
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.gpu_choice import Gpus
-from pipeline.ray_runtime.heartbeat import start_heartbeat
 from pipeline.run_folder import downloads, sync
-from pipeline.scoring.device import choose_device
+from pipeline.scoring.model_worker import ModelWorker
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class MemberWeights:
     sha256: str
 
 
-class Scorer:
+class Scorer(ModelWorker):
     """An evaluation worker: it holds some splits, and the member that it scored last.
 
     Args:
@@ -43,13 +41,11 @@ class Scorer:
     def __init__(
         self, watch: str, shards: Path, splits: tuple[str, ...], stores: tuple[ObjectStore, ...], gpus: Gpus
     ) -> None:
-        start_heartbeat(watch, "scorer")
+        super().__init__(watch, "scorer", gpus)
         sync.attach_stores(stores)
         downloads.download_shards(shards, splits)
-        torch.set_num_threads(1)
         self._reader = ShardReader(shards, splits)
         self._loaded: tuple[MemberWeights, Predictor] | None = None
-        self._gpus: Gpus = gpus
 
     def is_ready(self) -> None:
         """Return once this worker runs; the driver gives work only to workers that do."""
@@ -64,7 +60,7 @@ class Scorer:
             downloads.download_files(member.bundle, ["*"])
             bundle = Bundle.load(member.bundle)
             single = dataclasses.replace(bundle, members=(bundle.members[member.number],))
-            self._loaded = (member, Predictor(single, choose_device(self._gpus)))
+            self._loaded = (member, self.place(single))
         return (
             member,
             indices,

@@ -65,7 +65,7 @@ def hardest_clips(reader: ShardReader, scores_NC: np.ndarray, folder: Path) -> l
 
 
 def _card(reader: ShardReader, index: int, scores_C: np.ndarray, picture: Path) -> HardClip:
-    labels, true_K = reader.index.labels, np.flatnonzero(reader.labels_NC[index])
+    labels, true_K = reader.index.labels, reader.labels.of_clip(index)
     top = np.argsort(-scores_C, kind="stable")[:GUESSES]
     return HardClip(
         reader.clip_ids[index],

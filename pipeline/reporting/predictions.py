@@ -23,6 +23,8 @@ class Labelling:
     """Whether to use the decisions of the bundle, and to calibrate its probabilities."""
     top_k: int
     """Number of classes without `decide`."""
+    min_probability: float = 0.0
+    """Lowest probability of a class that is chosen."""
 
     def label(
         self, path: str, starts_s: Iterable[float], ends_s: Iterable[float], scores_BC: np.ndarray
@@ -39,10 +41,12 @@ class Labelling:
         """Return the probabilities to show, [B, C], and the indices of the chosen classes, the most probable first."""
         rule = self.bundle.decisions
         if not self.decide or rule is None:
-            return scores_BC, [top_classes(scores_C, self.top_k) for scores_C in scores_BC]
-        shown_BC, decided_BC = rule.calibrated(scores_BC), rule.decide(scores_BC)
-        ranked = [top_classes(shown_C, len(shown_C)) for shown_C in shown_BC]
-        return shown_BC, [[c for c in own if decided_BC[b, c]] for b, own in enumerate(ranked)]
+            shown_BC, chosen = scores_BC, [top_classes(scores_C, self.top_k) for scores_C in scores_BC]
+        else:
+            shown_BC, decided_BC = rule.calibrated(scores_BC), rule.decide(scores_BC)
+            ranked = [top_classes(shown_C, len(shown_C)) for shown_C in shown_BC]
+            chosen = [[c for c in own if decided_BC[b, c]] for b, own in enumerate(ranked)]
+        return shown_BC, [[c for c in own if shown_BC[b, c] >= self.min_probability] for b, own in enumerate(chosen)]
 
 
 def predictions_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> Table:

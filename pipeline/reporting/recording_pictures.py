@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +17,10 @@ from pipeline.reporting.plots import plot_attention, plot_timeline
 from pipeline.reporting.predictions import Labelling
 
 
-def name_pictures(files: Sequence[Path]) -> dict[Path, Path]:
-    """Return the relative path of each recording's pictures, without their suffix; no two are the same.
-
-    It is the name of the recording with its suffix, so those of a.wav and a.mp3 differ. Recordings of the same name
-    have their pictures in folders as the recordings are.
-    """
-    absolute = [Path(os.path.normpath(path.absolute())) for path in files]  # `..` would lead out of the folder
-    counts = Counter(path.name for path in absolute)
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = [Path(path.name) if counts[path.name] == 1 else path.relative_to(common) for path in absolute]
-    return dict(zip(files, names, strict=True))
-
-
 def write_pictures(
     settings: PredictSettings, name: Path, predictor: Predictor, recording: Recording, labelling: Labelling
 ) -> None:
-    """Write the pictures that the settings ask for, to paths that begin with a name of `name_pictures`."""
+    """Write the pictures that the settings ask for, to paths that begin with a name of `name_recordings`."""
     if settings.timeline:
         _write_timeline(settings.timeline / name, settings.hop_s, predictor, recording, labelling)
     if settings.attention:

@@ -159,9 +159,9 @@ def _score_members(
     settings: GpuCommon, places: Sequence[MemberWeights], reader: ShardReader
 ) -> dict[MemberWeights, np.ndarray]:
     chunks = [np.arange(first, min(first + CHUNK, len(reader))) for first in range(0, len(reader), CHUNK)]
-    scores = {place: np.full(reader.labels_NC.shape, np.nan, np.float32) for place in places}
+    scores = {place: np.full(reader.labels.shape, np.nan, np.float32) for place in places}
     tasks = [(place, indices) for place in places for indices in chunks]
-    workers = _worker_count(settings, len(chunks))
+    workers = cluster_size.workers_that_fit(settings.workers, settings.gpus, len(chunks))
     with LivenessWatch("evaluate", workers) as watch, Progress(console=Console(stderr=True)) as progress:
         wait = cluster_size.GpuWait(1) if settings.gpus == "yes" else None
         scorers = _start_scorers(settings, reader, workers, watch.name)
@@ -203,13 +203,6 @@ def _run_tasks(
                 yield result
             if (task := next(todo, None)) is not None:
                 running[scorer.score.remote(*task)] = scorer
-
-
-def _worker_count(settings: GpuCommon, most: int) -> int:
-    """Return how many workers to start: as many as were asked for and have or may get room, but at most `most`."""
-    asked = cluster_size.worker_count(settings.workers, settings.gpus)
-    fit = asked if cluster_size.may_grow(settings.gpus) else cluster_size.room(settings.gpus)
-    return max(1, min(asked, fit, most))
 
 
 def _start_scorers(settings: GpuCommon, reader: ShardReader, workers: int, watch: str) -> list[Any]:

@@ -33,13 +33,13 @@ def test_timeline_and_attention_are_written_for_each_good_file(
     (tmp_path / "in" / "broken.wav").write_bytes(b"RIFF")
     scores = predict(
         PredictSettings(
-            inputs=(tmp_path / "in",),
+            inputs=(str(tmp_path / "in"),),
             model=str(trained_bundle),
             timeline=tmp_path / "times",
             hop_s=0.25,
             attention=tmp_path / "attention",
         )
-    )
+    ).probabilities
     assert {Path(path).name for path in scores} == {"long.wav", "short.wav"}
     table = pyarrow.csv.read_csv(tmp_path / "times" / "long.wav.csv").to_pydict()
     assert list(table) == ["path", "start_s", "end_s", "error", "labels", *(f"p:{label}" for label in LABELS)]
@@ -61,7 +61,7 @@ def test_recordings_of_the_same_name_keep_a_timeline_each(
 ) -> None:
     for name in ("a/x.wav", "b/x.wav", "b/y.wav"):
         save_tone(tmp_path / "in" / name, seconds=0.5)
-    inputs = (tmp_path / "in" / "a", tmp_path / "in" / "a" / ".." / "b")
+    inputs = (str(tmp_path / "in" / "a"), str(tmp_path / "in" / "a" / ".." / "b"))
     predict(PredictSettings(inputs=inputs, model=str(trained_bundle), timeline=tmp_path / "times"))
     written = {str(path.relative_to(tmp_path / "times")) for path in (tmp_path / "times").rglob("*.csv")}
     assert written == {"a/x.wav.csv", "b/x.wav.csv", "y.wav.csv"}
@@ -101,8 +101,10 @@ def test_output_has_one_schema_whatever_the_classes_are_called(
     good = save_tone(tmp_path / "in" / "good.wav", seconds=2.0)
     (tmp_path / "in" / "empty.wav").touch()
     output = tmp_path / f"out.{suffix}"
-    settings = PredictSettings(inputs=(tmp_path / "in",), model=str(tmp_path / "bundle"), output=output, top_k=2)
-    scores_C = predict(settings)[str(good)]
+    settings = PredictSettings(
+        inputs=(str(tmp_path / "in"),), model=str(tmp_path / "bundle"), output=str(output), top_k=2
+    )
+    scores_C = predict(settings).probabilities[str(good)]
     if suffix == "json":
         refused, row = json.loads(output.read_text())
         labels, probabilities = row["labels"], [row["probabilities"][name] for name in classes]
@@ -130,9 +132,9 @@ def test_python_predicts_exactly_what_the_stage_predicts(tmp_path: Path, save_to
     soundfile.write(recordings / "low.ogg", stereo_N2[:, 0], 8_000)
     output, times = tmp_path / "out.parquet", tmp_path / "times"
     settings = PredictSettings(
-        inputs=(recordings,), model=str(model), output=output, timeline=times, hop_s=0.25, gpus="no"
+        inputs=(str(recordings),), model=str(model), output=str(output), timeline=times, hop_s=0.25, gpus="no"
     )
-    scores = predict(settings)
+    scores = predict(settings).probabilities
     python = ast_core.load(model, device="cpu")
     for row in pyarrow.parquet.read_table(output).to_pylist():
         found = python.predict(row["path"])

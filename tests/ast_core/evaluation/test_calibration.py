@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from ast_core.errors import DamagedError
 from ast_core.evaluation.calibration import calibration_error, f1_scores, fit_decisions
@@ -46,6 +45,8 @@ def test_platt_equals_logistic_regression_of_sklearn_on_many_clips(distorted) ->
     scores_NC, labels_NC = distorted
     fitted = fit_decisions(scores_NC, labels_NC, False, "b", {})
     logit_N1 = evidence(scores_NC, one_label=False)[:, :1]
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  # seconds, in each process that collects the tests
+
     peer = LogisticRegression(C=1e9, tol=1e-8).fit(logit_N1, labels_NC[:, 0])
     assert fitted.slope_C[0] == pytest.approx(peer.coef_[0, 0], abs=3e-3)
     assert fitted.offset_C[0] == pytest.approx(peer.intercept_[0], abs=6e-3)

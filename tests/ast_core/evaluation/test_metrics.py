@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ast_core.evaluation.metrics import accuracy, average_precision_C, d_prime, evaluate_scores, roc_auc_C
 
@@ -27,6 +26,8 @@ def make_case(seed: int, clips: int, classes: int, steps: int) -> tuple[np.ndarr
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5), st.sampled_from([0, 1, 2, 5]))
 @settings(deadline=None)
 def test_average_precision_and_auc_equal_scikit_learn(seed: int, clips: int, classes: int, steps: int) -> None:
+    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415  # seconds, in each process that collects the tests
+
     scores_NC, labels_NC = make_case(seed, clips, classes, steps)
     precision_C, auc_C = average_precision_C(scores_NC, labels_NC), roc_auc_C(scores_NC, labels_NC)
     for c in range(classes):
@@ -43,6 +44,8 @@ def test_average_precision_and_auc_equal_scikit_learn(seed: int, clips: int, cla
 
 
 def test_many_clips_equal_scikit_learn_and_are_faster() -> None:
+    from sklearn.metrics import average_precision_score  # noqa: PLC0415  # seconds, in each process that collects the tests
+
     scores_NC, labels_NC = make_case(0, 5000, 40, 0)
     started = time.process_time()
     ours = average_precision_C(scores_NC, labels_NC)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, precision_recall_curve
 
 from ast_core.evaluation.thresholds import best_f1_threshold
 
@@ -16,6 +15,8 @@ from ast_core.evaluation.thresholds import best_f1_threshold
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([0, 1, 3]))
 @settings(max_examples=150, deadline=None)
 def test_no_threshold_on_the_curve_of_scikit_learn_has_a_higher_f1(seed: int, clips: int, steps: int) -> None:
+    from sklearn.metrics import f1_score, precision_recall_curve  # noqa: PLC0415  # seconds, in each process that collects the tests
+
     rng = np.random.default_rng(seed)
     scores_N = rng.random(clips)
     if steps:

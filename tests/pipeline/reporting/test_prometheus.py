@@ -18,8 +18,6 @@ from ray.dashboard.modules.reporter import reporter_agent
 
 from pipeline.reporting import prometheus
 
-pytestmark = pytest.mark.xdist_group("ray_cluster")
-
 EPOCHS = 16
 GPU_METRICS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 """The metrics that are exported only on a machine with a GPU."""
