@@ -6,11 +6,10 @@ DATA ?=
 ARGS ?=
 IMAGE ?=
 BIN := .venv/bin
-# Processes of tests. A test with Ray alone keeps more than one core busy.
 CORES ?= $(shell nproc)
+# Processes of tests: one more than cores, because tests with Ray or a server wait for their processes.
+PROCESSES ?= $(shell expr $(CORES) + 1)
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
-# Collecting all files takes half a minute.
-ALONE = $(shell grep -lr --include="test_*.py" "mark\.alone" tests)
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 pyproject.toml --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 # The tests start hundreds of processes, which would otherwise all compile the code and the tests anew.
@@ -41,10 +40,9 @@ light: .venv/.installed
 
 test: .venv/.installed  ## Run all checks and tests, as CI does
 	@$(MAKE) --no-print-directory -j 2 lint parallel
-	$(PYTEST) -m alone $(ALONE) $(ARGS)
 
 parallel: .venv/.installed
-	$(PYTEST) -n $(CORES) -m "not alone" $(ARGS)
+	$(PYTEST) -n $(PROCESSES) $(ARGS)
 
 test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
 	$(PYTEST) --long $(ARGS)

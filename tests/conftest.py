@@ -19,10 +19,10 @@ from ast_core.config import ModelConfig
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
-from pipeline.ray_runtime import connection
 
 if TYPE_CHECKING:
     from main_jobs import MainJob
+    from servers import LocalTracker
 
 pytest_plugins = ["tiers", "figures"]
 RATE_HZ = 16_000
@@ -42,42 +42,51 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start a local Ray with two CPUs, which the stages under test use and do not stop."""
+    from forked_trainings import preload  # noqa: PLC0415  # most tests fork nothing
+
+    from pipeline.ray_runtime import connection  # noqa: PLC0415  # imports Ray
+
+    preload("ray.data", "pipeline.prepare", "tune.search")  # nearly all that a forked driver imports
     with connection.connect("", 2):
         yield
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Cluster]:
-    """Start a Ray cluster with a head and a node of two CPUs, dashboard and tokens, for programs that join it.
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Start a Ray cluster with dashboard and tokens, for programs that join it; in the short form it is a single node.
 
     It ends with its file, because an idle cluster takes CPU time from the tests after it.
     """
-    with running() as started:
+    with running(single=not request.config.getoption("--long")) as started:
         yield started
 
 
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """Let the stages of a test train and score in its process."""
+    from without_ray import stages_without_ray  # noqa: PLC0415  # most tests run no stage
+
+    with stages_without_ray():
+        yield
+
+
 @pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory, ray_session: None, new_store: NewStore) -> Path:
-    """Return the folder of a study that ran without a fault."""
-    from studies import new_study, run_search  # noqa: PLC0415  # most tests need no Ray Tune
+def searched(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
+    """Return the folder of a study that ran without a fault, its trials one after the other in this process."""
+    from studies import new_study, search_here  # noqa: PLC0415  # most tests need no Ray Tune
 
     folder = new_study(tmp_path_factory.mktemp("study"))
     new_store(folder)
-    run_search(folder, "--ensemble.epochs")
+    search_here(folder, "--ensemble.epochs")
     return folder
 
 
 @pytest.fixture(scope="session")
-def main_job(
-    tmp_path_factory: pytest.TempPathFactory, ray_session: None, save_tone: SaveTone, new_store: NewStore
-) -> MainJob:
-    """Return a main job that ran from recordings to predictions."""
-    from main_jobs import run_main_job, write_recordings  # noqa: PLC0415  # most tests run no stage
+def main_job(tmp_path_factory: pytest.TempPathFactory, save_tone: SaveTone, new_store: NewStore) -> MainJob:
+    """Return a main job that ran from recordings to predictions, with a Ray of its own."""
+    from main_jobs import run_main_job  # noqa: PLC0415  # most tests run no stage
 
-    folder = tmp_path_factory.mktemp("main-job")
-    write_recordings(folder, save_tone)
-    new_store(folder)
-    return run_main_job(folder)
+    return run_main_job(tmp_path_factory.mktemp("main-job"), save_tone, new_store)
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +119,18 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> NewStore:
         return f"sqlite:///{shutil.copy(made, folder / 'mlflow.db')}"
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def tracker(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[LocalTracker]:
+    """Start MLflow's server with the flags of the manifest for Kubernetes, but another database and port."""
+    from manifests import tracker_flags  # noqa: PLC0415  # most tests start no server
+    from servers import LocalTracker  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("tracker")
+    new_store(folder)
+    with LocalTracker(folder, tracker_flags("multi-node")) as started:
+        yield started
 
 
 @pytest.fixture

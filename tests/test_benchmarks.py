@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[1]
-OVER_RAY = {"ray_train", "cold_start", "load_clips", "load_serving"}
+OVER_RAY = {"ray_train", "cold_start", "load_clips", "load_serving", "predict"}
 """Benchmarks that start Ray or a server, which takes half a minute; `tests/pipeline` and `test_load.py` cover them."""
 NAMES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - OVER_RAY)
 PRESENT = {"registry": {"ray", "mlflow"}}
@@ -23,6 +23,8 @@ PRESENT = {"registry": {"ray", "mlflow"}}
 ABSENT = {"gpu": {"ray", "mlflow", "soundfile", "soxr", "tyro"}}
 """All packages that a benchmark must do without, if these are more than Ray and MLflow."""
 TOGETHER = [name for name in NAMES if name not in PRESENT | ABSENT]
+SHORT = {"command_line", "front_end", "mixup", "parity", "train_step"}
+"""Benchmarks that `make test` runs; the others take most of a minute."""
 FIGURE = {
     "gpu": "ours compile patchout, ast_micro, stride 16",
     "parity": "difference from torchaudio",
@@ -63,14 +65,17 @@ def run_quickly(names: list[str], absent: set[str], folder: Path) -> dict[str, i
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+def outputs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, tuple[int, str]]:
     """Return exit code and output of each benchmark that runs without Ray and MLflow."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    codes = run_quickly(TOGETHER, {"ray", "mlflow"}, folder)
+    names = [name for name in TOGETHER if name in SHORT or request.config.getoption("--long")]
+    codes = run_quickly(names, {"ray", "mlflow"}, folder)
     return {name: (code, (folder / name).read_text()) for name, code in codes.items()}
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in TOGETHER]
+)
 def test_a_benchmark_prints_its_figure_without_ray_and_mlflow(name: str, outputs: dict[str, tuple[int, str]]) -> None:
     require_figure(name, *outputs[name])
 

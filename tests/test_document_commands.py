@@ -30,6 +30,11 @@ NAMED = re.compile(r"models:/[\w-]+@\w+|(?:[\w-]+/)*bundles/[\w-]+|[\w/-]+\.(?:w
 """Names in Python lines of what must exist before they run."""
 
 
+def starts_ray(block: Block) -> bool:
+    """Return whether a block of Python uses Ray, and so runs in a test of its own, with the names that it defines."""
+    return block.language == "python" and "import ray" in block.text
+
+
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory, save_tone, new_store) -> Sandbox:
     made = Sandbox(tmp_path_factory.mktemp("documents"), save_tone, new_store)
@@ -67,12 +72,20 @@ def test_the_commands_and_the_python_of_a_page_run(
         if block.language == "bash":
             for command in block.commands():
                 run_command(command, sandbox)
-        elif block.language == "python":
+        elif block.language == "python" and not starts_ray(block):
             run_python(block, names, sandbox)
         elif block.language == "toml":
             check_toml(block, sandbox.folder)
         elif block.language == "json":
             json.loads(block.text)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("block", [block for block in BLOCKS if starts_ray(block)], ids=lambda block: block.place)
+def test_the_python_that_uses_ray_runs(block: Block, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox.folder)
+    run_python(block, {"__name__": "document"}, sandbox)
 
 
 def run_command(command: str, sandbox: Sandbox) -> None:

@@ -5,57 +5,37 @@ from __future__ import annotations
 import csv
 import io
 import runpy
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import pytest
-from conftest import NewStore
+from main_jobs import EXAMPLES, NOTEBOOK, MainJob, code_of
 
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import RunSettings
 from pipeline.run_folder.listed_clips import list_clips, missing_splits
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.toml"))
 
 
-@pytest.mark.ray  # the notebook's own, as a user starts it
-@pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_notebook_goes_from_recordings_to_a_registered_model(
-    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(EXAMPLES, tmp_path / "examples")
-    new_store(folder / "work")
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "jupyter"))
-    jupyter = Path(sys.executable).with_name("jupyter")
-    # The command of examples/README.md:
-    words = ["execute", "own_recordings.ipynb", "--output=own_recordings_done.ipynb"]
-    done = subprocess.run([jupyter, *words], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = {
-        cell.id: "".join(output.text for output in cell.outputs if output.output_type == "stream")
-        for cell in code_of(folder / "own_recordings_done.ipynb")
-    }
+def test_notebook_goes_from_recordings_to_a_registered_model(main_job: MainJob) -> None:
+    shown = main_job.cells
     assert "ast-own-recordings, version 1" in shown["registry"]
     assert "ensemble     mAP " in shown["results"]
-    assert shown["predict"].count(", listed as [") == 4  # the test recordings
+    assert shown["predict"].count(", listed as [") == 9  # the test recordings
     assert len(shown["timeline"].splitlines()) >= 3
 
 
-def code_of(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+def test_notebook_makes_recordings_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = {cell.id: cell.source for cell in code_of(EXAMPLES / NOTEBOOK)}
+    exec(cells["settings"] + "\n" + cells["make-recordings"], {})
+    assert len(list(tmp_path.glob("recordings/*/*.wav"))) == 60
 
 
 def test_notebook_is_committed_without_results() -> None:
-    cells = code_of(EXAMPLES / "own_recordings.ipynb")
+    cells = code_of(EXAMPLES / NOTEBOOK)
     assert len(cells) > 5
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 

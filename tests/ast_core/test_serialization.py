@@ -13,10 +13,10 @@ from ast_core.errors import UserError
 from ast_core.serialization import NAN_ALLOWED, from_dict, to_dict
 from ast_core.shards.index import PartEntry, ShardIndex, SplitCounts
 
-PART = {"name": "part-00000.parquet", "rows": 3, "sha256": "ab"}
+PART = {"name": "part-00000.parquet", "rows": 3, "sha256": "ab", "bytes": 99}
 COUNTS = {
     "listed": 4, "kept": 3, "rejected": 0, "missing": 1, "count": 6, "sum": -1.5, "sum_sq": 2, "parts": [PART],
-    "classes": [3],
+    "classes": [3], "clip_index": "cd",
 }  # fmt: skip
 INDEX = {
     "front_end": {"target_frames": 2, "num_mel_bins": 1}, "labels": ["a"], "single_label": True, "layout": "folders",
@@ -36,7 +36,7 @@ def test_nested_dataclasses_survive_json() -> None:
     recipe = Recipe(data=DataConfig(train_splits=("a", "b")), optim=OptimConfig(epochs=7))
     assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
     index = from_dict(ShardIndex, INDEX)
-    assert index.splits == {"train": SplitCounts(4, 3, 0, 1, 6, -1.5, 2, (PartEntry(**PART),), (3,))}
+    assert index.splits == {"train": SplitCounts(4, 3, 0, 1, 6, -1.5, 2, (PartEntry(**PART),), (3,), "cd")}
     assert json.dumps(to_dict(index)) == json.dumps(INDEX)  # the same keys in the same order
     optional = from_dict(Measured, {"value": float("inf"), "optional": {"test_split": "eval"}})
     assert optional == Measured(float("inf"), DataConfig(test_split="eval"))
@@ -44,14 +44,16 @@ def test_nested_dataclasses_survive_json() -> None:
 
 
 def test_an_index_without_the_keys_that_came_later_loads() -> None:
-    counts = {key: value for key, value in COUNTS.items() if key != "classes"}
+    counts = {key: value for key, value in COUNTS.items() if key not in {"classes", "clip_index"}}
     old = {key: value for key, value in INDEX.items() if key != "split_rule"}
-    index = from_dict(ShardIndex, {**old, "splits": {"train": counts}})
-    assert (index.split_rule, index.class_counts) == (1, {})
+    parts = [{key: value for key, value in PART.items() if key != "bytes"}]
+    index = from_dict(ShardIndex, {**old, "splits": {"train": {**counts, "parts": parts}}})
+    assert index.splits["train"].parts == (PartEntry("part-00000.parquet", 3, "ab"),)
+    assert (index.split_rule, index.class_counts, index.splits["train"].clip_index) == (1, {}, "")
 
 
 def test_an_index_with_further_keys_in_splits_and_parts_loads() -> None:
-    counts = {**COUNTS, "parts": [{**PART, "bytes": 99, "sum": -1.5}], "note": "old"}
+    counts = {**COUNTS, "parts": [{**PART, "later": 99, "sum": -1.5}], "note": "old"}
     assert from_dict(ShardIndex, {**INDEX, "splits": {"train": counts}}) == from_dict(ShardIndex, INDEX)
 
 

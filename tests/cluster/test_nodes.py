@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import itertools
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 import nodes
 import numpy as np
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import servers
 from prepared import BINS, FRAMES, write_shards
@@ -23,14 +26,15 @@ from ast_core.config import DataConfig, FrontEndConfig, PrepareConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.predictor import Predictor
 from ast_core.storage.atomic_files import list_stored
+from ast_core.storage.file_systems import open_filesystem
 from ast_core.storage.json_files import read_json
 from ast_core.storage.object_store import ObjectStore
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import PredictSettings, PrepareSettings, ReportSettings
 from pipeline.predict import predict
+from pipeline.preparation.part_writer import write_shard_part
 from pipeline.prepare import plan, prepare
-from pipeline.ray_runtime.shard_part import write_shard_part
 from pipeline.report import report
 from pipeline.run_folder import downloads
 
@@ -73,20 +77,34 @@ def clips(tmp_path: Path, save_tone) -> Path:
     return tmp_path / "data" / "list.csv"
 
 
-@pytest.mark.alone  # a busy machine prepares the clips before a node can be killed
+def upload_parquet(clips: Path, place: str) -> str:
+    """Write the recordings of a list into a Parquet file in the object store; return its URI."""
+    rows = [
+        {"clip_id": row["path"], "audio": {"bytes": (clips.parent / row["path"]).read_bytes()}, **row}
+        for row in csv.DictReader(clips.read_text().splitlines())
+    ]
+    filesystem, folder = open_filesystem(place, "--storage")
+    table = pa.Table.from_pylist(rows).select(["clip_id", "audio", "labels", "split"])
+    with filesystem.open_output_stream(f"{folder}-recordings.parquet") as file:
+        pq.write_table(table, file, row_group_size=CLIPS)
+    return f"{place}-recordings.parquet"
+
+
 @pytest.mark.timeout(300)
 def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
     cluster: nodes.Nodes, place: str, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Check recordings in a Parquet file of the object store, of which no node has a copy, next to loose files."""
+    source = upload_parquet(clips, place)
     settings = PrepareSettings(
         run_dir=cluster.work / "prepare",
         shards=cluster.work / "prepare" / "shards",
-        data=DataConfig(source=str(clips), layout="manifest", train_splits=("train",), test_split="test"),
+        data=DataConfig(source=source, layout="parquet", train_splits=("train",), test_split="test"),
         prepare=PrepareConfig(clips_per_part=CLIPS),
         front_end=FrontEndConfig(target_frames=FRAMES, num_mel_bins=BINS),
     )
     flags = f"""
-    --recipe esc50_small --run-dir {settings.run_dir} --storage {place} --data.source {clips} --data.layout manifest
+    --recipe esc50_small --run-dir {settings.run_dir} --storage {place} --data.source {source} --data.layout parquet
     --data.train-splits train --data.test-split test --prepare.clips-per-part {CLIPS}
     --front-end.target-frames {FRAMES} --front-end.num-mel-bins {BINS}
     """.split()
@@ -98,12 +116,17 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
         at_kill = sum(path.suffix == ".json" for path in seen.list_files(seen.root))
         assert 3 <= at_kill < PARTS, "it must die in the middle"
         said = cluster.ended(driver, "prepare.log")
-    cluster.add("c")
 
     alone = dataclasses.replace(settings, run_dir=tmp_path / "alone", shards=tmp_path / "alone" / "shards")
-    for part in plan(alone, load_manifest(clips, "manifest"), clips):
+    for part in plan(alone, load_manifest(source, "parquet"), source):
         write_shard_part(part)
     index = prepare(alone)
+    loose = dataclasses.replace(settings, shards=tmp_path / "loose")
+    for part in plan(loose, load_manifest(clips, "manifest"), clips):
+        write_shard_part(part)
+    assert {name: own for name, own in contents(loose.shards).items() if name.endswith(".parquet")} == {
+        name: own for name, own in contents(alone.shards).items() if "part-" in name and name.endswith(".parquet")
+    }
     assert sum(counts.kept for counts in index.splits.values()) == PARTS * CLIPS - 1
     mine = dataclasses.replace(settings, storage=place)  # this process is one more node, with nothing yet
     capsys.readouterr()
@@ -115,6 +138,13 @@ def test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice(
         contents(alone.shards)
     )
     assert f"{PARTS * CLIPS} clips in" in said
+
+
+def _add_missing_nodes(cluster: nodes.Nodes) -> None:
+    """Add nodes in the place of those that a test killed."""
+    for name in ("c", "d"):
+        if len(cluster.by_name) < 3:
+            cluster.add(name)
 
 
 def train_flags(cluster: nodes.Nodes, place: str, name: str) -> list[str]:
@@ -133,6 +163,7 @@ def train_flags(cluster: nodes.Nodes, place: str, name: str) -> list[str]:
 def test_a_node_dies_while_training_and_the_weights_are_the_same_to_the_bit(
     cluster: nodes.Nodes, place: str, tmp_path: Path
 ) -> None:
+    _add_missing_nodes(cluster)
     for name in ("whole", "killed"):
         own = ObjectStore(tmp_path / name, f"{place}/{name}")
         own.attach()
@@ -216,6 +247,7 @@ seeds = [0, 1]
 def test_the_whole_job_with_an_object_store_and_a_tracking_server(
     cluster: nodes.Nodes, place: str, tmp_path: Path, save_tone
 ) -> None:
+    _add_missing_nodes(cluster)
     for split, label, number in itertools.product(("train", "validation", "test"), ("deep", "high"), range(6)):
         pitch_hz = (200.0 if label == "deep" else 3200.0) + 9 * number
         save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz, seed=number)
@@ -230,7 +262,8 @@ def test_the_whole_job_with_an_object_store_and_a_tracking_server(
         assert "models:/ast-mine@champion, ensemble of 2 members" in said
 
         clips = tuple(sorted((tmp_path / "clips" / "test").rglob("*.wav")))
-        scores = predict(PredictSettings(inputs=clips, model="models:/ast-mine@champion", tracking=uri))
+        settings = PredictSettings(inputs=tuple(map(str, clips)), model="models:/ast-mine@champion", tracking=uri)
+        scores = predict(settings).probabilities
         mine = parse_settings(
             ReportSettings, "", [*flags.split(), *source]
         )  # this process is one more node, with nothing yet

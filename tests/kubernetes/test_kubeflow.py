@@ -19,11 +19,8 @@ import ray
 from kube_api import KubeAPI
 from manifest_checks import check_image, check_ray_job
 from manifests import K8S, ROOT, Manifest, load_all
-from trainings import fit_without_ray
 
 from ast_core.errors import UserError
-from pipeline.cli.command_line import parse_settings
-from pipeline.cli.stages import TrainSettings
 from pipeline.kubeflow_steps.plan import STAGES, Plan, ray_job
 from pipeline.kubeflow_steps.run_step import run_step
 from pipeline.tracking import mlflow_store
@@ -215,15 +212,12 @@ def metrics_of(step: Path) -> dict[str, float]:
 
 
 def run_in_this_process(command: list[str], stage: str) -> None:
-    """Run a stage as its step starts it, but here, and train without Ray."""
-    flags = command[2:]
-    if stage == "train":
-        fit_without_ray(parse_settings(TrainSettings, None, flags))
-    importlib.import_module(STAGES[stage][0].removesuffix(".py").replace("/", ".")).main(flags)
+    """Run a stage as its step starts it, but here."""
+    importlib.import_module(STAGES[stage][0].removesuffix(".py").replace("/", ".")).main(command[2:])
 
 
 @pytest.mark.timeout(300)
-def test_steps_of_the_main_job_in_one_process_register_a_model(folder: Path, monkeypatch) -> None:
+def test_steps_of_the_main_job_in_one_process_register_a_model(folder: Path, without_ray, monkeypatch) -> None:
     """Check the code of the components and the flags of their stages; kfp's runner only starts them as processes."""
     import components  # noqa: PLC0415  # imports kfp, which takes seconds
     from kfp import dsl  # noqa: PLC0415

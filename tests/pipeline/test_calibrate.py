@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prepared import BINS, FRAMES, LABELS, write_shards
-from trainings import train_without_ray
 
 from ast_core.errors import UserError
 from ast_core.shards.reader import ShardReader
@@ -19,6 +18,7 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import CalibrateSettings, CombineSettings, PredictSettings, TrainSettings
 from pipeline.combine import combine
 from pipeline.predict import predict
+from pipeline.train import train
 
 
 def flags(folder: Path) -> list[str]:
@@ -49,9 +49,9 @@ def folder(tmp_path: Path, new_store) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(300)
-def test_thresholds_are_fitted_stored_and_used(folder: Path, ray_session, save_tone) -> None:
-    train_without_ray(parsed(TrainSettings, folder))
+@pytest.mark.slow
+def test_thresholds_are_fitted_stored_and_used(folder: Path, without_ray, save_tone) -> None:
+    train(parsed(TrainSettings, folder))
     combine(parsed(CombineSettings, folder))
     settings = parsed(CalibrateSettings, folder)
     decisions = calibrate(settings)
@@ -75,9 +75,11 @@ def test_thresholds_are_fitted_stored_and_used(folder: Path, ray_session, save_t
 def _check_predict(folder: Path, bundle_dir: Path, bundle: Bundle, save_tone) -> None:
     """Check that predict decides labels as the bundle's decisions do, with calibrated probabilities."""
     path = save_tone(folder / "audio" / "a.wav")
-    plain = predict(PredictSettings(inputs=(path,), model=str(bundle_dir)))[str(path)]
+    plain = predict(PredictSettings(inputs=(str(path),), model=str(bundle_dir))).probabilities[str(path)]
     output = folder / "out.csv"
-    found = predict(PredictSettings(inputs=(path,), model=str(bundle_dir), decide=True, output=output))[str(path)]
+    found = predict(
+        PredictSettings(inputs=(str(path),), model=str(bundle_dir), decide=True, output=str(output))
+    ).probabilities[str(path)]
     assert bundle.decisions is not None
     np.testing.assert_array_equal(found, bundle.decisions.calibrated(plain[None])[0])
     with output.open() as file:
@@ -96,7 +98,7 @@ def _check_forgotten(bundle_dir: Path, digest: str) -> None:
     write_bundle(bundle_dir, [(name, {key: value + 1 for key, value in weights.items()}, identity)], False)
     assert Bundle.load(bundle_dir).decisions is None
     with pytest.raises(UserError, match="run calibrate"):
-        predict(PredictSettings(inputs=(bundle_dir.parents[2] / "audio",), model=str(bundle_dir), decide=True))
+        predict(PredictSettings(inputs=(str(bundle_dir.parents[2] / "audio"),), model=str(bundle_dir), decide=True))
 
 
 def test_without_a_validation_split_calibrate_is_refused(folder: Path) -> None:

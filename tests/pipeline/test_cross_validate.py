@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SaveTone
-from trainings import supervise_without_ray
 
 from ast_core.config import DataConfig
 from ast_core.errors import UserError
 from ast_core.serialization import to_dict
-from pipeline import train
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import CrossValidateSettings
 from pipeline.cross_validate import choose, cross_validate
@@ -50,10 +48,9 @@ def settings_of(folder: Path) -> CrossValidateSettings:
 
 @pytest.mark.timeout(300)
 def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
-    tmp_path: Path, save_tone: SaveTone, ray_session, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, save_tone: SaveTone, ray_session, without_ray
 ) -> None:
     """Check the folds' members and scores; that members share their workers is tested in `test_worker_group`."""
-    monkeypatch.setattr(train, "supervise", supervise_without_ray)
     lines = ["filename,fold,target,category,esc10,src_file,take"]
     for fold in (1, 2, 3):
         for take in range(4):

@@ -91,7 +91,8 @@ def test_scores_equal_those_of_one_process_and_are_kept(settings: EvaluateSettin
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
 def test_intervals_and_a_clip_list_use_the_stored_scores(settings: EvaluateSettings, tmp_path: Path) -> None:
     evaluate(settings)
     output = settings.run_dir / "evaluation"

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.errors import UserError
@@ -61,8 +61,8 @@ def noise(seconds: float) -> np.ndarray:
 
 def test_transformers_opens_the_folder_and_predicts_the_same(bundle: Path, tmp_path: Path) -> None:
     export(ExportSettings(output=tmp_path / "hf", model=str(bundle)))
-    extractor = ASTFeatureExtractor.from_pretrained(tmp_path / "hf")
-    model = ASTForAudioClassification.from_pretrained(tmp_path / "hf").eval()
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(tmp_path / "hf")
+    model = transformers.ASTForAudioClassification.from_pretrained(tmp_path / "hf").eval()
     wave_N = noise(0.5)
     with torch.no_grad():
         logits_BC = model(extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"]).logits
@@ -75,7 +75,9 @@ def test_transformers_opens_the_folder_and_predicts_the_same(bundle: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_onnx_of_an_ensemble_predicts_the_same_for_any_length_and_batch_and_hugging_face_of_one_is_refused(
+    bundle: Path, tmp_path: Path
+) -> None:
     first = Bundle.load(bundle).members[0]
     weights = {name: value + 0.01 for name, value in first.model.state_dict().items()}
     identity = {"model": to_dict(first.config), "front_end": to_dict(FRONT_END), "labels": LABELS}
@@ -83,15 +85,16 @@ def test_onnx_of_an_ensemble_runs_and_hugging_face_of_one_is_refused(bundle: Pat
     parts = [("seed-0", first.model.state_dict(), identity), ("seed-1", weights, identity)]
     write_bundle(tmp_path / "both", parts, False)
     export(ExportSettings(output=tmp_path / "both.onnx", model=str(tmp_path / "both"), format="onnx"))
-    wave_N = noise(0.64)
-    (scores_BC,) = onnxruntime.InferenceSession(tmp_path / "both.onnx").run(None, {"waveform": wave_N[None]})
-    ours_C = Predictor(Bundle.load(tmp_path / "both")).probabilities(wave_N)
-    assert np.abs(scores_BC[0] - ours_C).max() < 1e-3
+    session, predictor = onnxruntime.InferenceSession(tmp_path / "both.onnx"), Predictor(Bundle.load(tmp_path / "both"))
+    for seconds, clips in ((0.05, 1), (0.64, 3)):
+        wave_BN = np.stack([noise(seconds) * (n + 1) for n in range(clips)])
+        (scores_BC,) = session.run(None, {"waveform": wave_BN})
+        ours_BC = np.stack([predictor.probabilities(wave_N) for wave_N in wave_BN])
+        assert np.abs(scores_BC - ours_BC).max() < 1e-3
     with pytest.raises(UserError, match="this is an ensemble of 2"):
         export(ExportSettings(output=tmp_path / "hf", model=str(tmp_path / "both")))
 
 
-@pytest.mark.slow
 def test_a_model_of_the_demo_is_refused_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
     demo = write_recipes_bundle(tmp_path, "demo", "ast_micro")
     with pytest.raises(UserError) as error:
@@ -102,6 +105,11 @@ def test_a_model_of_the_demo_is_refused_with_the_reason_and_what_to_do(tmp_path:
         "audioset_patchout, esc50, esc50_ast_p, speech_commands, speech_commands_ast_p."
     )
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.long  # the ensemble above is exported, too
+def test_a_model_of_the_demo_is_exported_to_onnx(tmp_path: Path) -> None:
+    demo = write_recipes_bundle(tmp_path, "demo", "ast_micro")
     export(ExportSettings(output=tmp_path / "demo.onnx", model=str(demo), format="onnx"))
     assert (tmp_path / "demo.onnx").is_file()
 
@@ -111,7 +119,7 @@ def test_a_recipe_is_listed_if_and_only_if_its_model_exports(recipe: str, tmp_pa
     own = write_recipes_bundle(tmp_path, recipe, "ast_micro")
     settings = ExportSettings(output=tmp_path / "hf", model=str(own))
     if recipe in list_exportable_recipes():
-        ASTForAudioClassification.from_pretrained(export(settings))
+        transformers.ASTForAudioClassification.from_pretrained(export(settings))
     else:
         with pytest.raises(UserError, match="cannot hold seed-0"):
             export(settings)

@@ -24,8 +24,9 @@ from ast_core.errors import DamagedError, UserError
 from ast_core.shards.index import ShardIndex
 from ast_core.shards.reader import ShardReader
 from pipeline.cli.stages import PrepareSettings
+from pipeline.preparation.part_writer import write_shard_part
 from pipeline.prepare import main, plan, prepare
-from pipeline.ray_runtime.shard_part import ShardPart, write_shard_part
+from pipeline.ray_runtime.shard_part import ShardPart
 from pipeline.run_folder import folder_lock
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
@@ -152,8 +153,9 @@ def test_parts_that_the_index_does_not_name_are_removed(settings: PrepareSetting
 
 
 def test_every_clip_is_kept_rejected_or_missing(settings: PrepareSettings) -> None:
-    good = ShardReader(settings.shards, ["train"]) if prepare(settings) else None
-    assert good is not None
+    prepare(settings)
+    good_NTM = ShardReader(settings.shards, ["train"]).read(np.arange(7))
+    opened = ShardReader(settings.shards, ["train"])
     (data(settings) / "train-0.wav").write_bytes(b"not audio at all")
     (data(settings) / "train-5.wav").unlink()
     index = prepare(settings)
@@ -165,7 +167,9 @@ def test_every_clip_is_kept_rejected_or_missing(settings: PrepareSettings) -> No
     reader = ShardReader(settings.shards, ["train"])
     kept = [n for n in range(7) if n not in (0, 5)]
     assert reader.clip_ids == [f"train-{n}" for n in kept]
-    np.testing.assert_array_equal(reader.read(np.arange(5)), good.read(np.array(kept)))
+    np.testing.assert_array_equal(reader.read(np.arange(5)), good_NTM[kept])
+    with pytest.raises(DamagedError, match="changed after they were opened"):
+        opened.read(np.array([1]))
 
 
 def test_too_many_rejects_stop_the_stage_before_its_index(settings: PrepareSettings) -> None:

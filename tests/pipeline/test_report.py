@@ -41,7 +41,8 @@ def settings_of(run_dir: Path, kind):
     return kind(**values, tracking=f"sqlite:///{run_dir}/mlflow.db", data=DataConfig(source="clips"))
 
 
-def test_the_page_is_one_file_with_the_numbers_of_the_evaluation(run_dir: Path, ray_session) -> None:
+@pytest.mark.slow
+def test_the_page_is_one_file_with_the_numbers_of_the_evaluation(run_dir: Path, without_ray) -> None:
     results = evaluate(settings_of(run_dir, EvaluateSettings))
     page = report(settings_of(run_dir, ReportSettings)).read_text()
     assert f"accuracy {results['seed-0']['accuracy']:.3f}" in page

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from prepared import write_shards
-
-if TYPE_CHECKING:
-    from terminations import Termination
 
 Many = Callable[[int, int], int]
 
@@ -35,14 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path],
     new_store(path)
     write_shards(path / "shards", {"train": 42, "test": 21})
     return path
-
-
-@pytest.fixture(scope="session")
-def terminated(folder: Path) -> Termination:
-    """Return a training that got SIGTERM."""
-    from terminations import terminate  # noqa: PLC0415  # most of these tests train nothing
-
-    return terminate(folder, "asked")
 
 
 @pytest.fixture(scope="session")

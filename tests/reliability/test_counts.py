@@ -17,8 +17,6 @@ from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 from pipeline import calibrate, evaluate, predict, prepare
 from pipeline.cli.stages import PrepareSettings
 
-pytestmark = pytest.mark.xdist_group("ray_faults")
-
 CLIPS = 20
 
 

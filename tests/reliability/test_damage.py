@@ -23,7 +23,8 @@ from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
-from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete, write_shard_part
+from pipeline.preparation.part_writer import write_shard_part
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, is_complete
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from forked_trainings import job_in, train
 
 from ast_core.training.callback import StepResult, TrainerCallback
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 EVERY = 25
 """Steps between two samples."""

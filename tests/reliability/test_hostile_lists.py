@@ -25,6 +25,8 @@ from manifest import CHILD  # noqa: E402
 from peers.made_lists import KINDS, write_list  # noqa: E402
 
 LONG = "x" * 10_000_000
+IMPORTS_MIB = 128
+"""Memory that reading a list takes before its first row."""
 Fault = dict[str, Any]
 FAULTS: dict[str, Fault] = {
     "a way up": {"path": "../out.wav"},
@@ -272,15 +274,16 @@ def test_file_names_that_cannot_be_printed_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     "kind", [kind if kind == "csv" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
 )
-def test_a_million_rows_in_bounded_memory(kind: str, tmp_path: Path, measured) -> None:
-    rows = 1_000_000
+def test_a_million_rows_in_bounded_memory(kind: str, tmp_path: Path, many, measured) -> None:
+    """Check the memory that a million rows take; the short form lists a quarter, in a quarter of the memory."""
+    rows = many(250_000, 1_000_000)
     source = write_list(tmp_path, kind, rows)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(source)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     clips, seconds, peak_mib = done.stdout.split()
     assert int(clips) == rows
-    assert int(peak_mib) <= 1024
+    assert int(peak_mib) <= many(1024 // 4 + IMPORTS_MIB, 1024)
     measured("R12", kind=kind, rows=rows, cpu_s=float(seconds), peak_mib=int(peak_mib))
 
 

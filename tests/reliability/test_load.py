@@ -17,7 +17,6 @@ FLAT = 1.25
 """Growth of memory, as a factor, that still counts as none."""
 
 
-@pytest.mark.xdist_group("ray_faults")
 @pytest.mark.timeout(3600)
 def test_ten_times_the_clips_need_no_more_memory(ray_session: None, tmp_path: Path, many, measured) -> None:
     loads = []
@@ -57,12 +56,11 @@ def test_class_balanced_weights_need_no_memory_of_the_labels_size(measured) -> N
 
 
 @pytest.mark.server
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_parallel_clients_get_the_bundles_own_answers(
     tmp_path: Path, new_store, many, measured, fault_seed: int
 ) -> None:
-    seconds, clients = many(5, 300), many(16, 64)
+    seconds, clients = many(3, 300), many(16, 64)
     store = new_store(tmp_path)
     asked = load_serving.make_questions(load_serving.register_model(tmp_path / "bundle", store), fault_seed)
     with load_serving.serve(store, tmp_path) as (port, server):

@@ -1,4 +1,7 @@
-"""R21: stages with a full object store of 100 MB: while it spills, and when the disk that it spills to is full."""
+"""R21: stages with a full object store of 100 MB: while it spills, and when the disk that it spills to is full.
+
+`test_disk_full` has the short form.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from listed_audio import files, flags, prepare_settings, require_balance, write_
 
 from ast_core.shards.index import ShardIndex
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = 120
 HOLDER = """
@@ -28,7 +33,6 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.long  # the other test's store is full, too
 @pytest.mark.timeout(400)
 def test_prepare_with_a_full_object_store(tmp_path: Path, ray_cluster: Cluster, measured: Callable[..., None]) -> None:
     listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
@@ -64,10 +68,8 @@ REASON = small_disk.why_not()
 @pytest.mark.ray
 @pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.timeout(300)
-def test_a_full_disk_for_spilling_is_named(
-    tmp_path: Path, many: Callable[[list[str], list[str]], list[str]], measured: Callable[..., None]
-) -> None:
-    stages = many(["prepare"], ["prepare", "train"])
+def test_a_full_disk_for_spilling_is_named(tmp_path: Path, measured: Callable[..., None]) -> None:
+    stages = ("prepare", "train")
     command = small_disk.command("disk_spilling.py", [tmp_path, CLIPS, *stages])
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

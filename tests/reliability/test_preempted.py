@@ -1,42 +1,39 @@
-"""Leaving in good order: SIGTERM to the driver, and nodes that are drained, cost no step and no bit."""
+"""SIGTERM to the driver, and nodes that are drained, cost no step and no bit.
+
+`test_interrupted_training` has the short form.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from clusters import Cluster
 from launches import ROOT, has_epoch, wait_until
-from terminations import Termination, launch
+from terminations import launch, terminate
 from trainings import outcome, trained
 
 from pipeline.ray_runtime.drain_node import drain
 
-pytestmark = [pytest.mark.xdist_group("ray_faults"), pytest.mark.ray]
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 
 @pytest.mark.timeout(900)
-def test_sigterm_commits_the_last_step_and_ends_soon(
-    folder: Path, terminated: Termination, request: pytest.FixtureRequest, many: Callable[[bool, bool], bool], measured
-) -> None:
-    """Check the end of the driver. The short form leaves the resume to the same bits to `test_driver`."""
+def test_sigterm_commits_the_last_step_and_ends_soon(folder: Path, whole: Path, ray_session, measured) -> None:
+    terminated = terminate(folder, "asked")
     assert terminated.exit_code == 143
     assert terminated.committed_step == terminated.stopped_at_step, terminated.said
     assert terminated.last_steps == (terminated.stopped_at_step,) * 2
     assert not terminated.complete
     assert terminated.status == "KILLED"
-    if many(False, True):
-        request.getfixturevalue("ray_session")
-        assert outcome(trained(folder, terminated.run.name)) == outcome(request.getfixturevalue("whole"))
+    assert outcome(trained(folder, terminated.run.name)) == outcome(whole)
     measured("R25", gone_s=terminated.gone_s, left_at_step=terminated.stopped_at_step, steps_lost=0)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_training_leaves_a_node_that_is_drained_and_goes_on_elsewhere(
     folder: Path, whole: Path, ray_cluster: Cluster, measured

@@ -21,8 +21,6 @@ from ast_core.weights import checkpoint
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
 
-pytestmark = pytest.mark.xdist_group("ray_faults")
-
 CLIPS, PER_PART, TEST = 64, 6, 4
 CPU = torch.device("cpu")
 

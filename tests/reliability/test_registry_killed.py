@@ -66,7 +66,7 @@ def test_killed_registrations_leave_complete_versions_and_are_repeatable(
     mlflow_store.open_store(uri)
     written_digests: set[str] = set()
     chosen = list(POINTS)
-    faults = [*draw.sample(chosen, many(1, len(chosen))), *[RANDOM] * many(1, 30)]
+    faults = [*draw.sample(chosen[-many(3, len(chosen)) :], many(1, len(chosen))), *[RANDOM] * many(0, 30)]
     kills: Counter[str] = Counter()
     aliases, worst, slowest_s, duration_s = 0, 0.0, 0.0, 3.0
     with start_registrations(tmp_path / "registrations.log") as register:
@@ -89,7 +89,7 @@ def test_killed_registrations_leave_complete_versions_and_are_repeatable(
             slowest_s = max(slowest_s, again["seconds"])
             duration_s = again["seconds"] if number == 0 else duration_s
     assert worst <= 1e-6
-    assert sum(kills.values()) >= len(faults) - many(1, 10)
+    assert sum(kills.values()) >= len(faults) - many(0, 10)
     measured(
         "R22", kills=sum(kills.values()), at_chosen_points=sum(kills.values()) - kills[RANDOM],
         aliases_checked=aliases, versions=check_versions(), slowest_recovery_s=slowest_s,

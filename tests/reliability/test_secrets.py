@@ -12,7 +12,6 @@ import pytest
 from launches import training_flags
 from prepared import write_shards
 from servers import postgres
-from trainings import supervise_without_ray
 
 from ast_core.errors import UserError
 from pipeline import combine, evaluate, predict, register, report, train
@@ -39,6 +38,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def flags(tmp_path: Path) -> Callable[[str], list[str]]:
     write_shards(tmp_path / "shards", {"train": 12, "test": 6})
     own = training_flags(tmp_path, "run", epochs=2)
+    own[own.index("--workers") + 1] = "1"
     own[own.index("--augment.freq-mask-bins") :] = [
         "--augment.freq-mask-bins", "4", "--augment.time-mask-frames", "8", "--optim.epochs", "2",
         "--optim.batch-size", "6", "--optim.average-first-epoch", "1",
@@ -69,13 +69,10 @@ def require_hidden(text: str, where: object) -> None:
 
 @pytest.mark.server
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("ray_session")
 def test_a_run_writes_and_prints_everything_without_the_password(
-    tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], many, monkeypatch, measured
+    tmp_path: Path, flags, save_tone, capfd: pytest.CaptureFixture[str], without_ray, measured
 ) -> None:
-    """Check output, files and tables. The ranks do not know the tracker; in the short form they run without Ray."""
-    if many(True, False):
-        monkeypatch.setattr(train, "supervise", supervise_without_ray)
+    """Check output, files and tables. Workers of Ray, which do not know the tracker, are left out."""
     audio = save_tone(tmp_path / "tone.wav")
     with postgres(tmp_path.parent / f"{tmp_path.name}-postgres.log") as database:
         address = database.replace("mlflow@", f"mlflow:{CANARY}@")

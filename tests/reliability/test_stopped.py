@@ -19,8 +19,6 @@ from pipeline.evaluate import evaluate
 from pipeline.ray_runtime import liveness
 from pipeline.scoring import bundle_scores
 
-pytestmark = pytest.mark.xdist_group("ray_faults")
-
 CLIPS = 4000
 SCORER = "ray::Scorer.score"
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -18,7 +18,7 @@ from launches import training_flags
 from mlflow import MlflowClient
 from prepared import write_shards
 from servers import LocalTracker
-from trainings import fit_without_ray, supervise_without_ray
+from trainings import fit_without_ray
 
 from pipeline import train
 from pipeline.cli.command_line import parse_settings
@@ -28,7 +28,7 @@ from pipeline.tracking import metrics_follower, mlflow_store, runs
 
 pytestmark = pytest.mark.slow
 
-PROCESSES, ROWS, EPOCHS = 8, 5, 5
+PROCESSES, ROWS, EPOCHS = 8, 5, 10
 WAIT_S = 300
 RACE = """
 import json, os, sys
@@ -97,13 +97,6 @@ def test_eight_processes_that_create_a_store_at_once_lose_no_metric(tmp_path: Pa
     measured("R17", processes=PROCESSES, stores=many(1, 5), metrics=metrics, lost=lost, doubled=0)
 
 
-@pytest.fixture
-def tracker(tmp_path: Path, new_store: Callable[[Path], str]) -> Iterator[LocalTracker]:
-    new_store(tmp_path / "tracker")
-    with LocalTracker(tmp_path / "tracker") as started:
-        yield started
-
-
 def wait_for(ready: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + WAIT_S
     while not ready():
@@ -111,16 +104,13 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.xdist_group("ray_faults")
-@pytest.mark.server
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_session")
 def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses_no_metric(
-    tmp_path: Path, tracker: LocalTracker, measured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracker: LocalTracker, without_ray, measured, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "supervise", supervise_without_ray)  # only the driver knows the tracker
+    """Check the weights and the metrics; only the driver knows the tracker, so the ranks need no Ray."""
     write_shards(tmp_path / "shards", {"train": 42, "test": 9})
-    without, flags = (training_flags(tmp_path, name, EPOCHS) for name in ("without", "with"))
+    without, flags = ([*training_flags(tmp_path, name, EPOCHS), "--workers", "1"] for name in ("without", "with"))
     flags[flags.index("--tracking") + 1] = tracker.uri
     mlflow_store.open_store(tracker.uri)
     history, own = tmp_path / "with/members/seed-0/metrics.jsonl", tmp_path / "own.jsonl"
@@ -140,7 +130,7 @@ def test_a_training_whose_tracker_is_killed_ends_with_the_same_weights_and_loses
             wait_for(lambda: not training.is_alive(), "the training waits for the tracker")
             assert len(read_history(history)) == EPOCHS
             assert "epochs are not logged for now" in capfd.readouterr().err
-            fit_without_ray(parse_settings(TrainSettings, None, without), workers=2)
+            fit_without_ray(parse_settings(TrainSettings, None, without))
             assert read_weights(tmp_path / "with") == read_weights(tmp_path / "without")
             tracker.start()
             wait_for(lambda: len(read_steps(own_run, "loss")) == 4, "no epochs were logged after the tracker was back")

@@ -12,11 +12,9 @@ from trainings import EPOCHS, WORKER, epochs_of, gone, outcome, ranks_of, run_fa
 
 from ast_core.storage import writer_fence
 
-pytestmark = pytest.mark.xdist_group("ray_faults")
-
 KINDS = ("rank 0", "rank 1 and one that starts", "both", "rank 0 inside a commit")
-FEW = ("rank 0 inside a commit, and one that starts",)
-"""Kinds of the short form: the one after which most is left to clean up."""
+ROUNDS = 5
+"""More kills than the losses in a row that end a training."""
 
 
 class Killer:
@@ -74,14 +72,14 @@ class Killer:
         self.forming += started[0].pid not in {rank.pid for rank in ranks_of(self.member).values()}
 
 
+@pytest.mark.long  # test_interrupted_training has the short form
 @pytest.mark.timeout(1500)
-def test_killed_workers_cost_no_bit(folder: Path, whole: Path, ray_session, many, fault_seed, measured) -> None:
-    kinds = many(list(FEW), list(KINDS) * 5)  # the long form: more than the losses in a row that end a training
-    killer = Killer(folder / "killed" / "members" / "seed-0", kinds, random.Random(fault_seed))
+def test_killed_workers_cost_no_bit(folder: Path, whole: Path, ray_session, fault_seed, measured) -> None:
+    killer = Killer(folder / "killed" / "members" / "seed-0", list(KINDS) * ROUNDS, random.Random(fault_seed))
     with run_fault(killer):
         member = trained(folder, "killed", "--optim.checkpoint-every-steps", "2")
     assert len(killer.recoveries_s) == len(killer.kinds)
-    assert killer.inside >= many(1, 5)
+    assert killer.inside >= ROUNDS
     assert killer.forming >= 1
     assert outcome(member) == outcome(whole)
     assert not list(member.glob(f"{writer_fence.PREFIX}*"))

@@ -34,9 +34,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """A head without CPUs, and nodes. Ended with all its processes by `stop`."""
+    """A head and nodes, which `stop` ends with all their processes.
 
-    def __init__(self) -> None:
+    Args:
+        cpus: CPUs of the head.
+    """
+
+    def __init__(self, cpus: int = 0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths have 107 characters at most
         self.token = secrets.token_hex(16)
         self.port, self.dashboard_port, client_port = free_ports(3)
@@ -44,8 +48,9 @@ class Cluster:
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._raylets: list[psutil.Process] = []
         self._start(
-            0, "--head", f"--port={self.port}", f"--dashboard-host={HOST}", f"--dashboard-port={self.dashboard_port}",
-            f"--ray-client-server-port={client_port}", f"--temp-dir={self.folder}",
+            cpus, "--head", f"--port={self.port}", f"--dashboard-host={HOST}",
+            f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={client_port}",
+            f"--temp-dir={self.folder}",
         )  # fmt: skip
 
     @property
@@ -150,11 +155,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Cluster]:
-    """Start a cluster of a head and one node of two CPUs."""
-    cluster = Cluster()
+def running(single: bool) -> Iterator[Cluster]:
+    """Start a cluster of a head without CPUs and one node of two CPUs; with `single`, of a head of two CPUs."""
+    cluster = Cluster(2 if single else 0)
     try:
-        cluster.add_node(2)
+        if not single:
+            cluster.add_node(2)
         yield cluster
     finally:
         cluster.stop()

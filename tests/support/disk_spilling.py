@@ -7,14 +7,13 @@ It prints a line of JSON.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
+from disk_stages import MEGABYTES, STORE_BYTES, fill_store
 from launches import training_flags
 from listed_audio import prepare_settings, require_balance, write_clips, write_list
 from prepared import write_shards
@@ -27,24 +26,12 @@ from pipeline.cli.stages import TrainSettings
 from pipeline.prepare import prepare
 from pipeline.train import train
 
-STORE_BYTES, DISK_MEGABYTES, OBJECT_BYTES, MOST = 100_000_000, 64, 10_000_000, 100
-
-
-def fill() -> list[Any]:
-    """Put objects until neither Ray's store nor its disk has room for another."""
-    held: list[Any] = []
-    with contextlib.suppress(ray.exceptions.OutOfDiskError):
-        while len(held) < MOST:
-            held.append(ray.put(bytes(OBJECT_BYTES)))
-        raise RuntimeError(f"Ray took {MOST} objects: its disk is not full.")
-    return held
-
 
 def main() -> None:
     """Prepare and train while both are full, then with room."""
     root, clips = Path(sys.argv[1]), int(sys.argv[2])
     listing = write_list(root / "data" / "list.csv", write_clips(root / "data", clips))
-    disk = SmallDisk(root / "disk", DISK_MEGABYTES)
+    disk = SmallDisk(root / "disk", MEGABYTES)
     ray.init(
         num_cpus=2, include_dashboard=False, object_store_memory=STORE_BYTES,
         object_spilling_directory=str(disk.folder), logging_level="ERROR",
@@ -56,8 +43,8 @@ def main() -> None:
         "train": lambda: train(parse_settings(TrainSettings, "", training_flags(root / "run", "run", 2))),
     }
     stages = {name: stages[name] for name in sys.argv[3:]}
-    held = fill()
-    row = {"held_mb": len(held) * OBJECT_BYTES / 1e6, "spill_disk_free_mb": disk.free / 1e6}
+    held = fill_store()
+    row = {"held": len(held), "spill_disk_free_mb": disk.free / 1e6}
     said = {name: error_of(stage) for name, stage in stages.items()}
     assert all(str(disk.folder) in sentence for sentence in said.values() if sentence), said
     held.clear()

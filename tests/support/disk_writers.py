@@ -30,6 +30,7 @@ from ast_core.evaluation.prediction_table import Prediction, write_predictions
 from ast_core.evaluation.stored_scores import write_scores
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
+from ast_core.shards.sparse_labels import SparseLabels
 from ast_core.shards.writer import Row, write_part
 from ast_core.storage.atomic_files import atomic_write, download_file
 from ast_core.storage.json_files import write_json
@@ -84,7 +85,9 @@ def save_onnx(folder: Path, version: int) -> None:
 
 def save_scores(folder: Path, version: int) -> None:
     clips = 5000
-    reader: Any = SimpleNamespace(clip_ids=[f"clip-{n}" for n in range(clips)], labels_NC=np.ones((clips, 3)))
+    reader: Any = SimpleNamespace(
+        clip_ids=[f"clip-{n}" for n in range(clips)], labels=SparseLabels.from_dense(np.ones((clips, 3)))
+    )
     write_scores(folder / "scores.parquet", {"of": str(version)}, np.full((clips, 3), version, np.float32), reader)
 
 

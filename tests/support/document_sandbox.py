@@ -14,7 +14,8 @@ from ast_core.dataset.manifest import load_manifest
 from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
 from pipeline.cli.stages import ExportSettings, RegisterSettings
 from pipeline.export import export
-from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart, write_shard_part
+from pipeline.preparation.part_writer import write_shard_part
+from pipeline.ray_runtime.shard_part import ShardMetadata, ShardPart
 from pipeline.register import register
 from pipeline.run_folder.shard_folder import ShardFolder
 

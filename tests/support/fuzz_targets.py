@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import random
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import parquet_recordings as parquet_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+import webdataset_archives
 from audio_files import encode
 from fuzzing import mutated, mutated_json, mutated_text
-from prepared import BINS, FRAMES, FRONT_END, LABELS, write_shards
+from prepared import BINS, FRAMES, FRONT_END, LABELS, read_split, write_shards
 from safetensors.torch import save
 
 from ast_core.audio.waveform import load_waveform
@@ -30,6 +34,8 @@ from ast_core.dataset.manifest import load_manifest
 from ast_core.evaluation.stored_scores import identity_in, read_scores, write_scores
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
+from ast_core.shards.clip_index import CLIP_INDEX, read_clip_index, write_clip_index
+from ast_core.shards.clip_table import ClipIds
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import SELF_HASH, sha256_of_json, write_hashed_json
 from ast_core.weights import checkpoint
@@ -144,6 +150,88 @@ def manifests(folder: Path) -> dict[str, Target]:
     return found
 
 
+def parquet_recordings(folder: Path) -> dict[str, Target]:
+    """Return the readers of Parquet files with recordings inside, of their metadata, and of lists of classes."""
+    ids = [f"video-{n}" for n in range(7)]
+    audio = [parquet_files.recording(n) if n != 2 else {"bytes": None, "path": "gone"} for n in range(7)]
+    mids = [["/m/a"], ["/m/a", "/m/b"], []] * 2 + [["/m/b"]]
+    names = [["Speech, male"], ["Speech, male", "Music"], []] * 2 + [["Music"]]
+    copy = {"video_id": ids, "audio": audio, "labels": mids, "human_labels": names}
+    classes = parquet_files.features(audio={"_type": "Audio"}, label=parquet_files.class_label("a", "b"))
+    numbers = {"audio": audio, "label": [n % 2 for n in range(7)], "split": ["train", "test", None] * 2 + ["x"]}
+    paths = {
+        "copy": parquet_files.write(folder / "copy" / "eval" / "0.parquet", copy),
+        "classes": parquet_files.write(folder / "classes" / "train.parquet", numbers, metadata=classes),
+    }
+    good = {name: path.read_bytes() for name, path in paths.items()}
+    listed = folder / "names.csv"
+
+    def read(path: Path) -> Callable[[bytes], object]:
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            load_manifest(path)
+
+        return read
+
+    def read_metadata(data: bytes) -> None:
+        table = pq.read_table(io.BytesIO(good["classes"])).replace_schema_metadata({"huggingface": data})
+        pq.write_table(table, paths["classes"])
+        load_manifest(paths["classes"])
+
+    def read_names(data: bytes) -> None:
+        listed.write_bytes(data)
+        paths["copy"].write_bytes(good["copy"])
+        load_manifest(paths["copy"], label_names=str(listed))
+
+    lines = b'index,mid,display_name\n0,/m/a,"Speech, male"\n1,/m/b,Music\n'
+    return {
+        "parquet.copy": Target([good["copy"]], mutated, read(paths["copy"])),
+        "parquet.classes": Target([good["classes"]], mutated, read(paths["classes"])),
+        "parquet.metadata": Target([classes["huggingface"].encode()], mutated_json, read_metadata),
+        "class names": Target([lines], mutated_text, read_names),
+    }
+
+
+def mutated_tar(data: bytes, chance: random.Random) -> bytes:
+    """Change some bytes of one header and correct its checksum; sometimes change the archive blindly."""
+    starts = [start for start in range(0, len(data), 512) if data[start + 257 : start + 262] == b"ustar"]
+    if chance.random() < 0.3 or not starts:
+        return mutated(data, chance)
+    start = chance.choice(starts)
+    header = bytearray(data[start : start + 512])
+    for _ in range(chance.randint(1, 3)):
+        place = chance.choice((chance.randrange(512), 156, chance.randrange(124, 136)))
+        header[place] = chance.choice((*b"\0\x80\xff01257SLKxgX /.", chance.randrange(256)))
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:start] + bytes(header) + data[start + 512 :]
+
+
+def webdataset(folder: Path) -> dict[str, Target]:
+    """Return the readers of archives, and of the labels in them."""
+    members = [
+        *webdataset_archives.sample("k", ["a", "b"]),
+        *webdataset_archives.sample(f"{'long' * 40}", ["a"]),
+        ("x.flac", b"fLaC"),
+        ("x.cls", b"1"),
+    ]
+    seeds = [webdataset_archives.pack(members, form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+    path = folder / "train.tar"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        load_manifest(path, "webdataset")
+
+    def read_labels(data: bytes) -> None:
+        read(webdataset_archives.pack([*members, ("y.wav", b"RIFF"), ("y.json", data)], tarfile.GNU_FORMAT))
+
+    labels = json.dumps({"labels": ["a", 1, 2.0], "human_labels": ["A", "B", "C"]}).encode()
+    return {
+        "webdataset": Target(seeds, mutated_tar, read),
+        "webdataset.json": Target([labels, b'{"label": "a;b"}'], mutated_json, read_labels),
+    }
+
+
 def recipes(folder: Path) -> dict[str, Target]:
     seeds = [(RECIPES / f"{name}.toml").read_bytes() for name in ("demo", "esc50", "audioset_patchout")]
 
@@ -232,9 +320,19 @@ def shards(folder: Path) -> dict[str, Target]:
         part.write_bytes(data)
         read()
 
+    clip_index = folder / "train" / CLIP_INDEX
+    write_clip_index(clip_index, read_split(folder, "train"))
+
+    def read_clips(data: bytes) -> None:
+        """Read a clip index with the hash that fits; with another one nothing of it would be read."""
+        clip_index.write_bytes(data)
+        clips = read_clip_index(clip_index, hashlib.sha256(data).hexdigest(), 20, len(LABELS))
+        assert len(list(ClipIds(clips.ids))) == len(clips.labels.rows(np.arange(20))) == 20
+
     return {
         "shards.index": Target([good_index], mutated_json, read_index),
         "shards.part": Target([good_part], mutated, read_part),
+        "shards.clips": Target([clip_index.read_bytes()], mutated, read_clips),
     }
 
 
@@ -354,6 +452,8 @@ def serving(folder: Path) -> dict[str, Target]:
 GROUPS: tuple[Group, ...] = (
     audio,
     manifests,
+    parquet_recordings,
+    webdataset,
     recipes,
     checkpoints,
     shards,

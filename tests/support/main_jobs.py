@@ -1,51 +1,31 @@
-"""The main job on recordings made by code, a folder per class with broken files among them."""
+"""The main job as the notebook of `examples/` runs it, on recordings made by code with broken files among them."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 from listening import watch_sockets
 
-from pipeline.cli.command_line import parse_settings
-from pipeline.cli.stages import RunSettings
-from pipeline.run import run
-
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOTEBOOK = "own_recordings.ipynb"
 PITCHES_HZ = {"deep": 200.0, "middle": 800.0, "high": 3200.0}
-RECIPE = """
-[data]
-layout = "folders"
-[prepare]
-clips_per_part = 8
-max_reject_share = 0.2
-[front_end]
-target_frames = 48
-[model]
-backbone = "ast_micro"
-patch_freq = 128
-patch_time = 8
-freq_stride = 128
-time_stride = 8
-init = "scratch"
-[augment]
-mixup_rate = 0.3
-freq_mask_bins = 8
-time_mask_frames = 8
-[optim]
-epochs = 4
-batch_size = 6
-learning_rate = 1e-3
-warmup_steps = 4
-loss = "bce"
-sampler = "balanced"
-weights = "averaged"
-average_first_epoch = 3
-[ensemble]
-seeds = [0, 1]
+CLIPS = {"train": 8, "validation": 3, "test": 3}
+"""Recordings of each class, by split."""
+BREAK = """
+(recordings / "train" / "deep" / "empty.wav").touch()
+(recordings / "train" / "high" / "text.wav").write_text("not audio")
 """
+"""Cell that the tests add to the notebook, after its check of the recordings, which refuses broken files."""
+SHORT = ("--optim.warmup-steps 10", "--optim.warmup-steps 4 --optim.batch-size 6 --workers 1")
+"""Flags of the notebook's first cell, and those in their place: few recordings need small batches and one worker."""
 
 
 @dataclass(frozen=True)
@@ -53,31 +33,74 @@ class MainJob:
     """A main job that ran to its end."""
 
     folder: Path
-    """Folder of the recordings, the recipe, the run and the tracking store."""
-    tracking: str
-    """Address of the tracking store."""
-    shown: str
-    """Output of the job."""
+    """Copy of `examples/`, with the recordings and the run in it."""
+    cells: dict[str, str]
+    """Output of each cell of the notebook, by id."""
     sockets: set[tuple[int, str, str]]
     """Process id, command line and address of each socket on which one of its processes listened."""
 
+    @property
+    def run(self) -> Path:
+        """Folder of the run."""
+        return self.folder / "work" / "own_recordings"
+
+    @property
+    def tracking(self) -> str:
+        """Address of the tracking store."""
+        return f"sqlite:///{self.folder / 'work' / 'mlflow.db'}"
+
+
+def code_of(path: Path) -> list[nbformat.NotebookNode]:
+    """Return the code cells of a notebook."""
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
 
 def write_recordings(folder: Path, save_tone: Callable[..., Path]) -> None:
-    """Write the recordings and the recipe."""
+    """Write recordings of one second, a folder for each split and class."""
     for label, pitch_hz in PITCHES_HZ.items():
-        for number in range(8):
-            split = "train" if number < 5 else "test"
-            save_tone(folder / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz + 9 * number, seed=number)
-    (folder / "clips" / "train" / "deep" / "empty.wav").touch()
-    (folder / "clips" / "test" / "high" / "text.wav").write_text("not audio")
-    (folder / "mine.toml").write_text(RECIPE)
+        for split, count in CLIPS.items():
+            for number in range(count):
+                path = folder / split / label / f"{number}.wav"
+                save_tone(path, seconds=1.0, pitch_hz=pitch_hz + 9 * number, seed=number)
 
 
-def run_main_job(folder: Path) -> MainJob:
-    """Run the job as a user does it, in this process."""
-    uri, shown = f"sqlite:///{folder / 'mlflow.db'}", io.StringIO()
-    flags = ["--recipe", str(folder / "mine.toml"), "--run-dir", str(folder / "run"), "--tracking", uri]
-    flags += ["--data.source", str(folder / "clips"), "--workers", "2"]
-    with watch_sockets() as sockets, contextlib.redirect_stdout(shown):
-        run(parse_settings(RunSettings, "", flags))
-    return MainJob(folder, uri, shown.getvalue(), sockets)
+def _change_notebook(path: Path) -> None:
+    """Add the cell that breaks recordings, and change the flags."""
+    notebook = nbformat.read(path, as_version=4)
+    place = [cell.id for cell in notebook.cells].index("check")
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(BREAK, id="break"))
+    settings = next(cell for cell in notebook.cells if cell.id == "settings")
+    assert SHORT[0] in settings.source
+    settings.source = settings.source.replace(*SHORT)
+    nbformat.write(notebook, path)
+
+
+def run_main_job(folder: Path, save_tone: Callable[..., Path], new_store: Callable[[Path], str]) -> MainJob:
+    """Run the notebook with the command of `examples/README.md` and a Ray of its own, as a user does.
+
+    The temporary folder has a long path, so that Ray works below a short link to it.
+    """
+    examples = shutil.copytree(EXAMPLES, folder / "examples")
+    write_recordings(examples / "recordings", save_tone)
+    _change_notebook(examples / NOTEBOOK)
+    new_store(examples / "work")
+    temporary = folder / ("x" * 100)  # too long for Ray's sockets
+    temporary.mkdir()
+    left_out = {"MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_TMPDIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {"TMPDIR": str(temporary)}
+    environment |= dict.fromkeys(("IPYTHONDIR", "JUPYTER_CONFIG_DIR"), str(folder / "jupyter"))
+    command = [Path(sys.executable).with_name("jupyter"), "execute", NOTEBOOK, "--output=done.ipynb"]
+    with tempfile.TemporaryDirectory(prefix="jupyter-") as runtime, watch_sockets() as sockets:
+        environment |= {"JUPYTER_RUNTIME_DIR": runtime}
+        done = subprocess.run(command, cwd=examples, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(temporary.glob("ray/session_2*"))
+    cells = {cell.id: "".join(map(_text_of, cell.outputs)) for cell in code_of(examples / "done.ipynb")}
+    return MainJob(examples, cells, sockets)
+
+
+def _text_of(output: nbformat.NotebookNode) -> str:
+    """Return what a cell printed; in a notebook, rich shows its tables and lines as data."""
+    text: str = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
+    return text

@@ -68,3 +68,15 @@ def pod_templates(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
         yield f"{name} head", spec["headGroupSpec"]["template"]
         for group in spec["workerGroupSpecs"]:
             yield f"{name} {group['groupName']}", group["template"]
+
+
+def tracker_container(name: str) -> Manifest:
+    """Return the container of an overlay's MLflow server."""
+    (deployment,) = [d for d in overlay(name) if d["kind"] == "Deployment" and d["metadata"]["name"] == "mlflow"]
+    container: Manifest = deployment["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def tracker_flags(name: str) -> dict[str, str]:
+    """Return the flags of an overlay's MLflow server by name."""
+    return dict(flag.split("=", 1) for flag in tracker_container(name)["args"])

@@ -8,8 +8,12 @@ import numpy as np
 
 from ast_core.config import FrontEndConfig
 from ast_core.serialization import to_dict
+from ast_core.shards.clip_index import CLIP_INDEX, write_clip_index
+from ast_core.shards.clip_table import ClipTable, join_tables
+from ast_core.shards.index import ShardIndex
+from ast_core.shards.part_file import read_part
 from ast_core.shards.writer import Row, write_part
-from ast_core.storage.json_files import write_hashed_json
+from ast_core.storage.json_files import read_hashed_json, write_hashed_json
 
 FRAMES, BINS = 32, 16
 LABELS = ("low", "middle", "high")
@@ -56,3 +60,19 @@ def write_shards(
     meaning = {"front_end": to_dict(FRONT_END), "labels": list(LABELS), "single_label": single_label}
     write_hashed_json(folder / "index.json", {**meaning, "layout": "folders", "data_hash": "d", "splits": splits})
     return folder
+
+
+def read_split(folder: Path, split: str) -> ClipTable:
+    """Return the clips of a split as its parts hold them."""
+    index = ShardIndex.load(folder)
+    shape, classes = (index.front_end["target_frames"], index.front_end["num_mel_bins"]), len(index.labels)
+    parts = [part for part in index.splits[split].parts if part.rows]
+    return join_tables([read_part(folder / split / part.name, part.rows, shape, classes) for part in parts], classes)
+
+
+def write_clip_indices(folder: Path) -> None:
+    """Give every split of made shards a clip index, as `prepare` does."""
+    values = read_hashed_json(folder / "index.json", "Index")
+    for split, counts in values["splits"].items():
+        counts["clip_index"] = write_clip_index(folder / split / CLIP_INDEX, read_split(folder, split))
+    write_hashed_json(folder / "index.json", values)

@@ -93,10 +93,21 @@ def tracking_server(host: str, database: str, environment: Mapping[str, str], lo
 
 
 class LocalTracker:
-    """MLflow's server on loopback with sqlite and a folder; it can be killed and restarted on the same port."""
+    """MLflow's server on loopback with sqlite and a folder; it can be killed and restarted on the same port.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: folder of the server's files.
+        flags: values of its flags by name, as on a cluster; those of its address and its files are replaced.
+    """
+
+    def __init__(self, folder: Path, flags: Mapping[str, str]) -> None:
         self.port = free_port("127.0.0.1")
+        self._flags = {
+            **flags, "--host": "127.0.0.1", "--port": str(self.port), "--workers": "1",
+            "--backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
+            "--artifacts-destination": str(folder / "artifacts"),
+            "--allowed-hosts": f"{flags['--allowed-hosts']},127.0.0.1:{self.port}",
+        }  # fmt: skip
         self.uri = f"http://127.0.0.1:{self.port}"
         self.kills = 0
         self._folder = folder
@@ -115,11 +126,8 @@ class LocalTracker:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [
-            str(Path(sys.executable).parent / "mlflow"), "server", f"--port={self.port}", "--workers=1",
-            f"--backend-store-uri=sqlite:///{self._folder / 'mlflow.db'}",
-            f"--artifacts-destination={self._folder / 'artifacts'}",
-        ]  # fmt: skip
+        command = [str(Path(sys.executable).parent / "mlflow"), "server"]
+        command += [f"{name}={value}" for name, value in self._flags.items()]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self._folder / "log").open("ab") as output:
             self._process = subprocess.Popen(

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import pytest
+import without_ray
+from forked_trainings import FORKS
 from prepared import BINS, FRAMES, write_shards
+from ray import cloudpickle
 
 from pipeline.cli.command_line import parse_settings
+from pipeline.ray_runtime import internals
+from tune import search as search_module
+from tune import trial as trial_module
 from tune.search import SearchSettings, search
 from tune.study_report import Table
+from tune.trial import Trial
 
 STUDY = """
 title = "Time strides"
@@ -44,6 +58,51 @@ def run_search(folder: Path, *more: str) -> Table:
     """Run the search in this process and return the table."""
     table, _ = search(parse_settings(SearchSettings, "", study_flags(folder, *more)))
     return table
+
+
+def search_here(folder: Path, *more: str) -> Table:
+    """Run the search without Ray: its trials train and score in this process, one after the other."""
+    with without_ray.stages_without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "_run_trials", _run_trials_here)
+        patch.setattr(trial_module.tune, "report", lambda _: None)
+        return run_search(folder, *more)
+
+
+def _run_trials_here(settings: SearchSettings, study: object, trials: Sequence[Trial]) -> None:
+    with ThreadPoolExecutor(1) as thread:  # MLflow's current run is the thread's, and here the study's
+        for trial in trials:
+            if trial.load_result() is None:
+                thread.submit(trial_module.run_trial, {"trial": trial}).result()
+
+
+def train_in_trials(
+    patch: pytest.MonkeyPatch, run_trial: Callable[[dict[str, Any]], None] = without_ray.run_trial_without_ray
+) -> None:
+    """Let the processes of a study's trials train and score by themselves, not in workers of their own.
+
+    Args:
+        patch: what ends with the test.
+        run_trial: function of a trial.
+    """
+    for name in ("without_ray", run_trial.__module__):
+        cloudpickle.register_pickle_by_value(sys.modules[name])  # the trials' processes do not find modules of tests
+    patch.setattr(search_module, "run_trial", run_trial)
+
+
+def _search(folder: Path, flags: Sequence[str], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    train_in_trials(pytest.MonkeyPatch())
+    with internals.bind_to_loopback():  # where the tests' own Ray is
+        run_search(folder, *flags)
+
+
+def start_search(folder: Path, log: Path, *more: str) -> BaseProcess:
+    """Start a driver of the search, which a test can kill; its output goes to `log`."""
+    process = FORKS.Process(target=_search, args=(folder, more, log))
+    process.start()
+    return process
 
 
 def trials_folder(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from mlflow import MlflowClient
 from trainings import EPOCHS
 
 Driver = subprocess.Popen[bytes]
+LOGS = "ray/session_2*/logs/worker-*.out"
+"""Output of the workers, in the folder of a training's own Ray; a file's name ends with the worker's process id."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Termination:
     """Whether the last epoch was committed."""
     status: str
     """Status of the MLflow run."""
+    ranks_said: str
+    """Output of all ranks."""
 
 
 def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> Driver:
@@ -51,14 +56,36 @@ def launch(folder: Path, run: str, environment: dict[str, str], *more: str) -> D
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def terminate(folder: Path, run: str) -> Termination:
-    """Launch a training, send SIGTERM after its third epoch, and wait for its end."""
+def rank_logs(ray_folder: Path) -> dict[Path, int]:
+    """Return the rank of each worker that trained, by the file of its output, the oldest first."""
+    paths = sorted(ray_folder.glob(LOGS), key=lambda path: path.stat().st_mtime)
+    found = {path: re.search(r"member=seed-0 rank=(\d+)", path.read_text()) for path in paths}
+    return {path: int(rank[1]) for path, rank in found.items() if rank}
+
+
+def process_of(log: Path) -> int:
+    """Return the process id of the worker that wrote a file of `rank_logs`."""
+    return int(log.stem.rpartition("-")[2])
+
+
+def terminate(
+    folder: Path, run: str, *more: str, before: Callable[[Driver, Path], None] = lambda *_: None
+) -> Termination:
+    """Launch a training, send SIGTERM after its third epoch, and wait for its end.
+
+    Args:
+        folder: folder of the shards and the tracker.
+        run: name of the run's folder.
+        more: more flags.
+        before: function that is called before SIGTERM, with the driver and the folder of its own Ray.
+    """
     member = folder / run / "members" / "seed-0"
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
         others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        driver = launch(folder, run, others | {"RAY_TMPDIR": ray_folder})
+        driver = launch(folder, run, others | {"RAY_TMPDIR": ray_folder}, *more)
         try:
             wait_until(lambda: has_epoch(member, 3), lambda: driver.poll() is None)
+            before(driver, Path(ray_folder))
             sent = time.monotonic()
             driver.send_signal(signal.SIGTERM)
             code = driver.wait(timeout=30)
@@ -67,7 +94,9 @@ def terminate(folder: Path, run: str) -> Termination:
             for process in of_session(driver.pid):
                 process.kill()
             driver.wait()
-        log = "".join(path.read_text() for path in Path(ray_folder).glob("ray/session_2*/logs/worker-*.out"))
+        newest = {rank: path for path, rank in rank_logs(Path(ray_folder)).items()}
+        logs = [newest[rank].read_text() for rank in range(2)]
+        ranks_said = "".join(path.read_text() for path in Path(ray_folder).glob(LOGS))
     said = (folder / f"{run}.log").read_text()
     left = re.search(r"seed-0 stopped at step (\d+)", said)
     assert left, said
@@ -78,9 +107,10 @@ def terminate(folder: Path, run: str) -> Termination:
         said=said,
         stopped_at_step=int(left[1]),
         committed_step=newest_step(member),
-        last_steps=(last_step(log, folder / run, 0), last_step(log, folder / run, 1)),
+        last_steps=(last_step(logs[0], folder / run, 0), last_step(logs[1], folder / run, 1)),
         complete=has_epoch(member, EPOCHS),
         status=_tracked_status(folder, run),
+        ranks_said=ranks_said,
     )
 
 

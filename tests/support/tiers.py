@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
-STARTED_BY = {"ray_session": "ray", "ray_cluster": "ray", "s3_store": "server"}
+STARTED_BY = {"ray_session": "ray", "ray_cluster": "ray", "main_job": "ray", "s3_store": "server", "tracker": "server"}
 """Markers of the tests that use a fixture; other tests that start Ray or a server have the marker in their file."""
+SHARED = {
+    "ray_session": "ray_session", "searched": "ray_session", "main_job": "main_job", "ray_cluster": "ray_cluster",
+    "tracker": "tracker",
+}  # fmt: skip
+"""Groups of the tests that use a fixture which takes long to make; a group runs in one process, which makes it once."""
 PROGRAMS = {"gcs_server": "ray", "raylet": "ray", "moto.server": "server", "postgres": "server", "initdb": "server"}
 COMMANDS = {("ray", "start"): "ray", ("mlflow", "server"): "server"}
-LONGEST_GROUPS = ("ray_faults", "ray_session", "ray_study", "ray_cluster", "test_disk_full")
-"""Groups of tests that share something and so run one after the other; the longest is first."""
+LONGEST_GROUPS = ("ray_session", "main_job", "test_interrupted_training", "test_disk_full", "ray_cluster", "test_nodes")
+"""Groups of tests that run one after the other in one process and take minutes; the longest is first."""
 SLOWEST = 10
 PROVES = "proves"
 """Name of the property of a test report that says what the test proves."""
@@ -38,8 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = set(getattr(item, "fixturenames", ()))
         for marker in {STARTED_BY[name] for name in STARTED_BY.keys() & fixtures}:
             item.add_marker(marker)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("ray_session" if "ray_session" in fixtures else item.path.stem))
+        group = next((group for name, group in SHARED.items() if name in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
         item.user_properties.append((PROVES, _first_line(item)))

@@ -14,10 +14,12 @@ from typing import Any
 
 import forked_trainings
 import psutil
+import torch
 from launches import training_flags
 
 from ast_core.config import Job
 from ast_core.storage.atomic_files import sha256_of
+from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
@@ -40,7 +42,7 @@ def trained(folder: Path, run: str, *more: str) -> Path:
 
 
 def fit_without_ray(settings: TrainSettings, workers: int = 1) -> Path:
-    """Train a member without Ray, in processes that start in a second; Ray's workers need twenty.
+    """Train a member without Ray: one rank in this process, or several in processes that start in a second.
 
     For tests of what comes after a training. With several ranks the bits are those of the stage.
 
@@ -59,8 +61,11 @@ def fit_without_ray(settings: TrainSettings, workers: int = 1) -> Path:
 def supervise_without_ray(job: Job, workers: int, *_: object) -> None:
     """Run the ranks of a training to the end, in the place of `training_supervisor.supervise`."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    # Two ranks have the threads that `train_rank` gives them; a single one need not have the same bits, only be fast.
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 1
+    if workers == 1:  # it need not have the same bits, only be fast
+        torch.set_num_threads(1)
+        fit(job, 0, 1, torch.device("cpu"))
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)  # as many as `train_rank` gives them
     training = forked_trainings.train(job, workers, threads=threads)
     assert [rank.exitcode for rank in training.ranks] == [0] * workers, training.errors()
 
@@ -71,14 +76,14 @@ def train_without_ray(settings: TrainSettings) -> Path:
     return train(settings)
 
 
-def outcome(member: Path) -> dict[str, Any]:
+def outcome(member: Path, epochs: int = EPOCHS) -> dict[str, Any]:
     """Return what must be equal to the bit: weights of all epochs, newest weights, optimiser, curve without times."""
     newest, passed_over = checkpoint.newest(member / "checkpoints")
     assert newest is not None
     assert not passed_over
     files = [*member.glob("epochs/*/*.safetensors"), *newest.glob("*.safetensors")]
     curve = [{key: value for key, value in row.items() if key not in TIMES} for row in rows_of(member)]
-    assert [row["epoch"] for row in curve] == list(range(1, EPOCHS + 1))
+    assert [row["epoch"] for row in curve] == list(range(1, epochs + 1))
     return {str(path.relative_to(member)): sha256_of(path) for path in sorted(files)} | {"curve": curve}
 
 

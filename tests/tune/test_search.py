@@ -7,12 +7,14 @@ import re
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
-from studies import new_study, study_flags, trials_folder
+from studies import new_study, study_flags, train_in_trials, trials_folder
+from without_ray import run_trial_without_ray
 
 from ast_core.errors import UserError
 from ast_core.evaluation.stored_scores import read_scores
@@ -20,10 +22,12 @@ from ast_core.storage.json_files import read_hashed_json, read_json
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities
 from pipeline.cli.command_line import parse_settings
+from tune import trial as trial_module
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 
-pytestmark = pytest.mark.xdist_group("ray_study")
+LEFT_TO_RAY = "slow"
+"""Variant whose trial has workers of Ray Train; the others train in the processes of their trials."""
 
 
 @pytest.fixture
@@ -32,8 +36,9 @@ def folder(tmp_path: Path, new_store) -> Path:
     return new_study(tmp_path)
 
 
-@pytest.mark.timeout(600)
-def test_finished_study_is_not_run_again_and_its_members_become_ensembles(searched: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_finished_study_is_not_run_again_and_its_members_become_ensembles(searched: Path, without_ray) -> None:
     settings = parse_settings(EnsembleSettings, "", study_flags(searched, "--subsets", "--ensemble.epochs"))
     trials = trials_folder(searched)
     done = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
@@ -108,10 +113,19 @@ def _check_registered(folder: Path) -> None:
     assert len(version.tags["train_runs"].split(", ")) == 3
 
 
+def run_trial(config: dict[str, Any]) -> None:
+    """Run a trial, most of them without workers of Ray Train."""
+    if config["trial"].variant == LEFT_TO_RAY:
+        trial_module.run_trial(config)
+    else:
+        run_trial_without_ray(config)
+
+
 @pytest.mark.timeout(400)
 def test_early_stopping_ends_the_worse_trial_an_invalid_one_fails_and_a_rerun_changes_no_result(
-    folder: Path, ray_session
+    folder: Path, ray_session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    train_in_trials(monkeypatch, run_trial)
     sound = "early_stopping = 'asha'\n[variants.good]\n[variants.slow.optim]\nlearning_rate = 1e-9\n"
     (folder / "strides.toml").write_text(sound + "[variants.bad.optim]\nlearning_rate = 1e30\n")
     settings = parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
@@ -50,6 +49,8 @@ def test_patches_without_overlap_equal_the_convolution_and_its_gradient(patch, s
 
 
 def test_imagenet_file_sums_rgb_and_cuts_the_grid(tmp_path):
+    import timm  # noqa: PLC0415  # seconds, in each process that collects the tests
+
     source = timm.create_model(TINY.backbone, pretrained=False)
     weights = source.state_dict()
     weights["pos_embed"] = torch.randn_like(weights["pos_embed"])

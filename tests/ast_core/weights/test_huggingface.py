@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+import transformers
 
 from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.config import FrontEndConfig, ModelConfig
@@ -48,7 +48,7 @@ def make_recording(seconds: float) -> np.ndarray:
 
 @pytest.mark.parametrize("seconds", [0.5, 1.28, 3.0])
 def test_features_equal_those_of_the_feature_extractor(seconds: float) -> None:
-    extractor = ASTFeatureExtractor(max_length=128, mean=MEAN, std=STD)
+    extractor = transformers.ASTFeatureExtractor(max_length=128, mean=MEAN, std=STD)
     wave_N = make_recording(seconds)
     theirs_TM = extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"][0]
     ours_TM = (fit_length(Fbank(FRONT_END)(torch.from_numpy(wave_N)), 128) - MEAN) / (2 * STD)
@@ -60,11 +60,11 @@ def test_features_equal_those_of_the_feature_extractor(seconds: float) -> None:
 def test_transformers_opens_our_folder_and_predicts_the_same(tmp_path: Path) -> None:
     model = make_model()
     write_folder(tmp_path, to_huggingface(model))
-    theirs, report = ASTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    theirs, report = transformers.ASTForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert theirs.config.id2label == dict(enumerate(LABELS))
-    extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(tmp_path)
     wave_N = make_recording(1.1)
     inputs_BTM = extractor(wave_N, sampling_rate=16_000, return_tensors="pt")["input_values"]
     with torch.no_grad():
@@ -77,11 +77,11 @@ def test_transformers_opens_our_folder_and_predicts_the_same(tmp_path: Path) -> 
 
 def test_folder_written_by_transformers_predicts_the_same_and_starts_another_model(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    config = ASTConfig(
+    config = transformers.ASTConfig(
         hidden_size=192, num_attention_heads=3, intermediate_size=768, max_length=128, id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
     )  # fmt: skip
-    theirs = ASTForAudioClassification(config).eval()
+    theirs = transformers.ASTForAudioClassification(config).eval()
     with torch.no_grad():  # as large as trained ones: near 0 the two eps of LayerNorm, 1e-12 and 1e-6, would show
         for parameter in theirs.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -29,6 +29,7 @@ def test_the_linear_front_end_equals_fbank(window: str) -> None:
         torch.testing.assert_close(LinearFrontEnd(config)(wave_N[None])[0], expected_TM, atol=2e-2, rtol=0)
 
 
+@pytest.mark.long  # tests/pipeline/test_export.py exports an ensemble
 @pytest.mark.slow
 def test_onnx_predicts_the_same_probabilities_for_any_length_and_batch(trained_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.load(trained_bundle)

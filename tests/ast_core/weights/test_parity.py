@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -17,8 +16,18 @@ from ast_core.model.transformer import AST
 from ast_core.weights.positions import adapt_positions
 from ast_core.weights.pretrained import initialise
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelConfig(backbone="deit_tiny_distilled_patch16_224", init="scratch")
 CLASSES = 527
+
+
+def create_model(name: str, **values: int) -> nn.Module:
+    """Return a model of timm without weights from the network."""
+    import timm  # noqa: PLC0415  # seconds, in each process that collects the tests
+
+    model: nn.Module = timm.create_model(name, pretrained=False, **values)
+    return model
 
 
 class Published(nn.Module):
@@ -26,7 +35,7 @@ class Published(nn.Module):
 
     def __init__(self, freq: int, time: int, stride: int = 10) -> None:
         super().__init__()
-        self.v = timm.create_model(TINY.backbone, pretrained=False, num_classes=1000)
+        self.v = create_model(TINY.backbone, num_classes=1000)
         width = self.v.embed_dim
         self.v.patch_embed.proj = nn.Conv2d(1, width, 16, stride=stride)
         patches = ((freq - 16) // stride + 1) * ((time - 16) // stride + 1)
@@ -96,7 +105,7 @@ def test_the_published_cut_is_about_the_centre(tmp_path: Path) -> None:
     [TINY.backbone, pytest.param("deit_base_patch16_224", marks=pytest.mark.long), "vit_base_patch16_224"],
 )
 def test_imagenet_file_returns_the_features_of_timm_for_a_grey_picture(tmp_path: Path, name: str) -> None:
-    theirs = add_noise(timm.create_model(name, pretrained=False))
+    theirs = add_noise(create_model(name))
     save_file(theirs.state_dict(), tmp_path / "imagenet.safetensors")
     config = ModelConfig(backbone=name, freq_stride=16, time_stride=16, init=str(tmp_path / "imagenet.safetensors"))
     ours = AST(config, 224, 224, 3).eval()
@@ -111,7 +120,7 @@ def test_imagenet_file_returns_the_features_of_timm_for_a_grey_picture(tmp_path:
 
 
 def test_mean_projection_and_nearest_or_random_positions_are_as_in_the_paper(tmp_path: Path) -> None:
-    source = timm.create_model(TINY.backbone, pretrained=False)
+    source = create_model(TINY.backbone)
     nn.init.normal_(source.pos_embed)
     torch.save(source.state_dict(), tmp_path / "imagenet.pth")
     config = replace(TINY, init=str(tmp_path / "imagenet.pth"), projection="mean", positions="nearest")
@@ -130,7 +139,7 @@ def test_mean_projection_and_nearest_or_random_positions_are_as_in_the_paper(tmp
 
 
 def test_backbone_of_another_family_is_refused_with_the_missing_tensor(tmp_path: Path) -> None:
-    save_file(timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict(), tmp_path / "plain.safetensors")
+    save_file(create_model("deit_tiny_patch16_224").state_dict(), tmp_path / "plain.safetensors")
     config = replace(TINY, init=str(tmp_path / "plain.safetensors"))
     with pytest.raises(UserError, match=r"missing: dist_token"):
         initialise(AST(config, 128, 128, 3), config)

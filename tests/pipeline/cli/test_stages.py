@@ -151,6 +151,11 @@ def test_workers_that_cannot_share_the_batch_raise_a_user_error():
         (PredictSettings, ["--top-k", "0"], "--top-k is 0; give 1 or more"),
         (PredictSettings, ["--hop-s", "0"], "--hop-s is 0.0; give a number of seconds above 0"),
         (PredictSettings, ["--hop-s", "nan"], "--hop-s is nan; give a number of seconds above 0"),
+        (PredictSettings, ["--event-threshold", "0"], "--event-threshold is 0.0; give a probability above 0"),
+        (PredictSettings, ["--event-release", "1.1"], "--event-release is 1.1; give a share above 0 and at most 1"),
+        (PredictSettings, ["--event-overlap", "1"], "--event-overlap is 1.0; give a share from 0 to below 1"),
+        (PredictSettings, ["--event-min-s", "-1"], "--event-min-s is -1.0; give 0 or more seconds"),
+        (PredictSettings, ["--event-gap-s", "inf"], "--event-gap-s is inf; give 0 or more seconds"),
     ],
 )
 def test_counts_that_are_too_low_raise_a_user_error(kind, words, message):

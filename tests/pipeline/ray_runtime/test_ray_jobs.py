@@ -11,9 +11,12 @@ import pytest
 import requests
 from clusters import Cluster
 from launches import ROOT, has_epoch, last_step, newest_step, training_flags, wait_until
+from listed_audio import flags, prepare_settings, require_balance, write_clips, write_list
 from prepared import write_shards
 
-pytestmark = [pytest.mark.xdist_group("ray_cluster"), pytest.mark.timeout(400)]
+from ast_core.shards.index import ShardIndex
+
+pytestmark = [pytest.mark.timeout(400)]
 UPLOADED_BYTES = 2_000_000
 """At most; the virtual environment alone is gigabytes."""
 STUDY = """
@@ -42,15 +45,17 @@ def submit(
     )  # fmt: skip
 
 
-def test_a_training_job_shows_its_result_and_uploads_little(folder: Path, ray_cluster: Cluster) -> None:
-    done = submit(ray_cluster, ["pipeline/train.py", *training_flags(folder, "job", 2)])
+def test_a_job_shows_its_result_and_uploads_little(tmp_path: Path, ray_cluster: Cluster) -> None:
+    """Check a job whose workers run the uploaded code; the long form also trains, as the guides do."""
+    clips = write_clips(tmp_path / "data", 8)
+    settings = prepare_settings(write_list(tmp_path / "data" / "list.csv", clips), tmp_path / "run" / "shards")
+    done = submit(ray_cluster, ["pipeline/prepare.py", *flags(settings)])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "seed-0: training" in done.stdout
+    assert f"{len(clips)} clips in" in done.stdout
     assert "succeeded" in done.stdout
-    rows = (folder / "job" / "members" / "seed-0" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+    require_balance(ShardIndex.load(settings.shards), settings.shards, len(clips))
     uploaded = [
-        sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        sum(path.stat().st_size for path in package.rglob("*.*") if path.is_file() and path.suffix != ".pyc")
         for package in ray_cluster.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*")
         if package.is_dir()
     ]
@@ -59,10 +64,20 @@ def test_a_training_job_shows_its_result_and_uploads_little(folder: Path, ray_cl
 
 
 @pytest.mark.long
+def test_a_training_job_shows_its_result(folder: Path, ray_cluster: Cluster) -> None:
+    done = submit(ray_cluster, ["pipeline/train.py", *training_flags(folder, "job", 2)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "seed-0: training" in done.stdout
+    assert "succeeded" in done.stdout
+    rows = (folder / "job" / "members" / "seed-0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+
+
+@pytest.mark.long
 def test_a_study_job_shows_its_table(folder: Path, ray_cluster: Cluster) -> None:
     (folder / "rates.toml").write_text(STUDY)
-    flags = [*training_flags(folder, "study", 2), "--study", str(folder / "rates.toml"), "--workers", "1"]
-    done = submit(ray_cluster, ["tune/search.py", *flags, "--winner", str(folder / "best.toml")])
+    words = [*training_flags(folder, "study", 2), "--study", str(folder / "rates.toml"), "--workers", "1"]
+    done = submit(ray_cluster, ["tune/search.py", *words, "--winner", str(folder / "best.toml")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Two rates" in done.stdout
     assert {"slow", "fast"} <= set(done.stdout.split())

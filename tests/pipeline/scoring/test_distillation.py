@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from prepared import BINS, FRAMES, LABELS, write_shards
-from trainings import train_without_ray
 
 from ast_core.config import DistilConfig
 from ast_core.errors import UserError
@@ -39,7 +38,7 @@ def make_settings(folder: Path, run: str, *more: str) -> RunSettings:
 
 def train_and_evaluate(settings: RunSettings) -> dict[str, dict[str, float]]:
     for seed in settings.ensemble.seeds:
-        train_without_ray(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
+        train(dataclasses.replace(select_settings(settings, TrainSettings), seed=seed))
     combine(select_settings(settings, CombineSettings))
     return evaluate(select_settings(settings, EvaluateSettings))
 
@@ -65,8 +64,8 @@ def folder(tmp_path: Path, new_store) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(400)
-def test_a_smaller_student_is_compared_with_its_teacher(folder: Path, ray_session, capsys) -> None:
+@pytest.mark.slow
+def test_a_smaller_student_is_compared_with_its_teacher(folder: Path, without_ray, capsys) -> None:
     teacher_results = write_teacher(make_settings(folder, "teacher"))
     teacher = folder / "teacher" / "bundles" / "ensemble"
     student = make_settings(
