@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ast_core.errors import ClipError, DamagedError, UserError
     from ast_core.evaluation.audio_tagger import AudioTagger, Timeline
     from ast_core.evaluation.bootstrap import bootstrap_intervals
+    from ast_core.evaluation.events import Event
     from ast_core.evaluation.metrics import evaluate_scores
     from ast_core.evaluation.predictor import Predictor
     from ast_core.loading import load
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ast_core.model.transformer import AST
     from ast_core.shards.index import ShardIndex
     from ast_core.shards.reader import ShardReader
+    from ast_core.shards.torch_dataset import ShardDataset
     from ast_core.training.callback import TrainerCallback
     from ast_core.training.trainer import fit
     from ast_core.weights.bundle import Bundle
@@ -59,6 +61,7 @@ __all__ = [
     "Decoder",
     "DistilConfig",
     "EnsembleConfig",
+    "Event",
     "Fbank",
     "FrontEndConfig",
     "Job",
@@ -69,6 +72,7 @@ __all__ = [
     "PrepareConfig",
     "Recipe",
     "Recording",
+    "ShardDataset",
     "ShardIndex",
     "ShardReader",
     "Timeline",
@@ -97,6 +101,7 @@ _MODULES = {
     "Decoder": "audio.decoder",
     "DistilConfig": "config",
     "EnsembleConfig": "config",
+    "Event": "evaluation.events",
     "Fbank": "audio.fbank",
     "FrontEndConfig": "config",
     "Job": "config",
@@ -107,6 +112,7 @@ _MODULES = {
     "PrepareConfig": "config",
     "Recipe": "config",
     "Recording": "audio.decoder",
+    "ShardDataset": "shards.torch_dataset",
     "ShardIndex": "shards.index",
     "ShardReader": "shards.reader",
     "Timeline": "evaluation.audio_tagger",

@@ -33,7 +33,7 @@ class OurInputs:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.reader = ShardReader(job.shards, job.data.train_splits)
-        self.order_N = order.epoch_order("shuffle", self.reader.labels_NC, job.seed, 1)
+        self.order_N = order.epoch_order("shuffle", self.reader.labels, job.seed, 1)
         self.steps = itertools.cycle(order.rank_steps(len(self.reader), job.optim.batch_size, 0, 1))
 
     def next_batch(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ from prepare import make_part
 
 from ast_core.config import FrontEndConfig, ModelConfig
 from ast_core.model.cost import ModelCost, model_cost
-from pipeline.ray_runtime.shard_part import write_shard_part
+from pipeline.preparation.part_writer import write_shard_part
 
 CLIPS, CLASSES = 1_953_082, 527
 """Balanced and unbalanced training clips of the published run."""

@@ -129,7 +129,8 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
 def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     """Return the names of the folds: all splits of the data set."""
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    manifest, _ = list_clips(settings.data, Path(settings.data.source), settings.shards)
+    listings = RunFolder.of(settings).archive_listings
+    manifest, _ = list_clips(settings.data, settings.data.source, settings.shards, listings)
     names = tuple(sorted({clip.split for clip in manifest.clips}))
     require(
         len(names) >= 3 and not {"train", "test", "eval"} & set(names),

@@ -143,7 +143,7 @@ def _result(
     if known is not None:
         return known
     labels, single = reader.index.labels, reader.index.single_label
-    chosen = (scores_NC[test.indices_N], reader.labels_NC[test.indices_N])
+    chosen = (scores_NC[test.indices_N], reader.labels.rows(test.indices_N))
     result = results_of.EvaluationResult(
         bundle_digest=identity["bundle_digest"],
         data_hash=identity["data_hash"],
@@ -165,7 +165,7 @@ def _result(
 def _hash_of_clips(test: TestClips) -> str:
     """Return a hash of the clips that count and their labels: results with the same hash can be compared."""
     reader = test.reader
-    labels = [np.flatnonzero(reader.labels_NC[index]).tolist() for index in test.indices_N]
+    labels = [reader.labels.of_clip(index).tolist() for index in test.indices_N]
     return sha256_of_json([[reader.clip_ids[index] for index in test.indices_N], labels, list(reader.index.labels)])
 
 

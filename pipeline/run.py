@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import shlex
 import sys
 import time
@@ -50,6 +51,7 @@ from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.register import register
 from pipeline.report import report
+from pipeline.run_folder.extracted_recordings import extract_recordings
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
@@ -120,12 +122,13 @@ def _announce(settings: RunSettings, stages: list[str]) -> None:
     Console(highlight=False).print(f"{text} What is done already is not done again.")
 
 
-def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[Path, ...]:
-    """Return the first recordings of the test split that have a file."""
-    source = folder.synthetic_audio if settings.data.source == SYNTHETIC else Path(settings.data.source)
-    manifest, _ = list_clips(settings.data, source, folder.shards)
-    found = [Path(clip.path) for clip in manifest.clips if clip.split == settings.data.test_split and clip.path]
-    return tuple(found[:SHOWN_RECORDINGS])
+def _test_recordings(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
+    """Return files with the first recordings of the test split; those inside other files or a store are saved first."""
+    source = str(folder.synthetic_audio) if settings.data.source == SYNTHETIC else settings.data.source
+    manifest, _ = list_clips(settings.data, source, folder.shards, folder.archive_listings)
+    found = (clip for clip in manifest.clips if clip.split == settings.data.test_split and clip.path)
+    shown = list(itertools.islice(found, SHOWN_RECORDINGS))
+    return tuple(map(str, extract_recordings(shown, manifest.audio_column, folder.test_recordings)))
 
 
 def _uri(name: str, version: int) -> str:

@@ -178,12 +178,12 @@ def _print_gains(results: dict[str, dict[str, float]], members: Sequence[str]) -
 def _write_subsets(path: Path, scores: dict[str, np.ndarray], reader: ShardReader) -> None:
     """Write the metric of every subset of two or more members as CSV."""
     lines = ["members,metric,value,names"]
-    single = reader.index.single_label
+    labels_NC, single = reader.labels_NC, reader.index.single_label
     key = headline_metric(single)
     for size in range(2, len(scores) + 1):
         for names in itertools.combinations(scores, size):
             mean_NC = mean_probabilities([scores[name] for name in names])
-            value = evaluate_scores(mean_NC, reader.labels_NC, single)[key]
+            value = evaluate_scores(mean_NC, labels_NC, single)[key]
             lines.append(f"{size},{key},{value:.6f},{' '.join(names)}")
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

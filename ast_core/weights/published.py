@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD, FrontEndConfig, Loss, ModelConfig
-from ast_core.dataset.csv_rows import csv_rows
+from ast_core.dataset.loose.csv_rows import csv_rows
 from ast_core.dataset.problems import Problems
 from ast_core.errors import UserError, require
 from ast_core.model.transformer import BACKBONES, patch_grid
