@@ -58,6 +58,15 @@ PROOFS = {
     "a node dies while preparing, and no clip is lost": (
         "tests/cluster/test_nodes.py::test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice"
     ),
+    "a killed prepare from Parquet files continues to the same bytes": (
+        "tests/pipeline/test_prepare_sources.py::test_a_killed_run_from_parquet_resumes_to_the_same_bytes"
+    ),
+    "a killed predict is completed to the same files": (
+        "tests/pipeline/test_predict_many.py::test_a_killed_run_is_completed_to_the_same_files"
+    ),
+    "predict on Ray gives the same rows for any number of workers, also after a kill": (
+        "tests/pipeline/test_predict_ray.py::test_rows_are_the_same_for_one_and_two_workers_and_for_a_killed_worker"
+    ),
     "another node continues from the object store to the same bits": (
         "tests/cluster/test_another_node.py::test_another_node_goes_on_from_the_store_to_the_same_weights"
     ),
