@@ -74,6 +74,7 @@ class Cluster:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_metrics_report_interval_ms": "1000",
+            "RAY_agent_register_timeout_ms": "120000",  # the machine may be busy
         }
 
     def add_node(self, cpus: int) -> psutil.Process:

@@ -31,8 +31,12 @@ SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",  # so that a node is dead after 5 to 15 s
+    "RAY_agent_register_timeout_ms": "120000",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+JOIN = 'for attempt in 1 2 3; do "$@" && exit; done'
+"""Script that starts a node again: on a busy machine Ray gives one up that takes more than 30 s to start."""
 
 
 def why_not() -> str:
@@ -126,6 +130,8 @@ class Nodes:
             str(Path(sys.executable).parent / "ray"), "start", *join, f"--node-ip-address={node.address}",
             f"--num-cpus={cpus}", "--object-store-memory=100000000", "--block",
         ]  # fmt: skip
+        if node is not head:
+            command = ["sh", "-c", JOIN, "sh", *command]
         self.by_name[name] = node
         node.own.append(self.launch(name, command, self.folder / f"{name}.log"))
         return node
