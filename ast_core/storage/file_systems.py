@@ -7,6 +7,7 @@ package is installed.
 from __future__ import annotations
 
 import functools
+import os
 import urllib.parse
 
 import pyarrow as pa
@@ -18,13 +19,17 @@ from ast_core.storage.places import is_uri, require_no_keys
 __all__ = ["is_uri", "join_uri", "locate_file", "open_filesystem", "uses_percent"]
 _ENCODED = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"}
 """Kinds of URIs whose names are percent-encoded: those of pyarrow. fsspec takes names as they are."""
+_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "HADOOP_", "HF_")
+"""Starts of the names of the environment variables that hold endpoints and keys of stores."""
 _PROBE = "probe"
 """Name in a bucket that need not exist, by which the path of the bucket is found."""
 
 
-@functools.cache
 def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a URI and the URI's path in it, without a `/` at its end.
+
+    A file system is opened once, and again when the environment names another endpoint or other keys: a user of a
+    notebook corrects them without a restart.
 
     Args:
         uri: place in an object store, on Hugging Face's hub or in a shared folder.
@@ -33,6 +38,12 @@ def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: the kind of URI is unknown, its package is missing, or the URI holds keys or no bucket.
     """
+    settings = tuple((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS))
+    return _open_once(uri, option, settings)
+
+
+@functools.cache
+def _open_once(uri: str, option: str, _settings: tuple[tuple[str, str], ...]) -> tuple[fs.FileSystem, str]:
     require_no_keys(uri, option)
     try:
         filesystem, base = _open(uri)
