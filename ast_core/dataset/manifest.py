@@ -35,6 +35,7 @@ from ast_core.dataset.source_files import find_source_files
 from ast_core.dataset.source_options import Columns, SourceOptions
 from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES, group_clips, place_clips
 from ast_core.errors import UserError, require
+from ast_core.storage.file_systems import forget_file_systems
 from ast_core.storage.places import is_pattern, is_uri, matches_files
 
 __all__ = ["Clip", "Columns", "Manifest", "detect_layout", "load_manifest"]
@@ -107,6 +108,7 @@ def read_manifest(
     """
     place = source if isinstance(source, str) else os.fspath(source)
     _check_place(place, options)
+    forget_file_systems()
     with _open_mirror(place, layout, options) as mirror:
         chosen = detect_layout(place, options.roots, options.follow_links, mirror) if layout == "auto" else layout
         if chosen in CONTAINER_LAYOUTS:

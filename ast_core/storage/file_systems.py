@@ -7,7 +7,6 @@ package is installed.
 from __future__ import annotations
 
 import functools
-import os
 import urllib.parse
 
 import pyarrow as pa
@@ -16,20 +15,18 @@ from pyarrow import fs
 from ast_core.errors import UserError
 from ast_core.storage.places import is_uri, require_no_keys
 
-__all__ = ["is_uri", "join_uri", "locate_file", "open_filesystem", "uses_percent"]
+__all__ = ["forget_file_systems", "is_uri", "join_uri", "locate_file", "open_filesystem", "uses_percent"]
 _ENCODED = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"}
 """Kinds of URIs whose names are percent-encoded: those of pyarrow. fsspec takes names as they are."""
-_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "HADOOP_", "HF_")
-"""Starts of the names of the environment variables that hold endpoints and keys of stores."""
 _PROBE = "probe"
 """Name in a bucket that need not exist, by which the path of the bucket is found."""
 
 
+@functools.cache
 def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a URI and the URI's path in it, without a `/` at its end.
 
-    A file system is opened once, and again when the environment names another endpoint or other keys: a user of a
-    notebook corrects them without a restart.
+    A file system is opened once, until `forget_file_systems` is called.
 
     Args:
         uri: place in an object store, on Hugging Face's hub or in a shared folder.
@@ -38,12 +35,6 @@ def open_filesystem(uri: str, option: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: the kind of URI is unknown, its package is missing, or the URI holds keys or no bucket.
     """
-    settings = tuple((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS))
-    return _open_once(uri, option, settings)
-
-
-@functools.cache
-def _open_once(uri: str, option: str, _settings: tuple[tuple[str, str], ...]) -> tuple[fs.FileSystem, str]:
     require_no_keys(uri, option)
     try:
         filesystem, base = _open(uri)
@@ -54,6 +45,14 @@ def _open_once(uri: str, option: str, _settings: tuple[tuple[str, str], ...]) ->
     if not base.strip("/"):
         raise UserError(f"{option} {uri} has no bucket or folder; give s3://bucket/prefix, or file:///folder.")
     return filesystem, base.rstrip("/")
+
+
+def forget_file_systems() -> None:
+    """Open every file system again at its next use, with the endpoint and the keys that the environment then names.
+
+    Each listing of a source starts with it: a user of a notebook corrects a variable and tries again without a restart.
+    """
+    open_filesystem.cache_clear()
 
 
 def locate_file(uri: str, option: str = "--data.source") -> tuple[fs.FileSystem, str]:

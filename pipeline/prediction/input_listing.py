@@ -12,7 +12,7 @@ from ast_core.dataset.clips import Clip
 from ast_core.dataset.problems import UnlistedCounts
 from ast_core.errors import UserError, require
 from ast_core.evaluation.prediction_table import to_text
-from ast_core.storage.file_systems import is_uri, locate_file
+from ast_core.storage.file_systems import forget_file_systems, is_uri, locate_file
 from ast_core.storage.name_set import NameSet
 from pipeline.prediction.containers import holds_recordings, is_container, list_members
 from pipeline.prediction.recording_walk import has_wildcard, is_recording, split_pattern, walk_files, walk_objects
@@ -43,6 +43,7 @@ class InputListing:
         Raises:
             UserError: an input does not exist, or cannot be listed.
         """
+        forget_file_systems()
         for own in self.inputs:
             for clip in self._list(own):
                 if self._seen.add(clip.clip_id):
