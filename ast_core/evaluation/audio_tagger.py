@@ -21,8 +21,9 @@ from ast_core.errors import UserError, require
 from ast_core.evaluation.event_windows import decide_events, score_with_edges
 from ast_core.evaluation.events import Event, EventRule, Windows
 from ast_core.evaluation.prediction_table import top_classes
-from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
+from ast_core.evaluation.predictor import Predictor
 from ast_core.evaluation.recording_inputs import ArrayInput, Audio, FileInput, is_single, name_errors, read_inputs
+from ast_core.evaluation.window_cuts import MeasuredBlocks
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
 

@@ -17,7 +17,8 @@ import torch
 from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.errors import require
 from ast_core.evaluation.events import Event, EventRule, Windows, find_events
-from ast_core.evaluation.predictor import WINDOWS_AT_ONCE, Blocks, MeasuredBlocks, Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, Blocks, MeasuredBlocks
 from ast_core.weights.decisions import Decisions
 from ast_core.weights.ensemble_mean import mean_probabilities, member_probabilities
 

@@ -6,51 +6,18 @@ Shapes: N samples, W windows, B clips, T frames, M mel bins, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
-from ast_core.audio.fbank import Fbank, fit_length
+from ast_core.audio.fbank import Fbank
 from ast_core.config import FrontEndConfig
 from ast_core.errors import require
+from ast_core.evaluation.embedder import Embedder, Embedding, find_member
+from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, Blocks, Window, cut_windows
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities, member_probabilities
-
-WINDOWS_AT_ONCE = 16
-"""Windows that a model scores in one batch."""
-Blocks = np.ndarray | Iterable[np.ndarray]
-"""Recording at the front end's rate: float32 [N], or an iterable of blocks that can be iterated more than once."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a recording that is as long as a training clip, ready for a model."""
-
-    fbank_TM: torch.Tensor
-    """Log-mel, float32 [T, M], padded if the recording ends before the window."""
-    num_frames: int
-    """Frames that are not padding."""
-
-
-class MeasuredBlocks:
-    """The blocks of a recording; it counts their samples while they are read.
-
-    Args:
-        blocks: blocks of the waveform, which can be iterated more than once.
-    """
-
-    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
-        self._blocks = blocks
-        self.samples = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the blocks from the first one."""
-        self.samples = 0
-        for block_N in self._blocks:
-            self.samples += len(block_N)
-            yield block_N
 
 
 class Predictor:
@@ -108,6 +75,21 @@ class Predictor:
         fbank, hop_samples = self.measure_hop(hop_s)
         scores_WC = mean_probabilities(self._score_windows(recording, hop_samples // fbank.hop_samples))
         return np.arange(len(scores_WC)) * hop_samples / fbank.config.sample_rate_hz, scores_WC
+
+    def embed(self, recording: Blocks, layer: int | None = None, member: str | None = None) -> Embedding:
+        """Return the embeddings of a recording.
+
+        Args:
+            recording: float32 [N] at the front end's rate, or blocks of it.
+            layer: block whose output is used, counted from 1; None for the last one.
+            member: name of the member; None for the only one.
+
+        Raises:
+            UserError: there is no such block or member, or the bundle has several members and `member` is None.
+            ClipError: the recording is shorter than one analysis window.
+        """
+        found = self.bundle.members[find_member(self.bundle, member)]
+        return Embedder(found, self._front_ends[found.front_end], layer).embed(recording)
 
     def measure_hop(self, hop_s: float) -> tuple[Fbank, int]:
         """Return the filterbank of all members, and a hop in samples, which is rounded to whole frames.
@@ -181,35 +163,3 @@ class Predictor:
         batch_BTM, frames_B = fbank_BTM.to(self.device).float(), num_frames_B.to(self.device)
         for number in members:
             yield member_probabilities(self.bundle.members[number], batch_BTM, frames_B)
-
-
-def cut_windows(fbank: Fbank, recording: Blocks, hop_frames: int) -> Iterator[Window]:
-    """Yield the windows of a recording, one every `hop_frames`; a last one below half a window only if it is alone.
-
-    Values are rounded to float16, as those of the shards that the model was trained on.
-
-    Raises:
-        ClipError: the recording is shorter than one analysis window.
-    """
-    frames = fbank.config.target_frames
-    for cut_N in _cut_samples(fbank, [recording] if isinstance(recording, np.ndarray) else recording, hop_frames):
-        fbank_TM = fit_length(fbank(torch.from_numpy(cut_N)), frames).half().float()
-        yield Window(fbank_TM, fbank.num_frames(len(cut_N)))
-
-
-def _cut_samples(fbank: Fbank, blocks: Iterable[np.ndarray], hop_frames: int) -> Iterator[np.ndarray]:
-    """Yield the samples of each window; memory holds no more of the recording than one window and one block."""
-    frames, hop = fbank.config.target_frames, hop_frames * fbank.hop_samples
-    size = (frames - 1) * fbank.hop_samples + fbank.window_samples
-    # The next window starts at index `start` of `held_N`, which may lie past its end.
-    held_N, start, count = np.empty(0, np.float32), 0, 0
-    for block_N in blocks:
-        held_N, start = np.concatenate([held_N[start:], block_N]), max(0, start - len(held_N))
-        while len(held_N) - start >= size:
-            yield held_N[start : start + size]
-            start, count = start + hop, count + 1
-    rest_N = held_N[start:]
-    # A rest below half a window would distort the mean: it is used only if the recording has no other window.
-    while not count or fbank.num_frames(len(rest_N)) >= frames // 2:
-        yield rest_N
-        rest_N, count = rest_N[hop:], count + 1

@@ -20,7 +20,8 @@ import numpy as np
 from ast_core.audio.decoder import LIMIT_S, Decoder, Recording
 from ast_core.audio.fbank import Fbank
 from ast_core.errors import ClipError
-from ast_core.evaluation.predictor import WINDOWS_AT_ONCE, MeasuredBlocks, Predictor, Window, cut_windows
+from ast_core.evaluation.predictor import Predictor
+from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, MeasuredBlocks, Window, cut_windows
 from ast_core.weights.ensemble_mean import mean_probabilities
 
 KeyT = TypeVar("KeyT")

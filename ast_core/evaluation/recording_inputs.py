@@ -19,7 +19,7 @@ import torch
 from ast_core.audio.decoder import Decoder, Recording
 from ast_core.audio.waveform import MAX_RATE_HZ, MIN_RATE_HZ, convert_samples, find_full_scale
 from ast_core.errors import ClipError, UserError, require
-from ast_core.evaluation.predictor import Blocks
+from ast_core.evaluation.window_cuts import Blocks
 
 Audio: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any] | torch.Tensor
 """One recording: the path of a file, or an array of samples."""

@@ -1,6 +1,7 @@
 """Define the Audio Spectrogram Transformer (AST).
 
-Shapes: B clips, T frames, M mel bins, P tokens, E embedding, H heads, D embedding a head, C classes.
+Shapes: B clips, T frames, M mel bins, P tokens, E embedding, H heads, D embedding a head, K patches in time,
+C classes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ BACKBONES = {
     "ast_mini": Backbone(144, 6, 3, True),
 }
 """timm's names with the sizes of their papers, and two small sizes that train from scratch on a CPU."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a model makes of each clip before its head; K patches in time."""
+
+    clip_BE: torch.Tensor
+    """Mean of the prefix tokens after the final norm."""
+    frames_BKE: torch.Tensor
+    """Patches averaged over frequency after the final norm, one for each place in time."""
 
 
 class Attention(nn.Module):
@@ -156,6 +167,38 @@ class AST(nn.Module):
         pooled_BE = self.norm(tokens_BPE[:, : self.prefix_tokens]).mean(dim=1)
         logits_BC: torch.Tensor = self.head(self.head_norm(pooled_BE))
         return logits_BC
+
+    def embed(
+        self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None = None, layer: int | None = None
+    ) -> Embeddings:
+        """Map normalised log-mel to embeddings, to which the final norm is applied whatever the layer is.
+
+        Args:
+            fbank_BTM: normalised log-mel, float [B, T, M].
+            num_frames_B: frames that are not padding, for a model with `mask_padding`; None means all frames.
+            layer: block whose output is used, counted from 1; None for the last one, whose clip embedding is what the
+                head takes.
+
+        Raises:
+            UserError: the model has no such block.
+        """
+        last, count = self.find_layer(layer), self.prefix_tokens
+        tokens_BPE, seen_B11P = self.tokens(fbank_BTM, num_frames_B, None)
+        for block in self.blocks[:last]:
+            tokens_BPE = block(tokens_BPE, seen_B11P)
+        normed_BPE = self.norm(tokens_BPE)
+        return Embeddings(normed_BPE[:, :count].mean(dim=1), normed_BPE[:, count:].unflatten(1, self.grid).mean(dim=1))
+
+    def find_layer(self, layer: int | None) -> int:
+        """Return the number of a block, counted from 1; the last one for None.
+
+        Raises:
+            UserError: the model has no such block.
+        """
+        depth = len(self.blocks)
+        known = layer is None or (isinstance(layer, int) and not isinstance(layer, bool) and 1 <= layer <= depth)
+        require(known, f"layer is {layer!r}, but this model has {depth} blocks; give a number from 1 to {depth}.")
+        return depth if layer is None else layer
 
     def tokens(
         self, fbank_BTM: torch.Tensor, num_frames_B: torch.Tensor | None, kept_BK: torch.Tensor | None

@@ -11,7 +11,8 @@ from ast_core.audio.decoder import Recording
 from ast_core.audio.fbank import Fbank, fit_length
 from ast_core.evaluation.attention_rollout import attention_rollout
 from ast_core.evaluation.prediction_table import write_predictions
-from ast_core.evaluation.predictor import MeasuredBlocks, Predictor
+from ast_core.evaluation.predictor import Predictor
+from ast_core.evaluation.window_cuts import MeasuredBlocks
 from pipeline.cli.stages import PredictSettings
 from pipeline.reporting.plots import plot_attention, plot_timeline
 from pipeline.reporting.predictions import Labelling

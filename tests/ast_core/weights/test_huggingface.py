@@ -75,6 +75,22 @@ def test_transformers_opens_our_folder_and_predicts_the_same(tmp_path: Path) -> 
     assert np.abs(own_C - scores_C).max() < 1e-3  # our windows are rounded to float16, as shards are
 
 
+def test_embeddings_of_an_exported_folder_equal_the_hidden_states_of_transformers(tmp_path: Path) -> None:
+    write_folder(tmp_path, to_huggingface(make_model()))
+    theirs = transformers.ASTModel.from_pretrained(tmp_path).eval()
+    ours = Bundle.load(tmp_path).members[0].model
+    inputs_BTM = torch.randn(2, 128, 128)
+    with torch.no_grad():
+        found = theirs(inputs_BTM, output_hidden_states=True)
+        for layer in range(1, 13):
+            normed_BPE = theirs.layernorm(found.hidden_states[layer])
+            embeddings = ours.embed(inputs_BTM, layer=layer)
+            frames_BKE = normed_BPE[:, 2:].unflatten(1, ours.grid).mean(dim=1)
+            torch.testing.assert_close(embeddings.clip_BE, normed_BPE[:, :2].mean(dim=1), atol=1e-4, rtol=0)
+            torch.testing.assert_close(embeddings.frames_BKE, frames_BKE, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours.embed(inputs_BTM).clip_BE, found.pooler_output, atol=1e-4, rtol=0)
+
+
 def test_folder_written_by_transformers_predicts_the_same_and_starts_another_model(tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = transformers.ASTConfig(
