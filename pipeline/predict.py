@@ -6,10 +6,9 @@ ast-pipeline predict RECORDING_OR_FOLDER ... --model models:/ast-demo@champion
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
 
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_core.dataset.clips import Clip
 from ast_core.errors import require
@@ -36,18 +34,15 @@ from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import PredictSettings
-from pipeline.prediction.chunk_predictor import ChunkPredictor, ForRecording
+from pipeline.prediction.chunk_predictor import ChunkPredictor, ForRecording, PredictTask
+from pipeline.prediction.chunk_task import FEW, choose_decoders
 from pipeline.prediction.input_listing import InputListing
 from pipeline.prediction.output_place import OutputPlace
 from pipeline.prediction.recording_chunks import Chunk, ChunkResults, chunk_clips
 from pipeline.prediction.run_summary import PredictSummary
 from pipeline.reporting.predictions import Labelling
+from pipeline.reporting.progress_bars import show_recordings
 from pipeline.scoring.device import choose_device
-
-FEW = 64
-"""Recordings below which this process predicts them: Ray would take longer to start."""
-DECODERS = 4
-"""Decoders of this process at most, one a core."""
 
 
 def predict(settings: PredictSettings) -> PredictSummary:
@@ -74,7 +69,7 @@ def predict(settings: PredictSettings) -> PredictSummary:
         chunks = _list_chunks(listing, known, summary)
         started_s = time.monotonic()
         results = _start(settings, folder, bundle, chunks, summary)
-        with contextlib.closing(results), _show_progress(summary.listed - summary.known) as advance:
+        with contextlib.closing(results), show_recordings("predict", summary.listed - summary.known) as advance:
             for result in results:
                 output.write(result)
                 summary.add(result)
@@ -131,22 +126,18 @@ def _start(
         return _predict_here(settings, bundle, chunks)
     from pipeline.prediction import chunk_pool  # noqa: PLC0415  # Ray takes seconds
 
-    options = chunk_pool.PoolOptions(
-        folder, bundle.digest, settings.decide, settings.top_k, settings.min_probability, settings.gpus
-    )
-    return chunk_pool.predict_on_ray(chunks, options, settings.address, settings.workers)
+    task = PredictTask(settings.decide, settings.top_k, settings.min_probability)
+    options = chunk_pool.PoolOptions(folder, bundle.digest, task, settings.gpus)
+    return chunk_pool.run_on_ray(chunks, options, settings.address, settings.workers)
 
 
 def _predict_here(settings: PredictSettings, bundle: Bundle, chunks: Sequence[bytes]) -> ChunkResults:
     """Yield the results of the chunks; their values are those of `AudioTagger`, to the bit."""
     predictor = Predictor(bundle, choose_device(settings.gpus))
     labelling = Labelling(bundle, settings.decide, settings.top_k, settings.min_probability)
-    unpacked = [Chunk.unpack(packed) for packed in chunks[:1]]
-    most = min(DECODERS, os.cpu_count() or 1)
-    decoders = 1 if len(chunks) == 1 and len(unpacked[0].clips) <= most else most
     with (
         _open_outputs(settings, predictor, labelling, chunks) as outputs,
-        ChunkPredictor(predictor, labelling, decoders, mixed=False) as own,
+        ChunkPredictor(predictor, labelling, choose_decoders(chunks), mixed=False) as own,
     ):
         for packed in chunks:
             yield own.predict_chunk(Chunk.unpack(packed), outputs)
@@ -173,15 +164,6 @@ def _open_outputs(
 def _wants_more(settings: PredictSettings) -> bool:
     """Return whether the user asked for more of each recording than its row."""
     return any(place is not None for place in (settings.timeline, settings.events, settings.attention))
-
-
-@contextlib.contextmanager
-def _show_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the remaining time on stderr; yield the function that advances it."""
-    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("predict", total=total)
-        yield lambda count: progress.advance(bar, count)
 
 
 def _bundle_folder(settings: PredictSettings) -> Path:

@@ -32,6 +32,8 @@ class Embedding:
     """Start of each row of `frames` in seconds, float64 [K]."""
     ends_s: npt.NDArray[np.float64]
     """End of each row of `frames` in seconds, float64 [K]. Rows overlap if the patches do."""
+    length_s: float
+    """Length of the recording in seconds."""
 
     def __repr__(self) -> str:
         """Return a line that describes the embeddings, which have hundreds of values."""
@@ -50,7 +52,7 @@ class WindowEmbedding:
 
 
 class Embedder:
-    """One model on its device, ready to embed.
+    """One model on its device, ready to embed; a `WindowModel` for many recordings.
 
     Args:
         member: model whose embeddings are wanted, on its device.
@@ -76,18 +78,28 @@ class Embedder:
             ClipError: the recording is shorter than one analysis window.
         """
         blocks = MeasuredBlocks([recording] if isinstance(recording, np.ndarray) else recording)
-        windows, parts = self.cut(blocks), []
+        windows, parts = self.cut(self._fbank, blocks), []
         while some := list(islice(windows, WINDOWS_AT_ONCE)):
-            parts += self.embed_windows(some)
+            parts += self.run_windows(self._fbank, some)
         return self.join(parts, blocks.samples / self._fbank.config.sample_rate_hz)
 
-    def cut(self, blocks: Blocks) -> Iterator[Window]:
-        """Yield the windows of a recording: those of `predict`, and its rest if frames are wanted."""
-        return cut_windows(self._fbank, blocks, self._fbank.config.target_frames, keep_rest=self._frames)
+    @property
+    def size(self) -> int:
+        """Number of values of an embedding."""
+        return self._member.model.pos_embed.shape[2]
 
-    def embed_windows(self, windows: Sequence[Window]) -> list[WindowEmbedding]:
+    @property
+    def filterbanks(self) -> tuple[Fbank, ...]:
+        """The filterbank of the member's front end."""
+        return (self._fbank,)
+
+    def cut(self, fbank: Fbank, blocks: Blocks) -> Iterator[Window]:
+        """Yield the windows of a recording: those of `predict`, and its rest if frames are wanted."""
+        return cut_windows(fbank, blocks, fbank.config.target_frames, keep_rest=self._frames)
+
+    def run_windows(self, fbank: Fbank, windows: Sequence[Window]) -> list[WindowEmbedding]:
         """Return the embeddings of windows, of one recording or of many, in one batch."""
-        model, half = self._member.model, self._fbank.config.target_frames // 2
+        model, half = self._member.model, fbank.config.target_frames // 2
         device = model.pos_embed.device
         fbank_WTM = torch.stack([window.fbank_TM for window in windows]).to(device).float()
         frames_W = torch.tensor([window.num_frames for window in windows])
@@ -115,7 +127,9 @@ class Embedder:
         starts_K = np.concatenate(places) * hop
         ends_s = np.minimum((starts_K + patch) / config.sample_rate_hz, length_s)
         frames_KE = np.concatenate([own.frames_KE for own in parts])
-        return Embedding(np.mean(clips, axis=0, dtype=np.float32), frames_KE, starts_K / config.sample_rate_hz, ends_s)
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller refuses values that are not finite
+            clip_E: npt.NDArray[np.float32] = np.mean(clips, axis=0, dtype=np.float32)
+        return Embedding(clip_E, frames_KE, starts_K / config.sample_rate_hz, ends_s, length_s)
 
 
 def find_member(bundle: Bundle, name: str | None) -> int:

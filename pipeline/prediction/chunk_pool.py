@@ -1,4 +1,4 @@
-"""Predict chunks on Ray Data: a pool of actors that hold the model, one for each GPU or CPU."""
+"""Run chunks of recordings on Ray Data: a pool of actors that hold the model, one for each GPU or CPU."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from ray.exceptions import OutOfDiskError, RayError
 from ast_core.errors import UserError, require
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.gpu_choice import Gpus
-from pipeline.prediction.chunk_predictor import ChunkPredictor
+from pipeline.prediction.chunk_task import ChunkTask
 from pipeline.prediction.recording_chunks import Chunk, ChunkResult, ChunkResults
 from pipeline.ray_runtime import cluster_size, connection, internals
 from pipeline.ray_runtime.heartbeat import send_heartbeats
 from pipeline.ray_runtime.liveness import LivenessWatch
-from pipeline.reporting.predictions import Labelling
+from pipeline.scoring.device import choose_device
 from pipeline.scoring.model_worker import ModelWorker
 
 RETRIES = 2
-"""Number of times that a chunk is predicted again after its worker died. Recordings that crash the decoder do not
+"""Number of times that a chunk is used again after its worker died. Recordings that crash the decoder do not
 count: they are refused."""
 DECODERS_OF_GPU, DECODERS_OF_CPU = 4, 2
 """Decoders of one worker: a GPU is faster than several of them."""
 _CHUNK = "chunk"
 """Column of the packed chunks."""
+_RESULT_FIELDS: list[pa.Field[Any]] = [pa.field("facts", pa.string()), pa.field("rows", pa.large_binary())]
+"""Columns of a result: frame embeddings of long recordings may exceed the 2 GB of `binary`."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ class PoolOptions:
     """Folder of the bundle on the driver's node."""
     digest: str
     """Digest of the bundle."""
-    decide: bool
-    top_k: int
-    min_probability: float
+    task: ChunkTask
+    """What to make of each recording."""
     gpus: Gpus
     watch: str = ""
     """Name of the driver's `LivenessWatch`."""
@@ -64,7 +65,7 @@ class ChunkWorker(ModelWorker):
     """
 
     def __init__(self, options: PoolOptions, files: ray.ObjectRef[dict[str, np.ndarray]] | None) -> None:
-        super().__init__(options.watch, "predict", options.gpus)
+        super().__init__(options.watch, options.task.stage, options.gpus)
         self._watch = options.watch
         with _find_bundle(options, files) as folder:
             bundle = Bundle.load(folder)
@@ -72,26 +73,26 @@ class ChunkWorker(ModelWorker):
             bundle.digest == options.digest,
             f"The bundle {options.folder} changed while this program ran. Run the same command again.",
         )
-        predictor = self.place(bundle)
-        labelling = Labelling(bundle, options.decide, options.top_k, options.min_probability)
-        decoders = DECODERS_OF_CPU if predictor.device.type == "cpu" else DECODERS_OF_GPU
-        self._predictor = ChunkPredictor(predictor, labelling, decoders, mixed=True)
+        device = choose_device(options.gpus)
+        decoders = DECODERS_OF_CPU if device == "cpu" else DECODERS_OF_GPU
+        self._runner = options.task.open(bundle, device, decoders, mixed=True)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Predict the chunks of a batch, which has one."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield the results of the chunks of a batch, which has one."""
         chunks: list[Any] = batch.column(_CHUNK).to_pylist()
-        results = [self._predict(Chunk.unpack(packed)) for packed in chunks]
-        return pa.Table.from_pylist([result.to_row() for result in results])
+        for packed in chunks:
+            for result in self._run(Chunk.unpack(packed)):
+                yield pa.Table.from_pylist([result.to_row()], schema=pa.schema(_RESULT_FIELDS))
 
-    def _predict(self, chunk: Chunk) -> ChunkResult:
+    def _run(self, chunk: Chunk) -> Iterator[ChunkResult]:
         with send_heartbeats(self._watch, f"recordings from {chunk.number}"):
             try:
-                return self._predictor.predict_chunk(chunk)
+                yield from self._runner.run_chunk(chunk)
             except UserError as error:
-                return ChunkResult(chunk.number, chunk.file_name, error=str(error))
+                yield ChunkResult(chunk.number, chunk.file_name, error=str(error))
 
 
-def predict_on_ray(chunks: Sequence[bytes], options: PoolOptions, address: str, workers: int) -> ChunkResults:
+def run_on_ray(chunks: Sequence[bytes], options: PoolOptions, address: str, workers: int) -> ChunkResults:
     """Yield the results of packed chunks in the order of their ends.
 
     Args:
@@ -101,7 +102,7 @@ def predict_on_ray(chunks: Sequence[bytes], options: PoolOptions, address: str, 
         workers: value of `--workers`.
 
     Raises:
-        UserError: a recording cannot be read, because of the disk or the store; a chunk cannot be predicted, because
+        UserError: a recording cannot be read, because of the disk or the store; a chunk cannot be used, because
             its workers died; or `connection.connect` refuses.
     """
     with connection.connect(address, workers, options.gpus):
@@ -111,7 +112,7 @@ def predict_on_ray(chunks: Sequence[bytes], options: PoolOptions, address: str, 
         context.print_on_execution_start = False
         context.max_errored_blocks = 0
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with LivenessWatch("predict", count) as watch:
+        with LivenessWatch(options.task.stage, count) as watch:
             own = replace(options, watch=watch.name, node_id=ray.get_runtime_context().get_node_id())
             items = ray.data.from_items([{_CHUNK: chunk} for chunk in chunks], override_num_blocks=len(chunks))
             with warnings.catch_warnings():

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow.parquet
 
 from ast_core.dataset.clips import Clip
-from ast_core.dataset.contents.clip_contents import Content, read_contents
-from ast_core.errors import ClipError, UserError
+from ast_core.errors import ClipError
 from ast_core.evaluation.prediction_table import Prediction, to_table
 from ast_core.evaluation.predictor import Predictor
-from ast_core.evaluation.recording_batches import RecordingBatches, Scored
+from ast_core.evaluation.recording_batches import ProbabilityModel, RecordingBatches, Scored
+from ast_core.weights.bundle import Bundle
+from pipeline.prediction.chunk_task import run_recordings
 from pipeline.prediction.recording_chunks import Chunk, ChunkResult
 from pipeline.reporting.predictions import Labelling
 
@@ -42,7 +44,7 @@ class ChunkPredictor:
 
     def __init__(self, predictor: Predictor, labelling: Labelling, decoders: int, mixed: bool) -> None:
         self._labelling = labelling
-        self._batches = RecordingBatches(predictor, decoders, mixed)
+        self._batches = RecordingBatches(ProbabilityModel(predictor), decoders, mixed)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -53,6 +55,10 @@ class ChunkPredictor:
     ) -> None:
         """End the decoders."""
         self._batches.__exit__(kind, error, trace)
+
+    def run_chunk(self, chunk: Chunk) -> Iterator[ChunkResult]:
+        """Yield the result of a chunk; errors are those of `predict_chunk`."""
+        yield self.predict_chunk(chunk)
 
     def predict_chunk(self, chunk: Chunk, for_recording: ForRecording | None = None) -> ChunkResult:
         """Predict the recordings of a chunk: each one has one row, which holds its probabilities or its error.
@@ -76,13 +82,7 @@ class ChunkPredictor:
         return result
 
     def _predict(self, chunk: Chunk, for_recording: ForRecording | None) -> Iterator[Prediction]:
-        contents: Iterator[tuple[Clip, Content]] = read_contents(chunk.clips)
-        for clip, found in self._batches.predict(contents):
-            if isinstance(found, OSError):
-                raise UserError(
-                    f"{clip.clip_id} could not be read: {found.strerror or found}. Fix the disk, mount or store and "
-                    "run the same command again; rows that were written stay."
-                ) from found
+        for clip, found in run_recordings(self._batches, chunk):
             try:
                 if isinstance(found, ClipError):
                     raise found
@@ -97,3 +97,18 @@ class ChunkPredictor:
     def _label(self, clip: Clip, found: Scored) -> Prediction:
         scores_BC: np.ndarray = found.scores_C[None]
         return self._labelling.label(clip.clip_id, [0.0], [found.length_s], scores_BC)[0]
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """The rows of `predict` as a `ChunkTask`."""
+
+    decide: bool
+    top_k: int
+    min_probability: float
+    stage: ClassVar[str] = "predict"
+
+    def open(self, bundle: Bundle, device: str, decoders: int, mixed: bool) -> ChunkPredictor:
+        """Return the runner of one process."""
+        labelling = Labelling(bundle, self.decide, self.top_k, self.min_probability)
+        return ChunkPredictor(Predictor(bundle, device), labelling, decoders, mixed)

@@ -15,8 +15,8 @@ from ast_core.evaluation.prediction_table import PATH, SUFFIXES, write_tables
 from ast_core.storage.file_systems import is_uri
 from ast_core.storage.json_files import sha256_of_json
 from ast_core.storage.name_set import NameSet
-from pipeline.prediction.prediction_folder import PredictionFolder
 from pipeline.prediction.recording_chunks import ChunkResult
+from pipeline.prediction.row_folder import PREDICTIONS, RowFolder
 from pipeline.run_folder.folder_lock import lock_folder
 
 
@@ -33,7 +33,7 @@ class OutputPlace:
     def __init__(self, output: str | None) -> None:
         self.output = output or ""
         self._table = Path(output) if output and _names_table(output) else None
-        self._folder: PredictionFolder | None = None
+        self._folder: RowFolder | None = None
 
     @contextlib.contextmanager
     def open(self, identity: dict[str, Any], inputs: Sequence[str]) -> Iterator[NameSet]:
@@ -59,7 +59,7 @@ class OutputPlace:
                 identity = {**identity, "inputs": sha256_of_json(list(inputs))}
             if not is_uri(place):
                 stack.enter_context(lock_folder(Path(place), "predict", "--output"))
-            self._folder = stack.enter_context(PredictionFolder(place))
+            self._folder = stack.enter_context(RowFolder(PREDICTIONS, place))
             if self._table is not None and not self._folder.matches(identity):
                 _remove_rows(Path(place))
             self._folder.open(identity)

@@ -1,4 +1,4 @@
-"""A chunk of recordings, the unit of `predict`: one worker predicts it, and its rows become one Parquet file."""
+"""A chunk of recordings, the unit of `predict` and `embed`: one worker takes it, and its rows become a Parquet file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chunk:
 
     def pack(self) -> bytes:
         """Return the chunk as compressed JSON, a few bytes a recording."""
-        clips = [[clip.clip_id, clip.path, clip.member] for clip in self.clips]
+        clips = [[clip.clip_id, clip.path, clip.member, clip.start_s, clip.end_s] for clip in self.clips]
         return zlib.compress(json.dumps([self.number, clips]).encode(), 1)
 
     @staticmethod
@@ -44,8 +44,8 @@ class Chunk:
         return Chunk(
             number,
             tuple(
-                Clip(name, path, (), "", member=None if member is None else tuple(member))
-                for name, path, member in clips
+                Clip(name, path, (), "", start_s, end_s, member=None if member is None else tuple(member))
+                for name, path, member, start_s, end_s in clips
             ),
         )
 
@@ -59,15 +59,15 @@ class ChunkResult:
     recordings: int = 0
     refused: int = 0
     length_s: float = 0.0
-    """Length of all predicted recordings."""
+    """Length of all recordings that were not refused."""
     labels: Counter[str] = field(default_factory=Counter)
-    """Recordings by their most probable chosen label; those without one are under ""."""
+    """Recordings by their most probable chosen label; those without one are under "". Embeddings have no labels."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Refused recordings by reason."""
     rows: bytes = b""
     """Parquet file of the rows."""
     error: str = ""
-    """Sentence for the user if the chunk could not be predicted: Ray Data does not keep the type of an exception."""
+    """Sentence for the user if the chunk could not be used: Ray Data does not keep the type of an exception."""
 
     def to_row(self) -> dict[str, Any]:
         """Return the result as a row of a Ray data set."""

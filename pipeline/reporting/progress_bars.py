@@ -1,7 +1,9 @@
-"""The progress bar of a running training, and the table at its end."""
+"""The progress bars of trainings and of lists of recordings, and the table at a training's end."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,3 +60,12 @@ def metrics_table(title: str, history: Path) -> Table:
             f"{row['seconds']:.1f}", f"{row['clips_per_s']:.1f}",
         )  # fmt: skip
     return table
+
+
+@contextlib.contextmanager
+def show_recordings(stage: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar over recordings with the remaining time on stderr; yield the function that advances it."""
+    columns = (TextColumn(stage), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(stage, total=total)
+        yield lambda count: progress.advance(bar, count)

@@ -23,17 +23,17 @@ from ast_core.errors import UserError
 from ast_core.weights.bundle import Bundle, read_members, write_bundle
 from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
-from pipeline.prediction.prediction_folder import NOTE, PredictionFolder
 from pipeline.prediction.recording_chunks import Chunk, ChunkResult, chunk_clips, chunk_size
+from pipeline.prediction.row_folder import PREDICTIONS, RowFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
 from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
-from pipeline.prediction.prediction_folder import PredictionFolder
+from pipeline.prediction.row_folder import RowFolder
 recordings, model, output = sys.argv[1:]
-write = PredictionFolder.write_part
+write = RowFolder.write_part
 written = 0
 def write_twice(self, name, content):
     global written
@@ -41,7 +41,7 @@ def write_twice(self, name, content):
         os.kill(os.getpid(), signal.SIGKILL)
     written += 1
     write(self, name, content)
-PredictionFolder.write_part = write_twice
+RowFolder.write_part = write_twice
 predict(PredictSettings(inputs=(recordings,), model=model, output=output))
 """
 """Program that is killed between its second and its third output file."""
@@ -133,7 +133,7 @@ def test_rows_of_another_model_or_option_are_refused(recordings: Path, trained_b
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds notes.txt, but no _predictions.json"):
         predict(settings(one, trained_bundle, tmp_path / "mine"))
-    (tmp_path / "out" / NOTE).write_text("[")
+    (tmp_path / "out" / PREDICTIONS.note).write_text("[")
     with pytest.raises(UserError, match="is damaged"):
         predict(settings(one, trained_bundle, tmp_path / "out"))
 
@@ -160,9 +160,9 @@ def test_a_table_of_a_stopped_run_is_completed(
     recordings: Path, trained_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     predict(settings(recordings, trained_bundle, tmp_path / f"whole{suffix}"))
-    write, written = PredictionFolder.write_part, []
+    write, written = RowFolder.write_part, []
 
-    def write_one(self: PredictionFolder, name: str, content: bytes) -> None:
+    def write_one(self: RowFolder, name: str, content: bytes) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(name)
@@ -170,7 +170,7 @@ def test_a_table_of_a_stopped_run_is_completed(
 
     output = tmp_path / f"out{suffix}"
     with monkeypatch.context() as patch:
-        patch.setattr(PredictionFolder, "write_part", write_one)
+        patch.setattr(RowFolder, "write_part", write_one)
         with pytest.raises(KeyboardInterrupt):
             predict(settings(recordings, trained_bundle, output))
     assert not output.exists()

@@ -17,7 +17,8 @@ from ast_core.weights.bundle import Bundle
 from pipeline.cli.stages import PredictSettings
 from pipeline.predict import predict
 from pipeline.prediction import chunk_pool
-from pipeline.prediction.prediction_folder import PredictionFolder
+from pipeline.prediction.chunk_predictor import PredictTask
+from pipeline.prediction.row_folder import RowFolder
 from pipeline.ray_runtime import internals
 
 RECORDINGS = 100
@@ -74,16 +75,16 @@ def test_rows_are_the_same_for_one_and_two_workers_and_for_a_killed_worker(
 
 def kill_worker_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the first file that is written kill a worker; return the list that then holds the worker's process."""
-    write, killed = PredictionFolder.write_part, []
+    write, killed = RowFolder.write_part, []
 
-    def write_and_kill(self: PredictionFolder, name: str, content: bytes) -> None:
+    def write_and_kill(self: RowFolder, name: str, content: bytes) -> None:
         write(self, name, content)
         workers = () if killed else find_workers()
         for process in list(workers)[:1]:
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
-    monkeypatch.setattr(PredictionFolder, "write_part", write_and_kill)
+    monkeypatch.setattr(RowFolder, "write_part", write_and_kill)
     return killed
 
 
@@ -101,7 +102,7 @@ def test_a_node_without_the_folder_gets_the_bundle_from_ray(
     monkeypatch.setattr(internals, "is_local", lambda: False)
     files = chunk_pool._share_bundle(trained_bundle)
     digest = Bundle.load(trained_bundle).digest
-    options = chunk_pool.PoolOptions(trained_bundle, digest, False, 5, 0.0, "no", node_id="another")
+    options = chunk_pool.PoolOptions(trained_bundle, digest, PredictTask(False, 5, 0.0), "no", node_id="another")
     with chunk_pool._find_bundle(options, files) as folder:
         assert folder != trained_bundle
         assert Bundle.load(folder).digest == digest

@@ -1,8 +1,8 @@
-"""The data set that `predict --output FOLDER` writes: Parquet files, and a note of what decides their rows.
+"""The data set that a stage writes of many recordings: Parquet files, and a note of what decides their rows.
 
-A folder holds `part-NUMBER-HASH.parquet`, each committed at once, and `_predictions.json`. It is a local folder or a
-place in an object store. It can be read as one data set by pyarrow, pandas, DuckDB and Spark, which ignore names that
-begin with `_` or `.`.
+A folder holds `part-NUMBER-HASH.parquet`, each committed at once, and the note, such as `_predictions.json`. It is a
+local folder or a place in an object store. It can be read as one data set by pyarrow, pandas, DuckDB and Spark, which
+ignore names that begin with `_` or `.`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,31 +24,53 @@ from ast_core.storage.atomic_files import atomic_write
 from ast_core.storage.file_systems import is_uri, open_filesystem
 from ast_core.storage.object_store import ObjectStore
 
-NOTE = "_predictions.json"
-"""File that says which model and options made the rows."""
 FORMAT = 1
 """Number in the note: raise it when the same inputs and options would make other rows."""
 _LARGEST_NOTE = 1 << 20
 
 
-class PredictionFolder:
-    """The output folder, opened for one run.
+@dataclass(frozen=True)
+class RowKind:
+    """What the rows of a folder are."""
+
+    noun: str
+    """Word for the rows, such as `predictions`."""
+    stage: str
+    """Stage that writes them."""
+
+    @property
+    def note(self) -> str:
+        """Name of the file that says which model and options made the rows."""
+        return f"_{self.noun}.json"
+
+
+PREDICTIONS = RowKind("predictions", "predict")
+EMBEDDINGS = RowKind("embeddings", "embed")
+
+
+class RowFolder:
+    """The output folder of a stage, opened for one run.
 
     Args:
+        kind: what its rows are.
         place: path of a local folder, or the URI of a folder in an object store.
+        option: the user's option that names the folder, for errors.
 
     Raises:
         UserError: the URI cannot be used.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, kind: RowKind, place: str, option: str = "--output") -> None:
+        self.kind, self._option = kind, option
         self.place = place.rstrip("/")
         self._until_closed = contextlib.ExitStack()
         self._store: ObjectStore | None = None
         self._root = Path(self.place)
         if is_uri(place):
-            open_filesystem(self.place, "--output")  # checks the URI, and names the option in its error
-            self._root = Path(self._until_closed.enter_context(tempfile.TemporaryDirectory(prefix="ast-predict-")))
+            open_filesystem(self.place, option)  # checks the URI, and names the option in its error
+            self._root = Path(
+                self._until_closed.enter_context(tempfile.TemporaryDirectory(prefix=f"ast-{kind.stage}-"))
+            )
             self._store = ObjectStore(self._root, self.place)
 
     def __enter__(self) -> Self:
@@ -65,7 +88,7 @@ class PredictionFolder:
             identity: model and options that decide the rows, as JSON.
 
         Raises:
-            UserError: the folder holds predictions of another model or with other options, or other files.
+            UserError: the folder holds rows of another model or with other options, or other files.
         """
         known = self._read_note()
         wanted = {"format": FORMAT, **identity}
@@ -73,21 +96,21 @@ class PredictionFolder:
             others = [name for name in self._names() if not name.startswith((".", "_"))]
             require(
                 not others,
-                f"{self.place} holds {', '.join(sorted(others)[:3])}, but no {NOTE}: predict did not write it. Give "
-                "--output a new folder.",
+                f"{self.place} holds {', '.join(sorted(others)[:3])}, but no {self.kind.note}: {self.kind.stage} did "
+                f"not write it. Give {self._option} a new folder.",
             )
-            self._commit(NOTE, f"{json.dumps(wanted, indent=1)}\n".encode())
+            self._commit(self.kind.note, f"{json.dumps(wanted, indent=1)}\n".encode())
             return
         different = [key for key in wanted if known.get(key) != wanted[key]]
         require(
             not different,
-            f"{self.place} holds predictions with another {', '.join(different)}: "
+            f"{self.place} holds {self.kind.noun} with another {', '.join(different)}: "
             f"{', '.join(f'{key} {str(known.get(key))[:80]}, not {str(wanted[key])[:80]}' for key in different)}. "
-            "Give --output a new folder, or the model and options of before.",
+            f"Give {self._option} a new folder, or the model and options of before.",
         )
 
     def matches(self, identity: dict[str, Any]) -> bool:
-        """Return whether the folder holds predictions of this model with these options."""
+        """Return whether the folder holds rows of this model with these options."""
         return self._read_note() == {"format": FORMAT, **identity}
 
     def parts(self) -> list[str]:
@@ -95,14 +118,15 @@ class PredictionFolder:
         return sorted(name for name in self._names() if name.endswith(".parquet") and name[0] not in "._")
 
     def names(self) -> Iterator[str]:
-        """Yield the names of the recordings that have a row."""
+        """Yield the names of the recordings that have a row; those of one file once."""
         for part in self.parts():
             table = self._read(part, [PATH])
             require(
                 PATH in table.column_names,
-                f"{self.place}/{part} cannot be read: it has no column {PATH}, so predict did not write it. Move it.",
+                f"{self.place}/{part} cannot be read: it has no column {PATH}, so {self.kind.stage} did not write it. "
+                "Move it.",
             )
-            names: list[Any] = table.column(PATH).to_pylist()
+            names: list[Any] = table.column(PATH).unique().to_pylist()
             yield from names
 
     def tables(self) -> Iterator[pa.Table]:
@@ -134,15 +158,16 @@ class PredictionFolder:
         if self._store is not None:
             return [path.name for path in self._store.list_files(self._root) if path.parent == self._root]
         require(
-            self._root.is_dir() or not self._root.exists(), f"--output {self.place} is a file; give a folder's name."
+            self._root.is_dir() or not self._root.exists(),
+            f"{self._option} {self.place} is a file; give a folder's name.",
         )
         return [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
 
     def _read_note(self) -> dict[str, Any] | None:
         if self._store is not None:
-            content = self._store.read(self._root / NOTE)
+            content = self._store.read(self._root / self.kind.note)
         else:
-            path = self._root / NOTE
+            path = self._root / self.kind.note
             content = path.read_bytes()[:_LARGEST_NOTE] if path.is_file() else None
         if content is None:
             return None
@@ -151,7 +176,9 @@ class PredictionFolder:
         except (ValueError, RecursionError) as error:
             value = error
         if not isinstance(value, dict):
-            raise DamagedError(f"{self.place}/{NOTE} is damaged: it is no JSON object. Give --output a new folder.")
+            raise DamagedError(
+                f"{self.place}/{self.kind.note} is damaged: it is no JSON object. Give {self._option} a new folder."
+            )
         return value
 
     def _read(self, part: str, columns: list[str] | None) -> pa.Table:
@@ -162,6 +189,6 @@ class PredictionFolder:
                 return pyarrow.parquet.ParquetFile(file).read(columns)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.place}/{part} cannot be read: {error}. If it is damaged, remove it: its recordings are then "
-                "predicted again."
+                f"{self.place}/{part} cannot be read: {error}. If it is damaged, remove it: {self.kind.stage} then "
+                "uses its recordings again."
             ) from error
