@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ast_core.errors import ClipError, DamagedError, UserError
     from ast_core.evaluation.audio_tagger import AudioTagger, Timeline
     from ast_core.evaluation.bootstrap import bootstrap_intervals
+    from ast_core.evaluation.embedder import Embedding
     from ast_core.evaluation.events import Event
     from ast_core.evaluation.metrics import evaluate_scores
     from ast_core.evaluation.predictor import Predictor
@@ -60,6 +61,7 @@ __all__ = [
     "DataConfig",
     "Decoder",
     "DistilConfig",
+    "Embedding",
     "EnsembleConfig",
     "Event",
     "Fbank",
@@ -100,6 +102,7 @@ _MODULES = {
     "DataConfig": "config",
     "Decoder": "audio.decoder",
     "DistilConfig": "config",
+    "Embedding": "evaluation.embedder",
     "EnsembleConfig": "config",
     "Event": "evaluation.events",
     "Fbank": "audio.fbank",

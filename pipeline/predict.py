@@ -37,6 +37,7 @@ from pipeline.cli.stages import PredictSettings
 from pipeline.prediction.chunk_predictor import ChunkPredictor, ForRecording, PredictTask
 from pipeline.prediction.chunk_task import FEW, choose_decoders
 from pipeline.prediction.input_listing import InputListing
+from pipeline.prediction.model_folder import find_model_folder
 from pipeline.prediction.output_place import OutputPlace
 from pipeline.prediction.recording_chunks import Chunk, ChunkResults, chunk_clips
 from pipeline.prediction.run_summary import PredictSummary
@@ -58,7 +59,7 @@ def predict(settings: PredictSettings) -> PredictSummary:
     inputs = [str(own) for own in settings.inputs]
     require(bool(inputs), "There is nothing to predict; give audio files or folders.")
     output = OutputPlace(None if settings.output is None else str(settings.output))
-    folder = _bundle_folder(settings)
+    folder = find_model_folder(settings.model, settings.tracking)
     bundle = Bundle.load(folder)
     require(
         not settings.decide or bundle.decisions is not None,
@@ -164,14 +165,6 @@ def _open_outputs(
 def _wants_more(settings: PredictSettings) -> bool:
     """Return whether the user asked for more of each recording than its row."""
     return any(place is not None for place in (settings.timeline, settings.events, settings.attention))
-
-
-def _bundle_folder(settings: PredictSettings) -> Path:
-    if not settings.model.startswith(("models:/", "runs:/")):
-        return Path(settings.model).absolute()
-    from pipeline.tracking.registry import bundle_folder  # noqa: PLC0415  # MLflow takes 100 MB
-
-    return bundle_folder(settings.model, settings.tracking)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

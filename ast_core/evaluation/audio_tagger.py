@@ -18,6 +18,7 @@ import torch
 
 from ast_core.audio.decoder import Decoder
 from ast_core.errors import UserError, require
+from ast_core.evaluation.embedder import Embedding, find_member
 from ast_core.evaluation.event_windows import decide_events, score_with_edges
 from ast_core.evaluation.events import Event, EventRule, Windows
 from ast_core.evaluation.prediction_table import top_classes
@@ -216,10 +217,122 @@ class AudioTagger:
             UserError: as `predict`; or the hop is shorter than one frame or, with `edges`, longer than a window; or the
                 members have different front ends.
         """
-        number = isinstance(hop_s, int | float | np.integer | np.floating) and math.isfinite(hop_s)
-        require(number, f"hop_s is {hop_s!r}; give a number of seconds, for example 1.0.")
-        results = [self._follow_one(own, float(hop_s), edges) for own in read_inputs(audio, sample_rate_hz)]
+        hop_s = _read_hop(hop_s)
+        results = [self._follow_one(own, hop_s, edges) for own in read_inputs(audio, sample_rate_hz)]
         return results[0] if is_single(audio) else results
+
+    @overload
+    def events(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
+        self,
+        audio: Audio,
+        sample_rate_hz: float | None = None,
+        *,
+        threshold: float | None = None,
+        hop_s: float = 1.0,
+        release: float = EventRule.release,
+        min_s: float = EventRule.min_s,
+        gap_s: float = EventRule.gap_s,
+        overlap: float = EventRule.overlap,
+    ) -> list[Event]: ...
+    @overload
+    def events(
+        self,
+        audio: Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        threshold: float | None = None,
+        hop_s: float = 1.0,
+        release: float = EventRule.release,
+        min_s: float = EventRule.min_s,
+        gap_s: float = EventRule.gap_s,
+        overlap: float = EventRule.overlap,
+    ) -> list[list[Event]]: ...
+    def events(
+        self,
+        audio: Audio | Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        threshold: float | None = None,
+        hop_s: float = 1.0,
+        release: float = EventRule.release,
+        min_s: float = EventRule.min_s,
+        gap_s: float = EventRule.gap_s,
+        overlap: float = EventRule.overlap,
+    ) -> list[Event] | list[list[Event]]:
+        """Find the sounds of recordings with their beginnings and ends, the earliest first.
+
+        This is `timeline` with `edges`, and its `events`; `Timeline.events` says how exact the edges are.
+
+        Args:
+            audio: recording or recordings, as `predict` takes them.
+            sample_rate_hz: sampling rate of the arrays.
+            threshold: probability at which an event of any class begins. By default the thresholds of a calibrated
+                model, else 0.5.
+            hop_s: seconds from the start of one window to the start of the next, at most a window.
+            release: share of the threshold below which an event ends.
+            min_s: shortest event in seconds.
+            gap_s: two events of a class with a shorter gap between them are one.
+            overlap: share of a window that a sound fills when the probability reaches the threshold.
+
+        Returns:
+            Events of the recording. Of several recordings, a list of them in their order.
+
+        Raises:
+            UserError: as `timeline`; or a value is out of its range.
+        """
+        EventRule(threshold, release, min_s, gap_s, overlap)  # checks the values before anything is decoded
+        rule = {"release": release, "min_s": min_s, "gap_s": gap_s, "overlap": overlap}
+        hop_s = _read_hop(hop_s)
+        timelines = (self._follow_one(own, hop_s, edges=True) for own in read_inputs(audio, sample_rate_hz))
+        results = [own.events(threshold, **rule) for own in timelines]
+        return results[0] if is_single(audio) else results
+
+    @overload
+    def embed(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
+        self, audio: Audio, sample_rate_hz: float | None = None, *, layer: int | None = None, member: str | None = None
+    ) -> Embedding: ...
+    @overload
+    def embed(
+        self,
+        audio: Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        layer: int | None = None,
+        member: str | None = None,
+    ) -> list[Embedding]: ...
+    def embed(
+        self,
+        audio: Audio | Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        layer: int | None = None,
+        member: str | None = None,
+    ) -> Embedding | list[Embedding]:
+        """Return the embeddings of recordings: what the model makes of the sound before its head names it.
+
+        The values are those of `ast-pipeline embed`.
+
+        Args:
+            audio: recording or recordings, as `predict` takes them.
+            sample_rate_hz: sampling rate of the arrays.
+            layer: block of the transformer whose output is used, counted from 1; by default the last one.
+            member: name of the member of an ensemble, whose members have embeddings of their own. A model of one
+                member needs none.
+
+        Returns:
+            Embeddings of the recording. Of several recordings, a list in their order.
+
+        Raises:
+            UserError: as `predict`; or the model has no such block or member, or has several members and `member` is
+                None.
+        """
+        self.bundle.members[find_member(self.bundle, member)].model.find_layer(layer)
+        results = [self._embed_one(own, layer, member) for own in read_inputs(audio, sample_rate_hz)]
+        return results[0] if is_single(audio) else results
+
+    def _embed_one(self, own: FileInput | ArrayInput, layer: int | None, member: str | None) -> Embedding:
+        with self._lock, name_errors(own):
+            return self._predictor.embed(own.to_blocks(self.sample_rate_hz, self._decoder), layer, member)
 
     def _predict_one(self, own: FileInput | ArrayInput, decide: bool) -> dict[str, float]:
         with self._lock, name_errors(own):
@@ -242,6 +355,13 @@ class AudioTagger:
         length_s = blocks.samples / self.sample_rate_hz
         ends_s = np.minimum(starts_s + self.window_s, length_s)  # the last window is padded
         return Timeline(starts_s, ends_s, scores_WC, self.labels, self.window_s, self.bundle.decisions)
+
+
+def _read_hop(hop_s: float) -> float:
+    """Return the hop of a call as a float; UserError if it is no finite number."""
+    number = isinstance(hop_s, int | float | np.integer | np.floating) and math.isfinite(hop_s)
+    require(number, f"hop_s is {hop_s!r}; give a number of seconds, for example 1.0.")
+    return float(hop_s)
 
 
 def choose_device(device: str) -> str:

@@ -5,6 +5,7 @@ The stages check the same again: they are also called from Python, and on other 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
     Common,
+    EmbedSettings,
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
@@ -44,7 +46,8 @@ def require_inputs(settings: Any) -> None:
     elif isinstance(settings, RegisterSettings) and not settings.storage:
         run = settings.run_dir
         require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
-    if isinstance(settings, PredictSettings | ExportSettings) and not settings.model.startswith(("models:/", "runs:/")):
+    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ExportSettings)
+    if takes_model and not settings.model.startswith(("models:/", "runs:/")):
         require(
             Path(settings.model).exists(),
             f"--model {settings.model} does not exist; give a bundle folder or a registry URI such as "
@@ -53,9 +56,28 @@ def require_inputs(settings: Any) -> None:
     if isinstance(settings, PredictSettings):
         require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
         _require_event_place(settings)
-        for own in settings.inputs:
-            found = is_uri(own) or is_pattern(own) or Path(own).exists()  # the stage asks stores and matches patterns
-            require(found, f"{own} does not exist; give a file or a folder.")
+        _require_recordings(settings.inputs)
+    if isinstance(settings, EmbedSettings):
+        require(bool(settings.inputs), "There is nothing to embed; give audio files or folders.")
+        _require_embedding_place(settings.output)
+        _require_recordings(settings.inputs)
+
+
+def _require_recordings(inputs: Sequence[str]) -> None:
+    """Raise UserError if an input of this machine does not exist; the stage asks stores and matches patterns."""
+    for own in inputs:
+        found = is_uri(own) or is_pattern(own) or Path(own).exists()
+        require(found, f"{own} does not exist; give a file or a folder.")
+
+
+def _require_embedding_place(output: str) -> None:
+    """Raise UserError if the output of `embed` is named as a file is."""
+    name = output.partition("?")[0] if is_uri(output) else output
+    table = Path(name).suffix in {".parquet", ".csv", ".json", ".npy", ".npz"} and not name.endswith("/")
+    require(
+        not table or (not is_uri(output) and Path(output).is_dir()),
+        f"--output {output} is a file's name, and embeddings are a folder of Parquet files; give a folder's name.",
+    )
 
 
 def _require_event_place(settings: PredictSettings) -> None:

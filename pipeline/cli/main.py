@@ -76,6 +76,7 @@ STAGES = {
     "register": StageEntry("pipeline.register", "RegisterSettings"),
     "report": StageEntry("pipeline.report", "ReportSettings"),
     "predict": StageEntry("pipeline.predict", "PredictSettings"),
+    "embed": StageEntry("pipeline.embed", "EmbedSettings"),
     "export": StageEntry("pipeline.export", "ExportSettings"),
     "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings", starts_ray=True),
     "search": StageEntry("tune.search", "SearchSettings", "tune.settings", starts_ray=True),

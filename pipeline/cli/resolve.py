@@ -13,6 +13,7 @@ from ast_core.storage.places import is_uri
 from pipeline.cli.stages import (
     CheckSettings,
     Common,
+    EmbedSettings,
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
@@ -61,9 +62,9 @@ def _require_shared_batch(workers: int, batch_size: int) -> None:
 
 def _require_counts(settings: Any) -> None:
     """Raise UserError if a number of things is too low, or the hop of a timeline is no time."""
-    for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1)):
+    for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1), ("layer", 1)):
         value = getattr(settings, name, least)
-        require(value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
+        require(value is None or value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
     if isinstance(settings, PredictSettings):
         require(0 < settings.hop_s < math.inf, f"--hop-s is {settings.hop_s}; give a number of seconds above 0.")
         lowest = settings.min_probability
@@ -114,6 +115,23 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     return changes
 
 
+def _resolve_recordings(settings: Any) -> dict[str, Any]:
+    """Return the changes that make the inputs and outputs of `predict` and `embed` absolute."""
+    if not isinstance(settings, PredictSettings | EmbedSettings):
+        return {}
+    changes: dict[str, Any] = {"inputs": tuple(_resolve_place(own) for own in settings.inputs)}
+    if settings.output:  # a `/` at its end says that it is a folder
+        place = _resolve_place(settings.output)
+        changes["output"] = place.rstrip("/") + "/" if settings.output.endswith("/") else place
+    if isinstance(settings, EmbedSettings):
+        require(bool(settings.output), "--output is empty; give a folder's name.")
+        return changes
+    for name in ("timeline", "events", "attention"):
+        path = getattr(settings, name)
+        changes[name] = path and path.absolute()
+    return changes
+
+
 def resolve(settings: Any) -> Any:
     """Return the settings with absolute paths and default names.
 
@@ -137,14 +155,7 @@ def resolve(settings: Any) -> Any:
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_default_name(settings).replace('_', '-')}"
     changes |= _resolve_sources(settings)
-    if isinstance(settings, PredictSettings):
-        changes["inputs"] = tuple(_resolve_place(own) for own in settings.inputs)
-        if settings.output:  # a `/` at its end says that it is a folder
-            place = _resolve_place(settings.output)
-            changes["output"] = place.rstrip("/") + "/" if settings.output.endswith("/") else place
-        for name in ("timeline", "events", "attention"):
-            path = getattr(settings, name)
-            changes[name] = path and path.absolute()
+    changes |= _resolve_recordings(settings)
     if isinstance(settings, EvaluateSettings):
         changes["clip_list"] = settings.clip_list and settings.clip_list.absolute()
     if isinstance(settings, ExportSettings):

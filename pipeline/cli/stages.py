@@ -235,6 +235,37 @@ class PredictSettings:
 
 
 @dataclass(frozen=True)
+class EmbedSettings:
+    """Settings of `embed`."""
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Recordings: files, folders to search, patterns such as 'clips/**/*.flac', URIs such as s3://bucket/folder, and
+    Parquet files and tar archives with recordings inside."""
+    output: str
+    """Folder or URI to write a data set of Parquet files to. A run with the same folder embeds only recordings that
+    have no row yet."""
+    model: str = "models:/ast-demo@champion"
+    """Model to use: a registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
+    member: Annotated[str | None, _show_default("the only one")] = None
+    """Member of an ensemble, such as seed-0; each has embeddings of its own."""
+    layer: Annotated[int | None, _show_default("the last one")] = None
+    """Block of the transformer whose output is used, counted from 1. The final norm is applied to it."""
+    frames: bool = False
+    """Embeddings over time, one row for each patch in time, in place of one row a recording."""
+    workers: Annotated[int, _show_default("none for a few recordings, else one a GPU or one a core")] = 0
+    """Number of worker processes on Ray."""
+    address: Annotated[str, _show_default("RAY_ADDRESS, else a new one on this machine")] = ""
+    """Ray cluster to join: `auto` or `ray://host:port`."""
+    gpus: Gpus = "auto"
+    """Use of GPUs, of this machine or of the workers' nodes: `auto` if torch finds any, `yes` or an error, `no` for
+    CPUs."""
+    tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
+    """MLflow tracking URI of the registry."""
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """Settings of `export`."""
 
@@ -245,6 +276,8 @@ class ExportSettings:
     format: Literal["huggingface", "onnx"] = "huggingface"
     """Format to write: `huggingface` for transformers (one member only), or `onnx` with the front end included (any
     bundle)."""
+    embeddings: bool = False
+    """Further outputs of the ONNX graph: the embeddings of the clip and of each patch in time, of each member."""
     tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
         default="", repr=False
     )

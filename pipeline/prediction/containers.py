@@ -1,4 +1,4 @@
-"""Files that hold many recordings, as inputs of `predict`: Parquet files with audio inside, and tar archives."""
+"""Inputs of `predict` and `embed` that hold many recordings: Parquet files with audio inside, and tar archives."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def list_members(path: str) -> Iterator[Clip]:
     require(
         holds_recordings(path),
         f"{path} holds no recordings: it has no column of bytes, or cannot be read. If it is a list of files or a "
-        "table of predictions, give predict the folder of the recordings instead.",
+        "table of predictions, give the folder of the recordings instead.",
     )
     place = path if is_uri(path) else os.path.abspath(path)
     names = NameSet()

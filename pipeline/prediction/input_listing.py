@@ -1,4 +1,4 @@
-"""The inputs of `predict` as a stream of recordings: files, folders, patterns, URIs and containers."""
+"""The inputs of `predict` and `embed` as a stream of recordings: files, folders, patterns, URIs and containers."""
 
 from __future__ import annotations
 

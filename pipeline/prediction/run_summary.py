@@ -82,20 +82,24 @@ class PredictSummary:
             Console().print(predictions_table(self.first, classes))
         if self.predicted + self.refused > SHOWN:
             console.print(f"These are the first {SHOWN}.")
-            Console().print(_count_table("most probable label", self.labels, "no label"))
+            Console().print(count_table("most probable label", self.labels, "no label"))
             if self.reasons:
-                Console().print(_count_table("reason of refusal", self.reasons, ""))
-            done, hours = self.predicted + self.refused, self.length_s / 3600
-            seconds = max(self.seconds, 1e-9)
-            console.print(
-                f"{done} recordings with {hours:.2f} hours of audio in {self.seconds:.1f} s: {done / seconds:.1f} "
-                f"recordings/s, {hours / seconds:.4f} hours of audio/s"
-            )
+                Console().print(count_table("reason of refusal", self.reasons, ""))
+            console.print(describe_speed(self.predicted + self.refused, self.length_s, self.seconds))
         known = f" + {self.known} with a row already" if self.known else ""
         console.print(f"{self.listed} files = {self.predicted} predicted + {self.refused} refused{known}")
 
 
-def _count_table(column: str, counts: Counter[str], empty: str) -> Table:
+def describe_speed(recordings: int, length_s: float, seconds: float) -> str:
+    """Return the sentence for the speed of a run."""
+    hours, least_s = length_s / 3600, max(seconds, 1e-9)
+    return (
+        f"{recordings} recordings with {hours:.2f} hours of audio in {seconds:.1f} s: {recordings / least_s:.1f} "
+        f"recordings/s, {hours / least_s:.4f} hours of audio/s"
+    )
+
+
+def count_table(column: str, counts: Counter[str], empty: str) -> Table:
     """Return a table of the most frequent names and the sum of all others."""
     table = Table()
     table.add_column(column, overflow="fold")

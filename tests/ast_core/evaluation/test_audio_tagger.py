@@ -95,6 +95,37 @@ def test_a_timeline_has_the_windows_of_the_predictor_and_ends_with_the_recording
     assert list(top[0]) == [LABELS[c] for c in np.argsort(-scores_WC[0])[:2]]
 
 
+def test_events_are_those_of_a_timeline_with_edges_for_one_and_several_recordings(model: AudioTagger) -> None:
+    first_N, second_N = noise(15_000), noise(9_000, 1)
+    rule = {"min_s": 0.05, "gap_s": 0.2, "overlap": 0.1, "release": 0.9}
+    expected = model.timeline(first_N, RATE_HZ, hop_s=0.1, edges=True).events(0.4, **rule)
+    assert expected
+    assert model.events(first_N, RATE_HZ, threshold=0.4, hop_s=0.1, **rule) == expected
+    several = model.events([first_N, second_N], RATE_HZ, threshold=0.4, hop_s=0.1, **rule)
+    assert several == [expected, model.events(second_N, RATE_HZ, threshold=0.4, hop_s=0.1, **rule)]
+    assert model.events([], hop_s=0.1) == []
+    with pytest.raises(UserError, match="threshold of events is 2"):
+        model.events("missing.wav", threshold=2.0)
+
+
+def test_embeddings_are_those_of_the_predictor_for_files_arrays_and_lists(
+    model: AudioTagger, tmp_path: Path, save_tone: SaveTone
+) -> None:
+    path = save_tone(tmp_path / "tone.wav", seconds=1.0)
+    samples_N = load_waveform(path, RATE_HZ)
+    expected = Predictor(model.bundle).embed(samples_N, member="seed-1")
+    for found in (model.embed(path, member="seed-1"), *model.embed([path, samples_N], RATE_HZ, member="seed-1")):
+        assert np.array_equal(found.clip, expected.clip)
+        assert np.array_equal(found.frames, expected.frames)
+    assert not np.array_equal(model.embed(path, member="seed-1", layer=2).clip, expected.clip)
+    with pytest.raises(UserError, match=r"missing\.wav does not exist"):
+        model.embed(str(tmp_path / "missing.wav"), member="seed-0")
+    with pytest.raises(UserError, match="has 2 members"):
+        model.embed([])
+    with pytest.raises(UserError, match="this model has 4 blocks"):
+        model.embed([], member="seed-0", layer=5)
+
+
 def test_decide_chooses_by_the_thresholds_and_calibrates(tmp_path: Path) -> None:
     write_run(tmp_path, seeds=(0,))
     folder = tmp_path / "bundles" / "seed-0"

@@ -70,6 +70,7 @@ def test_help_lists_every_stage_with_one_line_and_imports_nothing_heavy() -> Non
         (["predict"], 1, "give audio files or folders"),
         (["predict", "nowhere.wav"], 1, "nowhere.wav does not exist"),
         (["predict", "README.md", "--model", "nowhere"], 1, "--model nowhere does not exist"),
+        (["embed", "README.md", "--output", "a.parquet", "--model", "ast_core"], 1, "is a file's name, and embeddings"),
     ],
 )  # fmt: skip
 def test_flags_are_answered_before_anything_heavy_is_imported(words: list[str], code: int, message: str) -> None:

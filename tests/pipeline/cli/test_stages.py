@@ -11,6 +11,7 @@ from pipeline.cli.command_line import load_recipe, parse_settings, select_settin
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import (
     CheckSettings,
+    EmbedSettings,
     EvaluateSettings,
     PredictSettings,
     PrepareSettings,
@@ -148,6 +149,8 @@ def test_workers_that_cannot_share_the_batch_raise_a_user_error():
         (PrepareSettings, ["--workers", "-1"], "--workers is -1; give 0 or more"),
         (CheckSettings, ["folder", "--workers", "-1"], "--workers is -1; give 0 or more"),
         (EvaluateSettings, ["--bootstrap", "-5"], "--bootstrap is -5; give 0 or more"),
+        (EmbedSettings, ["--output", "out", "--layer", "0"], "--layer is 0; give 1 or more"),
+        (EmbedSettings, ["--output", ""], "--output is empty; give a folder's name"),
         (PredictSettings, ["--top-k", "0"], "--top-k is 0; give 1 or more"),
         (PredictSettings, ["--hop-s", "0"], "--hop-s is 0.0; give a number of seconds above 0"),
         (PredictSettings, ["--hop-s", "nan"], "--hop-s is nan; give a number of seconds above 0"),

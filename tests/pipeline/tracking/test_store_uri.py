@@ -13,6 +13,7 @@ from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
     CrossValidateSettings,
+    EmbedSettings,
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
@@ -74,8 +75,9 @@ RIGHT = (
     "mssql+pyodbc://user:word@name_of_a_source",
 )
 SETTINGS = (
-    CalibrateSettings, CombineSettings, CrossValidateSettings, EnsembleSettings, EvaluateSettings, ExportSettings,
-    PredictSettings, PrepareSettings, RegisterSettings, ReportSettings, RunSettings, SearchSettings, TrainSettings,
+    CalibrateSettings, CombineSettings, CrossValidateSettings, EmbedSettings, EnsembleSettings, EvaluateSettings,
+    ExportSettings, PredictSettings, PrepareSettings, RegisterSettings, ReportSettings, RunSettings, SearchSettings,
+    TrainSettings,
 )  # fmt: skip
 
 
@@ -108,7 +110,10 @@ def test_a_relative_sqlite_file_becomes_absolute(monkeypatch: pytest.MonkeyPatch
 def test_every_stage_refuses_a_wrong_address_when_it_parses_its_flags(
     kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = {PredictSettings: "clip.wav", ExportSettings: "out", SearchSettings: "--study overlap"}.get(kind, "")
+    embed = {EmbedSettings: "clip.wav --output out"}
+    flags = {PredictSettings: "clip.wav", ExportSettings: "out", SearchSettings: "--study overlap", **embed}.get(
+        kind, ""
+    )
     for wrong in ("mlruns", ""):
         with pytest.raises(UserError, match=f"--tracking is '{wrong}'"):
             parse_settings(kind, "", [*shlex.split(flags), "--tracking", wrong])
