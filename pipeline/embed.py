@@ -65,6 +65,8 @@ def _show(
         console.print(note, markup=False)
     if counts.reasons:
         Console().print(count_table("reason of refusal", counts.reasons, ""))
+    if counts.refused:
+        console.print("The column error of the rows names each refused file's reason.", markup=False)
     done = counts.embedded + counts.refused
     if done > SHOWN:
         console.print(describe_speed(done, counts.length_s, seconds))

@@ -4,7 +4,8 @@ ast-pipeline export FOLDER --model work/esc50/bundles/seed-0
 ast-pipeline export FILE.onnx --format onnx --model work/demo/bundles/ensemble
 
 Hugging Face's format holds one member, with square patches, a distilled backbone and the default windows. ONNX holds
-any of these and ensembles. Neither holds a model that masks padding.
+any of these and ensembles, and with --embeddings returns their embeddings, too. Neither holds a model that masks
+padding.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.console import Console
 from ast_core.errors import UserError, require
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.huggingface import HuggingFaceModel, find_export_obstacle, write_folder
-from ast_core.weights.onnx_export import export_onnx
+from ast_core.weights.onnx_export import export_onnx, name_outputs
 from pipeline.cli.command_line import load_recipe, parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.recipe_file import RECIPES
@@ -43,12 +44,21 @@ def export(settings: ExportSettings) -> Path:
     Raises:
         UserError: the format cannot hold the model, or needs an extra that is not installed.
     """
+    require(
+        settings.format == "onnx" or not settings.embeddings,
+        "--embeddings adds outputs to an ONNX graph; give --format onnx. transformers returns the embeddings of a "
+        "folder in Hugging Face's format by itself: ASTModel's pooler_output and hidden_states.",
+    )
     bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
     if settings.format == "onnx":
-        export_onnx(bundle, settings.output)
+        export_onnx(bundle, settings.output, settings.embeddings)
     else:
         write_folder(settings.output, _only_member(bundle))
-    Console().print(f"Wrote {settings.output}: {len(bundle.members)} members, {len(bundle.labels)} labels.")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"Wrote {settings.output}: {len(bundle.members)} members, {len(bundle.labels)} labels.", markup=False)
+    if settings.embeddings:
+        names = ", ".join(member.name for member in bundle.members)
+        console.print(f"Outputs: {', '.join(name_outputs(bundle, True))}; members: {names}.", markup=False)
     return settings.output
 
 

@@ -142,7 +142,7 @@ def find_member(bundle: Bundle, name: str | None) -> int:
     if name is None:
         require(
             len(names) == 1,
-            f"This model has {len(names)} members, and each has embeddings of its own; give the member: one of "
+            f"This model has {len(names)} members, and each has embeddings of its own; give member (--member): one of "
             f"{', '.join(names)}.",
         )
         return 0

@@ -3,7 +3,8 @@
 Removing a frame's mean, pre-emphasis, the window and the Fourier transform are all linear. The front end therefore is
 one strided convolution, squares, a mel matrix and a logarithm: operators that every runtime has.
 
-Shapes: B clips, N samples, T frames, F frequencies, M mel bins, C classes.
+Shapes: B clips, N samples, T frames, F frequencies, M mel bins, C classes, K patches in time,
+E embedding.
 """
 
 from __future__ import annotations
@@ -67,25 +68,53 @@ class OnnxBundle(nn.Module):
 
     Args:
         bundle: bundle whose models are used without a copy.
+        embeddings: whether to return each member's embeddings, too.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, embeddings: bool = False) -> None:
         super().__init__()
         self.members: tuple[Member, ...] = bundle.members
+        self.embeddings = embeddings
         self.front_ends = nn.ModuleList(LinearFrontEnd(member.front_end) for member in bundle.members)
         self.models = nn.ModuleList(member.model for member in bundle.members)
 
-    def forward(self, waveform_BN: torch.Tensor) -> torch.Tensor:
-        """Convert waveforms [B, N] at the bundle's rate to probabilities [B, C]; cut audio past the training length."""
-        scores = []
-        for member, front_end, model in zip(self.members, self.front_ends, self.models, strict=True):
-            logits_BC = model((front_end(waveform_BN) - member.mean) / (2 * member.std))
+    def forward(self, waveform_BN: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Convert waveforms [B, N] at the bundle's rate; cut audio past the training length.
+
+        Returns:
+            Probabilities [B, C]; with `embeddings` also the clip embeddings [B, E] and the frame embeddings [B, K, E]
+            of each member, in the order of `name_outputs`.
+        """
+        scores, embeddings = [], []
+        for member, front_end in zip(self.members, self.front_ends, strict=True):
+            model = member.model
+            fbank_BTM = (front_end(waveform_BN) - member.mean) / (2 * member.std)
+            if self.embeddings:
+                found = model.embed(fbank_BTM)
+                embeddings += [found.clip_BE, found.frames_BKE]
+                logits_BC = model.head(model.head_norm(found.clip_BE))
+            else:
+                logits_BC = model(fbank_BTM)
             scores.append(probabilities(member.loss, logits_BC))  # type: ignore[arg-type]
-        return torch.stack(scores).mean(dim=0)
+        return torch.stack(scores).mean(dim=0), *embeddings
 
 
-def export_onnx(bundle: Bundle, path: Path) -> None:
+def name_outputs(bundle: Bundle, embeddings: bool) -> list[str]:
+    """Return the names of the graph's outputs; those of an ensemble's embeddings end with the member's number."""
+    ends = [""] if len(bundle.members) == 1 else [f"_{number}" for number in range(len(bundle.members))]
+    names = [f"{name}{end}" for end in ends for name in ("embedding", "frame_embeddings")]
+    return ["probabilities", *(names if embeddings else [])]
+
+
+def export_onnx(bundle: Bundle, path: Path, embeddings: bool = False) -> None:
     """Write a bundle as ONNX: input `waveform` float32 [clips, samples], output `probabilities` [clips, classes].
+
+    Args:
+        bundle: bundle to write.
+        path: file to write to.
+        embeddings: whether the graph has further outputs: `embedding` [clips, E], the clip embedding of the last
+            block, and `frame_embeddings` [clips, patches in time, E]. Those of an ensemble's members are `embedding_0`,
+            `frame_embeddings_0` and so on.
 
     Raises:
         UserError: the `onnx` extra is not installed, or a member masks padding, whose length is no input of the graph.
@@ -96,7 +125,7 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
             f"{', '.join(masking)} has model.mask-padding, which needs each clip's length, and the ONNX graph has no "
             "such input. Train with model.mask-padding off, or export to another format."
         )
-    module = OnnxBundle(bundle).eval()
+    module = OnnxBundle(bundle, embeddings).eval()
     rate, longest = bundle.front_end.sample_rate_hz, bundle.front_end.target_frames
     seconds = longest * bundle.front_end.frame_shift_ms / 1000
     example_BN = torch.zeros(2, int(rate * seconds))
@@ -109,5 +138,5 @@ def export_onnx(bundle: Bundle, path: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about functions that torch itself calls
         torch.onnx.export(
             module, (example_BN,), str(temporary), dynamo=True, dynamic_shapes=(dynamic,), external_data=False,
-            input_names=["waveform"], output_names=["probabilities"], verbose=False, opset_version=18,
+            input_names=["waveform"], output_names=name_outputs(bundle, embeddings), verbose=False, opset_version=18,
         )  # fmt: skip

@@ -21,6 +21,7 @@ from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.huggingface import find_export_obstacle
+from ast_core.weights.onnx_export import OnnxBundle
 from pipeline.cli.command_line import load_recipe
 from pipeline.cli.recipe_file import RECIPES
 from pipeline.cli.stages import ExportSettings
@@ -84,13 +85,26 @@ def test_onnx_of_an_ensemble_predicts_the_same_for_any_length_and_batch_and_hugg
     identity |= {"mean": -6.0, "std": 4.0, "loss": "bce"}
     parts = [("seed-0", first.model.state_dict(), identity), ("seed-1", weights, identity)]
     write_bundle(tmp_path / "both", parts, False)
-    export(ExportSettings(output=tmp_path / "both.onnx", model=str(tmp_path / "both"), format="onnx"))
+    settings = ExportSettings(tmp_path / "both.onnx", str(tmp_path / "both"), "onnx", embeddings=True)
+    export(settings)
     session, predictor = onnxruntime.InferenceSession(tmp_path / "both.onnx"), Predictor(Bundle.load(tmp_path / "both"))
+    module = OnnxBundle(predictor.bundle, embeddings=True).eval()
+    assert [output.name for output in session.get_outputs()] == [
+        "probabilities", "embedding_0", "frame_embeddings_0", "embedding_1", "frame_embeddings_1",
+    ]  # fmt: skip
     for seconds, clips in ((0.05, 1), (0.64, 3)):
         wave_BN = np.stack([noise(seconds) * (n + 1) for n in range(clips)])
-        (scores_BC,) = session.run(None, {"waveform": wave_BN})
+        scores_BC, *embeddings = session.run(None, {"waveform": wave_BN})
+        with torch.no_grad():
+            expected = [tensor.numpy() for tensor in module(torch.from_numpy(wave_BN))]
+        assert all(np.abs(own - other).max() < 1e-4 for own, other in zip(embeddings, expected[1:], strict=True))
+        for own_BE, member in zip(embeddings[::2], ("seed-0", "seed-1"), strict=True):
+            clips_BE = np.stack([predictor.embed(wave_N, member=member).clip for wave_N in wave_BN])
+            assert np.abs(own_BE - clips_BE).max() < 1e-2  # our windows are rounded to float16, as shards are
         ours_BC = np.stack([predictor.probabilities(wave_N) for wave_N in wave_BN])
         assert np.abs(scores_BC - ours_BC).max() < 1e-3
+    with pytest.raises(UserError, match="--embeddings adds outputs to an ONNX graph; give --format onnx"):
+        export(replace(settings, format="huggingface"))
     with pytest.raises(UserError, match="this is an ensemble of 2"):
         export(ExportSettings(output=tmp_path / "hf", model=str(tmp_path / "both")))
 
