@@ -1,4 +1,4 @@
-"""Prediction from an object store to an object store: loose recordings and Parquet files in, a data set out."""
+"""Prediction and embedding from object store to object store: loose recordings and Parquet files in, data sets out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from conftest import SaveTone
 
 from ast_core.errors import UserError
 from ast_core.storage.file_systems import open_filesystem
-from pipeline.cli.stages import PredictSettings
+from pipeline.cli.stages import EmbedSettings, PredictSettings
+from pipeline.embed import embed
 from pipeline.predict import predict
 
 
@@ -23,7 +24,7 @@ def upload(client, place: str, name: str, content: bytes) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_recordings_of_a_store_are_predicted_into_the_store(
+def test_recordings_of_a_store_are_predicted_and_embedded_into_the_store(
     s3_store, place: str, tmp_path: Path, save_tone: SaveTone, trained_bundle: Path
 ) -> None:
     local = [save_tone(tmp_path / "in" / f"{number} é.wav", 0.4, 300 + 100 * number) for number in range(5)]
@@ -54,6 +55,10 @@ def test_recordings_of_a_store_are_predicted_into_the_store(
     assert (again.known, again.predicted) == (11, 1)
     some = PredictSettings(inputs=(f"{place}/in/*/*.wav",), model=str(trained_bundle), gpus="no")
     assert predict(some).listed == 7
+    embeddings = EmbedSettings((f"{place}/in",), f"{place}/embeddings", str(trained_bundle), gpus="no")
+    counts = embed(embeddings)
+    assert (counts.listed, counts.embedded, counts.refused) == (12, 11, 1)
+    assert embed(embeddings).known == 12
 
 
 def test_places_that_cannot_be_used_are_refused_in_one_sentence(s3_store, place: str, trained_bundle: Path) -> None:
