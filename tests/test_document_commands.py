@@ -123,7 +123,7 @@ def inputs_of(stage: str, flags: list[str]) -> list[tuple[str, bool]]:
         if flag in INPUT_FLAGS and value not in KEYWORDS and (is_model or is_path):
             found.append((value, is_model))
     first = next((place for place, word in enumerate(flags) if word.startswith("-")), len(flags))
-    return found + ([(word, False) for word in flags[:first]] if stage in {"check", "predict"} else [])
+    return found + ([(word, False) for word in flags[:first]] if stage in {"check", "predict", "embed"} else [])
 
 
 def run_python(block: Block, names: dict[str, Any], sandbox: Sandbox) -> None:

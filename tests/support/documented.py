@@ -14,7 +14,7 @@ from pipeline.cli.main import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-IN_THE_TEST = {"check", "predict", "export"}
+IN_THE_TEST = {"check", "predict", "embed", "export"}
 """Stages that the test of the documents runs as the documents say."""
 TESTED = {
     "run": "tests/pipeline/test_run.py",
