@@ -170,8 +170,9 @@ class ModelConfig:
     time_stride: int = 10
     """Distance between patches in frames."""
     init: str = "imagenet"
-    """Source of the first weights: `scratch`, `imagenet` (downloaded by timm), a file of ImageNet or AST weights (.pth,
-    .safetensors), or a folder: a bundle, an epoch of a run, or a model in Hugging Face's format."""
+    """Source of the first weights: `scratch`, `imagenet` (downloaded by timm), a model of Hugging Face's hub
+    (`hf:ORG/NAME`), a file of ImageNet or AST weights (.pth, .safetensors), or a folder: a bundle, an epoch of a run,
+    or a model in Hugging Face's format."""
     positions: Positions = "bilinear"
     """Method that resizes the positional embedding of a smaller grid; `reinitialised` draws a new embedding instead."""
     projection: Projection = "sum"

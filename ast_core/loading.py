@@ -23,6 +23,8 @@ def load(
 
             - the folder of a bundle, of one member or an ensemble, such as `work/demo/bundles/ensemble`;
             - a local folder in Hugging Face's AST format (`config.json`, `model.safetensors`);
+            - a model on Hugging Face's hub, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`, which is downloaded once: its
+              settings and safetensors, no code and no pickles;
             - a published checkpoint of AST, `FILE.pth`, which is read without running code from it;
             - a registered model, `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`, if the package mlflow is
               installed. The registry is the one of `mlflow.set_tracking_uri`, else of the environment variable
@@ -37,8 +39,8 @@ def load(
         The model with its front end, so that it takes recordings.
 
     Raises:
-        UserError: the source does not exist or is not a model, a package that it needs is not installed, torch does not
-            find the device, or the labels do not fit.
+        UserError: the source does not exist, is not a model or cannot be downloaded, a package that it needs is not
+            installed, torch does not find the device, or the labels do not fit.
         DamagedError: a file of a bundle has another hash than the bundle says; it is a `UserError`, too.
     """
     # These import torch, which takes a second.

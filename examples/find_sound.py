@@ -49,7 +49,7 @@ def find_events(timeline: ast_core.Timeline, label: str, threshold: float) -> It
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the events; return 1 if a recording could not be used, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a bundle, a Hugging Face folder, a published .pth, or models:/NAME@champion")
+    parser.add_argument("model", help="a bundle, a Hugging Face folder, a published .pth, hf:ORG/NAME or models:/NAME")
     parser.add_argument("label", help="name of the class")
     parser.add_argument("recordings", nargs="+", type=Path, help="audio files, or folders of them")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest probability of an event (default: 0.5)")

@@ -34,8 +34,10 @@ from pipeline.cli.stages import CrossValidateSettings, PrepareSettings, TrainSet
 from pipeline.prepare import prepare
 from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
+from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import list_clips
+from pipeline.run_folder.pinned_models import pin_initial_weights
 from pipeline.tracking import mlflow_store, runs
 from pipeline.train import MemberTrainings
 
@@ -90,6 +92,8 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     """
     run, names = RunFolder.of(settings), _folds(settings)
     runs.open_experiment(settings.tracking, settings.experiment)
+    sync.download_inputs(settings)
+    settings = pin_initial_weights(settings)
     whole = dataclasses.replace(settings.data, train_splits=names[1:], validation_split="", test_split=names[0])
     with connection.connect(settings.address, settings.workers, settings.gpus):
         index = prepare(select_settings(dataclasses.replace(settings, data=whole), PrepareSettings))

@@ -29,8 +29,8 @@ from pipeline.cli.program import run_stage
 from pipeline.cli.stages import EmbedSettings
 from pipeline.embedding.embed_clips import EmbedCounts, EmbedModel, Workers, embed_clips, load_embed_model
 from pipeline.prediction.input_listing import InputListing
-from pipeline.prediction.model_folder import find_model_folder
 from pipeline.prediction.run_summary import SHOWN, count_table, describe_speed
+from pipeline.tracking.model_choice import fetch_model_folder
 
 
 def embed(settings: EmbedSettings) -> EmbedCounts:
@@ -45,7 +45,7 @@ def embed(settings: EmbedSettings) -> EmbedCounts:
     """
     inputs = [str(own) for own in settings.inputs]
     require(bool(inputs), "There is nothing to embed; give audio files or folders.")
-    folder = find_model_folder(settings.model, settings.tracking)
+    folder = fetch_model_folder(settings.model, settings.tracking)
     model = load_embed_model(folder, settings.member, settings.layer, settings.frames)
     listing, workers = InputListing(inputs), Workers(settings.gpus, settings.workers, settings.address)
     started_s = time.monotonic()

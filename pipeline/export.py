@@ -32,7 +32,7 @@ from pipeline.cli.command_line import load_recipe, parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.recipe_file import RECIPES
 from pipeline.cli.stages import ExportSettings
-from pipeline.tracking.registry import bundle_folder
+from pipeline.tracking.model_choice import fetch_model_folder
 
 
 def export(settings: ExportSettings) -> Path:
@@ -49,7 +49,7 @@ def export(settings: ExportSettings) -> Path:
         "--embeddings adds outputs to an ONNX graph; give --format onnx. transformers returns the embeddings of a "
         "folder in Hugging Face's format by itself: ASTModel's pooler_output and hidden_states.",
     )
-    bundle = Bundle.load(bundle_folder(settings.model, settings.tracking))
+    bundle = Bundle.load(fetch_model_folder(settings.model, settings.tracking))
     if settings.format == "onnx":
         export_onnx(bundle, settings.output, settings.embeddings)
     else:

@@ -37,13 +37,13 @@ from pipeline.cli.stages import PredictSettings
 from pipeline.prediction.chunk_predictor import ChunkPredictor, ForRecording, PredictTask
 from pipeline.prediction.chunk_task import FEW, choose_decoders
 from pipeline.prediction.input_listing import InputListing
-from pipeline.prediction.model_folder import find_model_folder
 from pipeline.prediction.output_place import OutputPlace
 from pipeline.prediction.recording_chunks import Chunk, ChunkResults, chunk_clips
 from pipeline.prediction.run_summary import PredictSummary
 from pipeline.reporting.predictions import Labelling
 from pipeline.reporting.progress_bars import show_recordings
 from pipeline.scoring.device import choose_device
+from pipeline.tracking.model_choice import fetch_model_folder
 
 
 def predict(settings: PredictSettings) -> PredictSummary:
@@ -59,7 +59,7 @@ def predict(settings: PredictSettings) -> PredictSummary:
     inputs = [str(own) for own in settings.inputs]
     require(bool(inputs), "There is nothing to predict; give audio files or folders.")
     output = OutputPlace(None if settings.output is None else str(settings.output))
-    folder = find_model_folder(settings.model, settings.tracking)
+    folder = fetch_model_folder(settings.model, settings.tracking)
     bundle = Bundle.load(folder)
     require(
         not settings.decide or bundle.decisions is not None,

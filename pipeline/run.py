@@ -55,6 +55,7 @@ from pipeline.run_folder.extracted_recordings import extract_recordings
 from pipeline.run_folder.layout import RunFolder
 from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips
 from pipeline.run_folder.opened import opened
+from pipeline.run_folder.pinned_models import pin_initial_weights
 from pipeline.tracking import registry, runs
 from pipeline.tracking.registry import CHAMPION
 from pipeline.train import MemberTrainings
@@ -85,6 +86,7 @@ def run(settings: RunSettings) -> None:
 
     with opened(settings, exclusive="run") as folder:
         runs.open_experiment(settings.tracking, settings.experiment)
+        settings = pin_initial_weights(settings)  # now, because preparing the data may take hours
         with connection.connect(settings.address, settings.workers, settings.gpus):
             timed("prepare", lambda: prepare(select_settings(settings, PrepareSettings)))
             with MemberTrainings() as trainings:

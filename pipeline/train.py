@@ -31,6 +31,8 @@ from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import write_json
 from ast_core.training.member_folder import MemberFolder
 from ast_core.training.trainer import is_finished
+from ast_core.weights.hub.hub_address import is_hub_address
+from ast_core.weights.hub.known_models import describe_licence
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import TrainSettings
@@ -42,6 +44,7 @@ from pipeline.reporting.progress_bars import EpochBar, metrics_table
 from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
 from pipeline.run_folder.layout import RunFolder, member_files
+from pipeline.run_folder.pinned_models import fetch_pinned, find_pinned, pin_initial_weights
 from pipeline.scoring.distillation import score_teacher
 from pipeline.tracking import mlflow_store, runs
 from pipeline.tracking.metrics_follower import MetricsFollower
@@ -64,6 +67,7 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
     """
     run, member = RunFolder.of(settings), RunFolder.of(settings).member(settings.seed)
     _download(settings, member)
+    settings = pin_initial_weights(settings)
     index = ShardIndex.load(run.shards)
     make_room = group.close if group is not None else None
     job = dataclasses.replace(job_of(settings), teacher_scores=score_teacher(settings, make_room))
@@ -84,6 +88,7 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
             if is_finished(job):  # metrics that MLflow lacks are sent all the same
                 Console().print(f"{member.name} is trained already.")
             else:
+                _fetch_initial_weights(settings)
                 with connection.connect(settings.address, settings.workers, settings.gpus):
                     workers = cluster_size.worker_count(settings.workers, settings.gpus, job.optim.batch_size)
                     with contextlib.nullcontext(group) if group is not None else WorkerGroup() as used:
@@ -155,8 +160,23 @@ def _write_settings(settings: TrainSettings, member: MemberFolder) -> dict[str, 
     """Write the settings into the member's folder, without passwords, and return them."""
     paths = {"run_dir": str(settings.run_dir), "shards": str(settings.shards)}
     stored = without_secrets(to_dict(settings)) | paths
-    write_json(member.settings_file, {"settings": stored})
-    return stored
+    write_json(member.settings_file, {"settings": stored} | _describe_initial_weights(settings))
+    return stored | _describe_initial_weights(settings)
+
+
+def _describe_initial_weights(settings: TrainSettings) -> dict[str, Any]:
+    """Return commit and hashes of initial weights from Hugging Face's hub, as the run noted them; else nothing."""
+    if not is_hub_address(settings.model.init):
+        return {}
+    found = find_pinned(settings.model.init, settings.run_dir)
+    return {"initial_weights": {"address": found.pinned, "sha256": found.sha256}} if found else {}
+
+
+def _fetch_initial_weights(settings: TrainSettings) -> None:
+    """Download initial weights from Hugging Face's hub before any worker needs them, and print their licence."""
+    if is_hub_address(settings.model.init):
+        found = fetch_pinned(settings.model.init, settings.run_dir)
+        Console(soft_wrap=True, highlight=False).print(describe_licence(found.address), markup=False)
 
 
 def _tags(settings: TrainSettings, member: MemberFolder, index: ShardIndex) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ast_core.serialization import to_dict
 from ast_core.weights.bundle import write_bundle
 
 if TYPE_CHECKING:
+    from local_hub import LocalHub
     from main_jobs import MainJob
     from servers import LocalTracker
 
@@ -59,6 +60,16 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """
     with running(single=not request.config.getoption("--long")) as started:
         yield started
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """Let this process use a stand-in of Hugging Face's hub, with an empty cache."""
+    from local_hub import LocalHub, use_hub  # noqa: PLC0415  # most tests download nothing
+
+    with LocalHub().running() as running:
+        use_hub(monkeypatch, running, tmp_path / "home")
+        yield running
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from document_sandbox import Sandbox
 from documented import IN_THE_TEST, PAGES, ROOT, Block, blocks, stage_of, treatment
+from local_hub import LocalHub
 
 from pipeline.cli.command_line import load_recipe, parse_settings
 from pipeline.cli.main import STAGES, main
@@ -26,7 +27,9 @@ INPUT_FLAGS = {"--model", "--recipe", "--study", "--model.init", "--distil.teach
 KEYWORDS = {"scratch", "imagenet"}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [(block.place, command) for block in BLOCKS if block.language == "bash" for command in block.commands()]
-NAMED = re.compile(r"models:/[\w-]+@\w+|(?:[\w-]+/)*bundles/[\w-]+|[\w/-]+\.(?:wav|flac|json|csv|toml|parquet)")
+NAMED = re.compile(
+    r"hf:[\w.-]+/[\w.-]+|models:/[\w-]+@\w+|(?:[\w-]+/)*bundles/[\w-]+|[\w/-]+\.(?:wav|flac|json|csv|toml|parquet)"
+)
 """Names in Python lines of what must exist before they run."""
 
 
@@ -63,9 +66,10 @@ def test_every_block_names_a_language_that_is_checked() -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_the_commands_and_the_python_of_a_page_run(
-    page: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    page: Path, sandbox: Sandbox, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(sandbox.folder)
+    sandbox.hub = hub
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, Any] = {"__name__": "document"}
     for block in blocks(page):

@@ -37,7 +37,7 @@ def test_the_paper_variant_differs_as_the_text_of_the_paper_says(name: str) -> N
 @pytest.mark.parametrize(("name", "rate"), [("esc50", 1e-5), ("speech_commands", 2.5e-4)])
 def test_ast_p_differs_from_ast_s_in_its_initial_weights_and_rate_only(name: str, rate: float) -> None:
     pretrained, own = load_recipe(f"{name}_ast_p"), load_recipe(name)
-    assert pretrained.model == replace(own.model, init="audioset.pth")
+    assert pretrained.model == replace(own.model, init="hf:MIT/ast-finetuned-audioset-10-10-0.4593")
     assert pretrained.optim == replace(own.optim, learning_rate=rate)
     assert (pretrained.data, pretrained.front_end, pretrained.augment) == (own.data, own.front_end, own.augment)
     assert load_recipe(f"{name}_ast_p", "paper").optim.epochs == 20

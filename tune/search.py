@@ -50,6 +50,7 @@ from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
 from pipeline.run_folder.layout import HISTORIES, trial_files
 from pipeline.run_folder.opened import opened
+from pipeline.run_folder.pinned_models import pin_initial_weights
 from pipeline.tracking import mlflow_store, runs
 from tune.settings import SearchSettings
 from tune.studies import Study, Variant, load_study
@@ -148,6 +149,7 @@ def _make_trial(
         **{**sections, "ensemble": dataclasses.replace(recipe.ensemble, seeds=(seed,))},
         run_dir=folder, shards=shards[0],
     )  # fmt: skip
+    own = pin_initial_weights(own, settings.run_dir)  # every trial begins with the same commit
     return Trial(variant.name, own, shards[1], run_id, sync.object_stores(settings))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from ast_core.errors import UserError, require
 from ast_core.weights import bundle_description, huggingface
 from ast_core.weights.bundle import Bundle
+from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
+from ast_core.weights.hub.hub_files import fetch_hub_model
 from ast_core.weights.published import load_published
 
 GROUP = "ast_core.sources"
@@ -20,8 +22,8 @@ The name of an entry point is the scheme of the addresses, here `models`. Its va
 complete address and returns the folder of a bundle.
 """
 ACCEPTED = (
-    "Give the folder of a bundle, a folder in Hugging Face's AST format, a published checkpoint (.pth), or a "
-    "registered model such as models:/NAME@champion."
+    "Give the folder of a bundle, a folder in Hugging Face's AST format, a model of its hub such as hf:ORG/NAME, a "
+    "published checkpoint (.pth), or a registered model such as models:/NAME@champion."
 )
 """Sources of a model, for errors."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -42,8 +44,7 @@ def load_bundle(source: str | os.PathLike[str], labels: Sequence[str] | str | os
     require(isinstance(source, str | os.PathLike), f"The model to load is of type {kind}, not a path. {ACCEPTED}")
     text = os.fspath(source)
     require(bool(text), f"The path of the model to load is empty. {ACCEPTED}")
-    address = _SCHEME.match(text)
-    path = _fetch_folder(text, address[1].lower()) if address else Path(text)
+    path = _find_path(text)
     if path.is_dir():
         _require_model(path)
         require(labels is None, f"{source} has labels of its own; leave the argument `labels` out.")
@@ -53,6 +54,14 @@ def load_bundle(source: str | os.PathLike[str], labels: Sequence[str] | str | os
         raise UserError(f"{source} is one file of a model; give its folder, {path.parent}.")
     require(path.suffix in {".pth", ".pt"}, f"{source} is not a model: its name does not end in .pth. {ACCEPTED}")
     return load_published(path, labels)
+
+
+def _find_path(source: str) -> Path:
+    """Return the path of a source; what has an address is downloaded."""
+    if is_hub_address(source):
+        return fetch_hub_model(parse_hub_address(source)).folder
+    address = _SCHEME.match(source)
+    return _fetch_folder(source, address[1].lower()) if address else Path(source)
 
 
 def _fetch_folder(address: str, scheme: str) -> Path:

@@ -20,6 +20,8 @@ from ast_core.model.transformer import AST, patch_grid
 from ast_core.serialization import from_dict
 from ast_core.storage.tensor_files import load_tensors, require_plain
 from ast_core.weights import bundle_description, checkpoint, huggingface, ssast
+from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
+from ast_core.weights.hub.hub_files import fetch_hub_model
 from ast_core.weights.positions import adapt_positions
 
 LOG = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ def initialise(model: AST, config: ModelConfig, labels: Sequence[str] | None = N
 
     Args:
         model: model built from `config`.
-        config: `init` names the source (`scratch`, `imagenet`, a file or a folder); `positions` and `projection` say
-            how to adapt its weights.
+        config: `init` names the source (`scratch`, `imagenet`, `hf:ORG/NAME`, a file or a folder); `positions` and
+            `projection` say how to adapt its weights.
         labels: labels of the model. If the source has other labels, the head keeps its random weights.
 
     Raises:
@@ -96,7 +98,7 @@ def _read_source(model: AST, config: ModelConfig) -> Source:
     init = config.init
     if init == "imagenet":
         return _convert_imagenet(model, config, _download_imagenet(config.backbone))
-    path = Path(init)
+    path = fetch_hub_model(parse_hub_address(init)).folder if is_hub_address(init) else Path(init)
     if path.is_dir() and huggingface.is_folder(path):
         found = huggingface.read_folder(path)
         grid = patch_grid(found.model, found.front_end.num_mel_bins, found.front_end.target_frames)
@@ -106,7 +108,7 @@ def _read_source(model: AST, config: ModelConfig) -> Source:
     require(
         path.is_file(),
         f"model.init: {path} does not exist or is not a file. "
-        "Give scratch, imagenet, a folder, or a .safetensors or .pth file.",
+        "Give scratch, imagenet, hf:ORG/NAME, a folder, or a .safetensors or .pth file.",
     )
     weights, ignored = _read_file(path, f"model.init: {path}")
     if _is_published(weights):

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from ast_core.config import Recipe
+from ast_core.weights.hub import known_models as known
 from pipeline.cli.main import STAGES, StageEntry
 from pipeline.cli.recipe_file import RECIPES
 from pipeline.cli.stages import Common
@@ -247,6 +248,22 @@ def _evaluate_labels(node: ast.expr, constants: Mapping[str, ast.expr]) -> list[
     return [ast.literal_eval(node)]
 
 
+def known_models() -> str:
+    """Return a table of the published models that this project knows by name."""
+    rows = [
+        (
+            f"`hf:{own.name}`",
+            own.data,
+            f"{own.freq_stride} x {own.time_stride}",
+            str(own.frames),
+            own.result,
+            own.licence,
+        )
+        for own in known.known_models().values()
+    ]
+    return table(("name", "trained on", "strides", "frames", "published result", "licence"), rows)
+
+
 def benchmarks() -> str:
     """Return a table of the benchmarks, with the commands and the sentence that their docstrings begin with."""
     rows = []
@@ -260,5 +277,5 @@ def benchmarks() -> str:
 
 GENERATORS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (stages, common_flags, recipe_keys, recipes, fields, prometheus, benchmarks)
+    for function in (stages, common_flags, recipe_keys, recipes, fields, prometheus, known_models, benchmarks)
 }

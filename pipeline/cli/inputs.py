@@ -25,6 +25,7 @@ from pipeline.cli.stages import (
     RunSettings,
     TrainSettings,
 )
+from pipeline.tracking.model_choice import is_model_address
 
 READ_SHARDS = (TrainSettings, CombineSettings, EvaluateSettings, CalibrateSettings, ReportSettings)
 """Stages that read shards which `prepare` wrote."""
@@ -47,11 +48,11 @@ def require_inputs(settings: Any) -> None:
         run = settings.run_dir
         require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
     takes_model = isinstance(settings, PredictSettings | EmbedSettings | ExportSettings)
-    if takes_model and not settings.model.startswith(("models:/", "runs:/")):
+    if takes_model and not is_model_address(settings.model):
         require(
             Path(settings.model).exists(),
-            f"--model {settings.model} does not exist; give a bundle folder or a registry URI such as "
-            "models:/NAME@champion.",
+            f"--model {settings.model} does not exist; give a bundle folder, a registry URI such as "
+            "models:/NAME@champion, or a model of Hugging Face's hub such as hf:ORG/NAME.",
         )
     if isinstance(settings, PredictSettings):
         require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")

@@ -10,6 +10,7 @@ from typing import Any
 from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
 from ast_core.storage.places import is_uri
+from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
 from pipeline.cli.stages import (
     CheckSettings,
     Common,
@@ -20,6 +21,7 @@ from pipeline.cli.stages import (
     RunSettings,
     TrainSettings,
 )
+from pipeline.tracking.model_choice import is_model_address
 from pipeline.tracking.store_uri import choose_store
 
 
@@ -29,23 +31,27 @@ def _default_name(settings: Common) -> str:
 
 
 def _resolve_init(init: str) -> str:
-    """Return `model.init` as an absolute path; raise UserError now and not in a worker hours later."""
+    """Return `model.init` as an absolute path or an address; raise UserError now and not in a worker hours later."""
+    if is_hub_address(init):
+        return str(parse_hub_address(init))
     path = Path(init).expanduser().absolute()
     require(
         path.exists(),
-        f"model.init is {init!r}, but {path} does not exist. Set it to scratch, imagenet, a file of weights (.pth, "
-        ".safetensors) or a folder (a bundle, an epoch of a run, or a Hugging Face checkpoint).",
+        f"model.init is {init!r}, but {path} does not exist. Set it to scratch, imagenet, hf:ORG/NAME, a file of "
+        "weights (.pth, .safetensors) or a folder (a bundle, an epoch of a run, or a Hugging Face checkpoint).",
     )
     return str(path)
 
 
 def _resolve_teacher(teacher: str) -> str:
-    """Return `distil.teacher` as an absolute path; raise UserError if it is not a folder."""
+    """Return `distil.teacher` as an absolute path or an address; raise UserError if it is neither."""
+    if is_model_address(teacher):
+        return teacher
     path = Path(teacher).expanduser().absolute()
     require(
         path.is_dir(),
         f"distil.teacher is {teacher!r}, but the folder {path} does not exist. "
-        "Set it to a bundle's folder or to models:/NAME@champion.",
+        "Set it to a bundle's folder, to models:/NAME@champion or to hf:ORG/NAME.",
     )
     return str(path)
 
@@ -107,7 +113,7 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
         if isinstance(settings, CheckSettings):
             changes["source"] = own
     distil = getattr(settings, "distil", None)
-    if isinstance(distil, DistilConfig) and distil.teacher and not distil.teacher.startswith(("models:/", "runs:/")):
+    if isinstance(distil, DistilConfig) and distil.teacher:
         changes["distil"] = dataclasses.replace(distil, teacher=_resolve_teacher(distil.teacher))
     model = getattr(settings, "model", None)
     if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:

@@ -185,7 +185,8 @@ class PredictSettings:
     """Recordings: files, folders to search, patterns such as 'clips/**/*.flac', URIs such as s3://bucket/folder, and
     Parquet files and tar archives with recordings inside."""
     model: str = "models:/ast-demo@champion"
-    """Model to use: a registry URI, or a bundle folder such as work/demo/bundles/ensemble."""
+    """Model to use: a registry URI, a bundle folder such as work/demo/bundles/ensemble, or a model of Hugging Face's
+    hub, hf:ORG/NAME."""
     top_k: int = 5
     """Number of labels of each recording."""
     min_probability: float = 0.0
@@ -272,7 +273,8 @@ class ExportSettings:
     output: Annotated[Path, tyro.conf.Positional]
     """Folder (huggingface) or file (onnx) to write to."""
     model: str = "models:/ast-demo@champion"
-    """Model to export: a registry URI, or a bundle folder such as work/demo/bundles/seed-0."""
+    """Model to export: a registry URI, a bundle folder such as work/demo/bundles/seed-0, or a model of Hugging Face's
+    hub, hf:ORG/NAME."""
     format: Literal["huggingface", "onnx"] = "huggingface"
     """Format to write: `huggingface` for transformers (one member only), or `onnx` with the front end included (any
     bundle)."""

@@ -149,9 +149,11 @@ def _find_bundle(options: PoolOptions, files: ray.ObjectRef[dict[str, np.ndarray
         yield options.folder
         return
     with tempfile.TemporaryDirectory(prefix="ast-bundle-") as name:
+        folder = Path(name) / options.folder.name  # a digest of Hugging Face's format holds the name of its folder
+        folder.mkdir()
         for file, content in ray.get(files).items():
-            (Path(name) / file).write_bytes(content.data)
-        yield Path(name)
+            (folder / file).write_bytes(content.data)
+        yield folder
 
 
 @contextlib.contextmanager

@@ -169,6 +169,11 @@ class RunFolder:
         return self.path / "recordings"
 
     @property
+    def hub_models(self) -> Path:
+        """JSON file with the commits and hashes of the models of Hugging Face's hub that the run uses."""
+        return self.path / "hub-models.json"
+
+    @property
     def stage_seconds(self) -> Path:
         """JSON file with the seconds that each stage of `run` took."""
         return self.path / "seconds.json"

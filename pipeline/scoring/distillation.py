@@ -14,15 +14,21 @@ from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.model.cost import model_cost
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
+from ast_core.storage.atomic_files import sha256_of
 from ast_core.storage.json_files import write_json
-from ast_core.weights.bundle_description import Entry
+from ast_core.weights import huggingface
+from ast_core.weights.bundle import DESCRIPTION, Bundle, write_bundle
+from ast_core.weights.bundle_description import BundleFacts, Entry, read_description
 from ast_core.weights.ensemble_mean import mean_probabilities
+from ast_core.weights.hub.hub_address import is_hub_address
 from pipeline.cli.stages import EvaluateSettings, TrainSettings
 from pipeline.run_folder import sync
+from pipeline.run_folder.downloads import download_files
 from pipeline.run_folder.layout import ALL_TEACHER, RunFolder
+from pipeline.run_folder.pinned_models import fetch_pinned
 from pipeline.scoring.bundle_scores import DescribedBundle, bundle_scores, describe_bundle, member_scores
 from pipeline.scoring.results import EvaluationResult, from_json_numbers, to_json_numbers
-from pipeline.tracking.registry import bundle_folder
+from pipeline.tracking.model_choice import fetch_model_folder
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,37 @@ def compare_with_teacher(
 
 
 def _fetch_teacher(settings: TrainSettings | EvaluateSettings) -> Path:
-    return sync.share_bundle(bundle_folder(settings.distil.teacher, settings.tracking), settings.run_dir)
+    """Return the bundle of the teacher, which every node can read."""
+    teacher, run = settings.distil.teacher, RunFolder.of(settings)
+    if is_hub_address(teacher):
+        folder = fetch_pinned(teacher, run.path).folder
+    else:
+        folder = fetch_model_folder(teacher, settings.tracking)
+    if huggingface.is_folder(folder):
+        return _write_teacher(folder, run.teacher / "bundle")
+    return sync.share_bundle(folder, run.path)
+
+
+def _write_teacher(folder: Path, copy: Path) -> Path:
+    """Write a teacher in Hugging Face's format as a bundle, unless that is done; return the bundle."""
+    download_files(copy, ["*"])
+    made_of = f"Hugging Face's format, {folder.name}, SHA-256 {sha256_of(folder / huggingface.WEIGHTS)}"
+    if (copy / DESCRIPTION).is_file() and read_description(copy).facts.made_of == made_of:
+        return copy
+    own = Bundle.load(folder)
+    member = own.members[0]
+    identity = {
+        "labels": list(own.labels),
+        "model": to_dict(member.config),
+        "front_end": to_dict(member.front_end),
+        "mean": member.mean,
+        "std": member.std,
+        "loss": member.loss,
+    }
+    write_bundle(
+        copy, [("teacher", member.model.state_dict(), identity)], own.single_label, BundleFacts(made_of=made_of)
+    )
+    return copy
 
 
 def _make_row(name: str, entries: Sequence[Entry], score: float) -> ComparisonRow:

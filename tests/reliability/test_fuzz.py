@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CORPUS = Path(__file__).parent / "corpus"
-TARGETS = 30
+TARGETS = 32
 """Number of readers under attack; tests/support/fuzz_targets.py lists them."""
 
 

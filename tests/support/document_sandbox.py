@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundles import write_run
+from local_hub import LocalHub, write_model
 
 from ast_core.config import FrontEndConfig
 from ast_core.dataset.manifest import load_manifest
 from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
+from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
 from pipeline.cli.stages import ExportSettings, RegisterSettings
 from pipeline.export import export
 from pipeline.preparation.part_writer import write_shard_part
@@ -31,14 +33,19 @@ class Sandbox:
         self._save_tone = save_tone
         self._tracking = new_store(folder / "work")
         self._registered: set[str] = set()
+        self.hub = LocalHub()
+        """The hub that answers while a page is tested."""
 
     def provide(self, name: str, is_model: bool = False) -> None:
         """Make what a document names, unless it is there.
 
         Args:
-            name: model of the registry, bundle, list, recipe, recording, file of weights, or folder.
+            name: model of the hub or of the registry, bundle, list, recipe, recording, file of weights, or folder.
             is_model: whether a folder that is not a bundle is a model in Hugging Face's format, and not recordings.
         """
+        if is_hub_address(name):
+            self.hub.add(parse_hub_address(name).name).commit_folder(write_model(self.folder / "of-the-hub"))
+            return
         if name.startswith("models:/"):
             self._register(name.removeprefix("models:/").partition("@")[0])
             return

@@ -42,10 +42,12 @@ from ast_core.weights import checkpoint
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.bundle_description import BundleFacts
 from ast_core.weights.decisions import Decisions
+from ast_core.weights.hub.hub_address import parse_hub_address
 from ast_core.weights.huggingface import HuggingFaceModel, write_folder
 from ast_core.weights.pretrained import initialise, load_exactly
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import TrainSettings
+from pipeline.run_folder.pinned_models import find_pinned
 from pipeline.tracking.pyfunc import Tagger
 from pipeline.tracking.serving_requests import RequestError
 
@@ -406,6 +408,25 @@ def hugging_face(folder: Path) -> dict[str, Target]:
     return targets
 
 
+def hub_models(folder: Path) -> dict[str, Target]:
+    note = folder / "hub-models.json"
+    values = {"models": [{"address": "hf:a/b", "pinned": f"hf:a/b@{'0f' * 20}", "sha256": {"config.json": "0f" * 32}}]}
+    write_hashed_json(note, values)
+    good = note.read_bytes()
+
+    def read_note(data: bytes) -> None:
+        write_signed(note, data)
+        found = find_pinned("hf:a/b", folder)
+        if found is not None:
+            parse_hub_address(found.pinned)
+
+    addresses = [b"hf:MIT/ast-finetuned-audioset-10-10-0.4593", b"hf:a/b@refs/pr/1"]
+    return {
+        "hub.note": Target([good], mutated_json, read_note),
+        "hub.address": Target(addresses, mutated_text, lambda data: parse_hub_address(data.decode(errors="replace"))),
+    }
+
+
 def lists_and_scores(folder: Path) -> dict[str, Target]:
     reader = ShardReader(write_shards(folder / "shards", {"test": 9}), ["test"])
     table = folder / "scores.parquet"
@@ -460,6 +481,7 @@ GROUPS: tuple[Group, ...] = (
     initial_weights,
     bundles,
     hugging_face,
+    hub_models,
     lists_and_scores,
     serving,
 )

@@ -186,7 +186,9 @@ def test_variant_overrides_the_recipe_but_not_the_flags_and_has_its_own_folder()
 
 def test_missing_initial_checkpoint_raises_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"audioset\.pth does not exist"):
-        parse_settings(TrainSettings, "", ["--recipe", "esc50_ast_p"])
+        parse_settings(TrainSettings, "", ["--recipe", "esc50_ast_p", "--model.init", "audioset.pth"])
+    named = parse_settings(TrainSettings, "", ["--recipe", "esc50_ast_p"]).model.init
+    assert named == "hf:MIT/ast-finetuned-audioset-10-10-0.4593"
     (tmp_path / "mine.pth").touch()
     settings = parse_settings(
         TrainSettings, "", ["--recipe", "esc50_ast_p", "--model.init", str(tmp_path / "mine.pth")]
