@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ast_core.errors import require
 
@@ -158,6 +158,8 @@ class PrepareConfig:
 class ModelConfig:
     """Settings of the transformer."""
 
+    LATER_KEYS: ClassVar = frozenset({"lora_rank", "lora_alpha"})
+
     backbone: str = "deit_base_distilled_patch16_384"
     """Size of the transformer: a timm name, or `ast_micro` / `ast_mini`, which are small enough for a CPU and have no
     ImageNet weights."""
@@ -180,9 +182,16 @@ class ModelConfig:
     says `mean`."""
     mask_padding: bool = False
     """Switch that hides patches of padding from attention; the published model attends to them."""
+    lora_rank: int = 0
+    """Rank of the low-rank updates (LoRA) that train in the place of the backbone's own weights: two small matrices for
+    each attention projection (qkv and proj). The head trains as usual. 0 turns LoRA off."""
+    lora_alpha: float = 16.0
+    """Scale of the low-rank updates: each is multiplied by `lora-alpha` / `lora-rank`."""
 
     def __post_init__(self) -> None:
-        """Check that strides and patches are positive."""
+        """Check ranges."""
+        require(self.lora_rank >= 0, f"model.lora-rank is {self.lora_rank}; give 0 or more.")
+        require(self.lora_alpha > 0, f"model.lora-alpha is {self.lora_alpha}; give more than 0.")
         sizes = (self.patch_freq, self.patch_time, self.freq_stride, self.time_stride)
         require(
             min(sizes) >= 1,
@@ -226,6 +235,10 @@ class AugmentConfig:
 class OptimConfig:
     """Settings of the optimiser, the sampler, and the choice of a run's final weights."""
 
+    LATER_KEYS: ClassVar = frozenset(
+        {"freeze_backbone_epochs", "head_learning_rate", "layer_decay", "early_stopping_epochs"}
+    )
+
     epochs: int = 5
     """Number of passes over the data; with the balanced sampler, a pass draws as many clips as the data has."""
     batch_size: int = 12
@@ -265,6 +278,15 @@ class OptimConfig:
     """Switch that computes each block's activations again in the backward pass: less memory, a third more time."""
     compile: bool = False
     """Switch for torch.compile on the blocks: the start takes minutes longer, steps on a GPU are faster."""
+    freeze_backbone_epochs: int = 0
+    """Number of first epochs in which only the head trains; -1 freezes the backbone throughout."""
+    head_learning_rate: float = 0.0
+    """Learning rate of the head after warm-up; it follows the same schedule. 0 gives the head the common rate."""
+    layer_decay: float = 1.0
+    """Factor between the learning rates of a block and of the block after it, so that early blocks, which hold the most
+    general features, change least. The head has the complete rate, the last block this factor of it; 1 turns it off."""
+    early_stopping_epochs: int = 0
+    """Number of epochs without a better validation score after which the training ends; 0 turns it off."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -278,6 +300,12 @@ class OptimConfig:
             self.weights != "ema" or self.ema_decay > 0,
             "optim.weights is ema and optim.ema-decay is 0; give optim.ema-decay a value such as 0.999.",
         )
+        frozen, patience = self.freeze_backbone_epochs, self.early_stopping_epochs
+        require(frozen >= -1, f"optim.freeze-backbone-epochs is {frozen}; give 0 or more, or -1 for all epochs.")
+        require(patience >= 0, f"optim.early-stopping-epochs is {patience}; give 0 or more.")
+        head = self.head_learning_rate
+        require(head >= 0, f"optim.head-learning-rate is {head}; give more than 0, or 0 for the common rate.")
+        require(0 < self.layer_decay <= 1, f"optim.layer-decay is {self.layer_decay}; give more than 0 and at most 1.")
         require(self.decay_every_epochs >= 1, f"optim.decay-every-epochs is {self.decay_every_epochs}; give 1 or more.")
         require(
             self.checkpoint_every_steps >= 1,
@@ -289,8 +317,9 @@ class OptimConfig:
         )
 
 
-WAYS_IN = ("init", "positions", "projection")
-"""Keys of the model's config that say where its first weights came from. They do not change what the weights mean."""
+WAYS_IN = ("init", "positions", "projection", "lora_rank", "lora_alpha")
+"""Keys of the model's config that say where its first weights came from and how they are trained. They do not change
+what the weights mean: LoRA's updates are merged into the weights of each epoch."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def to_identity(config: Any) -> dict[str, Any]:
+    """Return `to_dict` without the class's `LATER_KEYS` that have their defaults.
+
+    A later version added these keys. Hashes and comparisons of configs from before stay as they were.
+    """
+    later = getattr(config, "LATER_KEYS", ())
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in later}
+    return {key: value for key, value in to_dict(config).items() if key not in later or value != defaults[key]}
+
+
 def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)

@@ -28,6 +28,7 @@ from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.atomic_files import list_stored, remove_folder
+from ast_core.training.early_stopping import shorten_run
 from ast_core.training.member_folder import MemberFolder
 from ast_core.weights import checkpoint
 from ast_core.weights.average import average_weights
@@ -36,7 +37,7 @@ from ast_core.weights.bundle_description import BundleFacts
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CombineSettings
-from pipeline.run_folder.layout import RunFolder, member_files
+from pipeline.run_folder.layout import RunFolder, member_files, member_name
 from pipeline.run_folder.opened import opened
 from pipeline.tracking.run_note import NOTE, read_run_note
 
@@ -84,21 +85,34 @@ def _plan(settings: CombineSettings, run: RunFolder, index: ShardIndex) -> Itera
     """Yield the bundles one after the other; only the members' weights stay in memory until the ensemble is written."""
     members = []
     for seed in settings.ensemble.seeds:
-        yield from _bundles_to_compare(settings, run, seed)
         member = run.member(seed)
-        epochs = _finished_epochs(member, settings.optim.epochs)
-        part, made_of = _representative(member.name, epochs, settings.optim, index.single_label)
+        optim = _read_optim(member, settings.optim)
+        epochs = _finished_epochs(member, optim.epochs)
+        yield from _bundles_to_compare(settings, optim, epochs, seed)
+        part, made_of = _representative(member.name, epochs, optim, index.single_label)
         members.append(PlannedBundle(member.name, [part], made_of, (seed,), "member"))
         yield members[-1]
     if len(members) > 1:
         yield _ensemble_of(members)
 
 
-def _bundles_to_compare(settings: CombineSettings, run: RunFolder, seed: int) -> Iterator[PlannedBundle]:
+def _read_optim(member: MemberFolder, optim: OptimConfig) -> OptimConfig:
+    """Return the settings with the epochs that a member has, which are fewer if it stopped early."""
+    if not optim.early_stopping_epochs:
+        return optim
+    folders = checkpoint.epoch_folders(member.epochs)
+    rows: list[dict[str, float]] = []
+    while (epoch := len(rows) + 1) in folders:
+        rows.append(checkpoint.read_state(folders[epoch])["row"])
+    return shorten_run(optim, rows)
+
+
+def _bundles_to_compare(
+    settings: CombineSettings, optim: OptimConfig, epochs: dict[int, Path], seed: int
+) -> Iterator[PlannedBundle]:
     """Yield a member's last epoch, and all its epochs as an ensemble of their own, where they are wanted."""
-    name, count = run.member(seed).name, settings.optim.epochs
-    epochs = _finished_epochs(run.member(seed), count)
-    if settings.optim.weights != "last":
+    name, count = member_name(seed), optim.epochs
+    if optim.weights != "last":
         yield PlannedBundle(f"{name}-last", [_part(name, epochs[count])], f"epoch {count}", (seed,), "last")
     if settings.ensemble.epochs:
         every = [_part(f"{name}-epoch-{epoch}", epochs[epoch]) for epoch in range(1, count + 1)]

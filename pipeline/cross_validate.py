@@ -88,8 +88,14 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
         The score of each epoch, by fold, and the three choices of `choose`.
 
     Raises:
-        UserError: the data set has fewer than three folds, or a stage fails.
+        UserError: the data set has fewer than three folds, the recipe stops early, or a stage fails.
     """
+    patience = settings.optim.early_stopping_epochs
+    require(
+        not patience,
+        f"optim.early-stopping-epochs is {patience}, and cross-validation has no validation split that may choose the "
+        "last epoch. Set it to 0.",
+    )
     run, names = RunFolder.of(settings), _folds(settings)
     runs.open_experiment(settings.tracking, settings.experiment)
     sync.download_inputs(settings)

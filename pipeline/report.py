@@ -29,17 +29,22 @@ import numpy as np
 import pyarrow.parquet
 from rich.console import Console
 
+from ast_core.config import OptimConfig
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
+from ast_core.serialization import from_dict
 from ast_core.shards.index import REJECTS, ShardIndex, SplitCounts
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import read_json, write_text
+from ast_core.training.early_stopping import describe_early_stop
+from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
 from pipeline.reporting.class_counts import class_rows, order_splits, warn_of_empty_classes
 from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
+from pipeline.reporting.history import read_history
 from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
 from pipeline.run_folder.layout import (
@@ -47,6 +52,7 @@ from pipeline.run_folder.layout import (
     ALL_CALIBRATION,
     ALL_EVALUATION,
     ALL_STUDIES,
+    HISTORIES,
     SETTINGS_FILES,
     RunFolder,
 )
@@ -59,7 +65,7 @@ MOST_DRAWN = 60
 """Largest number of classes whose confusion matrix is readable."""
 MOST_REASONS = 12
 """Reasons of rejects that the page lists."""
-READS = (SETTINGS_FILES, ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, *ALL_STUDIES)
+READS = (SETTINGS_FILES, HISTORIES, ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, *ALL_STUDIES)
 """Files of a run that the page shows."""
 
 
@@ -129,6 +135,7 @@ def report(settings: ReportSettings) -> Path:
             "calibration": _json(run.calibration / run.summary.name),
             "pictures": [_inline(path) for path in sorted(run.evaluation.glob("[lp]*.png"))],
             "studies": list(_studies(run.studies)),
+            "early_stops": [stopped for member in run.members() if (stopped := _describe_early_stop(member))],
             "settings": next((_json(member.settings_file) for member in run.members()), {}),
             **_of_main_bundle(settings, run, index),
         }
@@ -226,6 +233,15 @@ def _gains(run: RunFolder) -> list[EnsembleGain]:
         if own:
             rows.append(EnsembleGain(name, len(own), key, summary[name][key], sum(own) / len(own), max(own)))
     return rows
+
+
+def _describe_early_stop(member: MemberFolder) -> str:
+    """Return a sentence about a member whose training stopped early; "" for any other member."""
+    values = _json(member.settings_file).get("settings", {}).get("optim", {})
+    if not values.get("early_stopping_epochs"):
+        return ""
+    stopped = describe_early_stop(from_dict(OptimConfig, values), read_history(member.history))
+    return f"{member.name}: {stopped}" if stopped else ""
 
 
 def _studies(folder: Path) -> Iterator[dict[str, Any]]:

@@ -23,12 +23,13 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
 
 from rich.console import Console
 
-from ast_core.config import Job
+from ast_core.config import Job, OptimConfig
 from ast_core.errors import NoRoomError, TakenOverError, UserError
 from ast_core.redaction import without_secrets
 from ast_core.serialization import to_dict
 from ast_core.shards.index import ShardIndex
 from ast_core.storage.json_files import write_json
+from ast_core.training.early_stopping import describe_early_stop, find_last_epoch
 from ast_core.training.member_folder import MemberFolder
 from ast_core.training.trainer import is_finished
 from ast_core.weights.hub.hub_address import is_hub_address
@@ -39,7 +40,7 @@ from pipeline.cli.stages import TrainSettings
 from pipeline.ray_runtime import cluster_size, connection
 from pipeline.ray_runtime.training_supervisor import placement_group_file, supervise
 from pipeline.ray_runtime.worker_group import WorkerGroup, scratch_folder
-from pipeline.reporting.history import read_history
+from pipeline.reporting.history import EpochRow, read_history
 from pipeline.reporting.progress_bars import EpochBar, metrics_table
 from pipeline.run_folder import downloads, sync
 from pipeline.run_folder.folder_lock import lock_folder
@@ -94,7 +95,10 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
                     with contextlib.nullcontext(group) if group is not None else WorkerGroup() as used:
                         supervise(job, workers, settings.gpus, sync.object_stores(settings), used)
         runs.log_artifacts(run_id, member.settings_file)
+        _log_last_epoch(run_id, job.optim, read_history(member.history))
     Console().print(metrics_table(f"{member.name}: training", member.history))
+    if stopped := describe_early_stop(job.optim, read_history(member.history)):
+        Console(soft_wrap=True, highlight=False).print(f"{member.name}: {stopped}", markup=False)
     return member.path
 
 
@@ -179,6 +183,12 @@ def _fetch_initial_weights(settings: TrainSettings) -> None:
         Console(soft_wrap=True, highlight=False).print(describe_licence(found.address), markup=False)
 
 
+def _log_last_epoch(run_id: str, optim: OptimConfig, history: Sequence[EpochRow]) -> None:
+    """Log the epoch that a training with early stopping ended at."""
+    if optim.early_stopping_epochs and history:
+        runs.log_metrics(run_id, {"last_epoch": float(min(len(history), find_last_epoch(optim, history)))})
+
+
 def _tags(settings: TrainSettings, member: MemberFolder, index: ShardIndex) -> dict[str, str]:
     """Return the tags of the MLflow run; a run with the same tags is resumed."""
     tags = {
@@ -196,7 +206,8 @@ def _download(settings: TrainSettings, member: MemberFolder) -> None:
     notes = (".folder-id", NOTE, placement_group_file(Path()).name)
     names = (member.history.name, member.settings_file.name, *notes)
     sync.download_inputs(settings, files=member_files(settings.seed, names))
-    if len(read_history(member.history)) >= settings.optim.epochs:  # the training may be finished
+    history = read_history(member.history)
+    if len(history) >= find_last_epoch(settings.optim, history):  # the training may be finished
         epochs = member_files(settings.seed, [f"{member.epochs.name}/*"])
         sync.download_inputs(settings, settings.data.train_splits, epochs)
         downloads.download_checkpoint(member.checkpoints)

@@ -61,6 +61,7 @@ def test_every_documented_recipe_exists() -> None:
         "own",
         *PAPER,
         "esc50_ast_p",
+        "own_ast_p",
         "audioset_patchout",
         "esc50_small",
         "speech_commands_small",

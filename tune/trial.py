@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ast_core.config import Recipe
 from ast_core.errors import UserError
-from ast_core.serialization import from_dict, to_dict
+from ast_core.serialization import from_dict, to_dict, to_identity
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
 from ast_core.storage.object_store import ObjectStore
 from pipeline.cli.command_line import select_settings
@@ -104,7 +104,7 @@ class Trial:
     @property
     def identity(self) -> str:
         """Hash of the recipe and the data; a stored result counts only if it has the same hash."""
-        recipe = {f.name: to_dict(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
+        recipe = {f.name: to_identity(getattr(self.settings, f.name)) for f in dataclasses.fields(Recipe)}
         return sha256_of_json({"recipe": {**recipe, "prepare": None}, "data_hash": self.data_hash})
 
     def load_result(self) -> TrialResult | None:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core.config import Job
 from ast_core.errors import UserError
+from ast_core.model.lora import merged_weights
 from ast_core.model.loss import training_loss
 from ast_core.shards.reader import ShardReader
 from ast_core.training import augment
@@ -41,7 +42,7 @@ class QueuedStep:
     step: int
     """Optimizer steps done with this one since the training began."""
     learning_rate: float
-    """Learning rate of the step."""
+    """Learning rate of the step, without the head's own and the layers' decay."""
     batch: Batch
     """This rank's share of the batch."""
     input_BTM: torch.Tensor
@@ -84,7 +85,7 @@ def queue_step(state: State, job: Job, batch: Batch, epoch: int, mean: float, st
     """
     optim, rate = job.optim, learning_rate(job.optim, epoch, state.progress.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(optim, epoch, state.progress.step, group["peak"])
     input_BTM = augment.apply(batch.choices, job.augment, batch.fbank_BTM, batch.partner_KTM, mean, std)
     state.optimizer.zero_grad(set_to_none=True)
     loss = _accumulate_gradient(state, job, batch, input_BTM)
@@ -167,7 +168,7 @@ def _is_fp16_overflow(state: State, loss_W: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _update_moving_average(state: State, decay: float) -> None:
-    for name, value in state.model.state_dict().items():
+    for name, value in merged_weights(state.model).items():
         state.moving[name].lerp_(value, 1 - decay)
 
 

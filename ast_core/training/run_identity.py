@@ -10,10 +10,22 @@ from typing import Any
 
 from ast_core.config import WAYS_IN, AugmentConfig, FrontEndConfig, Job, Loss
 from ast_core.errors import require
-from ast_core.serialization import to_dict
+from ast_core.serialization import to_dict, to_identity
 from ast_core.shards.reader import ShardReader
 from ast_core.training.targets import TeacherIdentity, teacher_identity
 from ast_core.weights.checkpoint import Checkpoint
+
+FREE_KEYS = frozenset(
+    {
+        "epochs",
+        "early_stopping_epochs",
+        "checkpoint_every_steps",
+        "weights",
+        "average_first_epoch",
+        "activation_checkpointing",
+    }
+)
+"""Keys of the `OptimConfig` that decide no bits of a step, and may change between the starts of a run."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,8 @@ class MemberIdentity:
 class RunSettings:
     """Other settings that decide the bits of a run; a resume needs them unchanged.
 
-    The number of epochs is not among them: more epochs continue a run.
+    The number of epochs is not among them: more epochs continue a run. Neither is `early_stopping_epochs`, which only
+    ends a run earlier.
     """
 
     augment: AugmentConfig
@@ -108,18 +121,17 @@ def _describe_member(job: Job, train: ShardReader, mean: float, std: float) -> M
         + ", ".join(f"{key} {have}, not {want}" for key, (have, want) in other.items())
         + ". Prepare again into another folder, or use the recipe that they were made with.",
     )
-    model = {key: value for key, value in to_dict(job.model).items() if key not in WAYS_IN}
+    model = {key: value for key, value in to_identity(job.model).items() if key not in WAYS_IN}
     return MemberIdentity(model, job.front_end, train.index.labels, mean, std, job.optim.loss)
 
 
 def _describe_run(job: Job, train: ShardReader) -> RunSettings:
-    free = {"epochs", "checkpoint_every_steps", "weights", "average_first_epoch", "activation_checkpointing"}
-    optim = {key: value for key, value in to_dict(job.optim).items() if key not in free}
+    optim = {key: value for key, value in to_identity(job.optim).items() if key not in FREE_KEYS}
     return RunSettings(
         augment=job.augment,
         data_hash=train.index.data_hash,
         train_clips=len(train),
-        way_in={key: getattr(job.model, key) for key in WAYS_IN},
+        way_in={key: value for key, value in to_identity(job.model).items() if key in WAYS_IN},
         optim=optim,
         seed=job.seed,
         train_splits=job.data.train_splits,

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core.config import Job
 from ast_core.errors import require
+from ast_core.model.lora import add_lora, merged_weights
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.shards.reader import ShardReader
@@ -21,6 +22,7 @@ from ast_core.storage.atomic_files import remove_temporary_files
 from ast_core.storage.json_files import sha256_of_json, write_text
 from ast_core.training.member_folder import MemberFolder
 from ast_core.training.run_identity import RunIdentity
+from ast_core.training.trainable import group_parameters, set_trainable
 from ast_core.weights import checkpoint
 from ast_core.weights.checkpoint import Checkpoint
 from ast_core.weights.pretrained import initialise, load_exactly
@@ -51,7 +53,7 @@ class State:
     replica: nn.Module
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
-    """Adam over the model's parameters."""
+    """Adam over the model's parameters that train in some epoch."""
     scaler: GradScaler
     """Loss scaler of fp16; disabled in other precisions."""
     progress: Progress
@@ -59,7 +61,7 @@ class State:
     device: torch.device
     """Device of the model."""
     moving: dict[str, torch.Tensor]
-    """Exponential moving average of the weights; empty if the recipe has none."""
+    """Exponential moving average of the weights, LoRA merged; empty if the recipe has none."""
     faulty: torch.Tensor
     """Whether some step was not finite, bool on the device. If so, no later step changes the weights either: the host
     may notice one step later, and then looks for the cause with the weights of that step."""
@@ -79,23 +81,42 @@ def initial_state(job: Job, train: ShardReader, device: torch.device, world: int
     )
     model = AST(job.model, job.front_end.num_mel_bins, job.front_end.target_frames, len(train.index.labels))
     initialise(model, job.model, train.index.labels)
+    if job.model.lora_rank:
+        add_lora(model, job.model.lora_rank, job.model.lora_alpha)
     model.to(device)
     optim = job.optim
     model.recompute = optim.activation_checkpointing
     if optim.compile:
         for block in model.blocks:
             block.compile()
-    moving = {name: value.clone() for name, value in model.state_dict().items()} if optim.ema_decay else {}
+    moving = {name: value.clone() for name, value in merged_weights(model).items()} if optim.ema_decay else {}
     optimizer = torch.optim.Adam(
-        model.parameters(), lr=optim.learning_rate, betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
+        group_parameters(model, job), betas=(0.95, 0.999), weight_decay=optim.weight_decay, fused=True
     )
-    replica: nn.Module = model
-    if world > 1:
-        devices = [device] if device.type == "cuda" else None
-        replica = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    set_trainable(model, job, epoch=1)
+    replica = _replicate(model, device) if world > 1 else model
     scaler = GradScaler(device.type, enabled=optim.precision == "fp16")
     faulty = torch.zeros((), dtype=torch.bool, device=device)
     return State(model, replica, optimizer, scaler, Progress(history=[]), device, moving, faulty)
+
+
+def _replicate(model: AST, device: torch.device) -> nn.Module:
+    """Return a wrapper that averages the gradients of the ranks, for the parameters that have gradients now."""
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def enter_epoch(state: State, job: Job, epoch: int) -> None:
+    """Freeze or release the weights that an epoch trains; every rank calls it before its first step of the epoch.
+
+    The distributed wrapper knows only parameters that had gradients when it was made, so a change makes a new one.
+    """
+    if not set_trainable(state.model, job, epoch):
+        return
+    state.optimizer.zero_grad(set_to_none=True)  # the gradients are views of the old wrapper's memory
+    if isinstance(state.replica, DistributedDataParallel):
+        state.replica = state.model  # removes the old wrapper first
+        state.replica = _replicate(state.model, state.device)
 
 
 def choose_checkpoint(job: Job, rank: int, world: int) -> Checkpoint | None:
@@ -181,7 +202,7 @@ def finish_epoch(state: State, job: Job, identity: RunIdentity, row: dict[str, f
     state.progress.history = [*(state.progress.history or []), row]
     if rank == 0:
         folder = MemberFolder(job.folder).epoch(epoch)
-        tables = {"model": state.model.state_dict()} | ({"ema": state.moving} if state.moving else {})
+        tables = {"model": merged_weights(state.model)} | ({"ema": state.moving} if state.moving else {})
         checkpoint.save(folder, tables, {"identity": to_dict(identity.member), "row": row})
         save(state, job, identity)
         _write_history(state, job)

@@ -7,6 +7,7 @@ uninterrupted run on the same number of ranks.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ast_core.shards.reader import ShardReader
 from ast_core.training import order
 from ast_core.training.batches import Batch, iterate_batches
 from ast_core.training.callback import StepResult, TrainerCallback
+from ast_core.training.early_stopping import describe_early_stop, find_last_epoch
+from ast_core.training.job_rules import require_consistent
 from ast_core.training.member_folder import MemberFolder
 from ast_core.training.optimizer_step import QueuedStep, finish_step, queue_step
 from ast_core.training.run_identity import RunIdentity, build_identity
@@ -32,6 +35,7 @@ from ast_core.training.state import (
     Progress,
     State,
     choose_checkpoint,
+    enter_epoch,
     finish_epoch,
     initial_state,
     require_finite,
@@ -42,6 +46,7 @@ from ast_core.training.state import (
 from ast_core.training.targets import soft_targets
 from ast_core.weights import checkpoint
 
+LOG = logging.getLogger(__name__)
 MOST_NAMED = 12
 """Largest number of clips that one error names."""
 CLIPS_AT_ONCE = 32
@@ -71,7 +76,7 @@ class _Task:
 
 
 def fit(job: Job, rank: int, world: int, device: torch.device, callback: TrainerCallback | None = None) -> None:
-    """Train to the last epoch, from the newest verified checkpoint if there is one.
+    """Train to the last epoch, from the newest verified checkpoint if there is one, or until it stops early.
 
     Args:
         job: the training.
@@ -88,6 +93,7 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
         job.optim.batch_size % world == 0,
         f"optim.batch-size {job.optim.batch_size} cannot be split over {world} workers; choose a multiple of {world}.",
     )
+    require_consistent(job.data, job.model, job.optim)
     train = ShardReader(job.shards, job.data.train_splits)
     _require_labels(job, train)
     held_out = ShardReader(job.shards, [job.data.validation_split or job.data.test_split])
@@ -100,13 +106,16 @@ def fit(job: Job, rank: int, world: int, device: torch.device, callback: Trainer
     if newest is not None:
         resume_state(state, job, identity, newest, rank)
     task.callback.on_train_begin(state.progress.step)
-    while (epoch := len(state.progress.history or []) + 1) <= job.optim.epochs:
+    while (epoch := len(history := state.progress.history or []) + 1) <= find_last_epoch(job.optim, history):
+        enter_epoch(state, job, epoch)
         started, first = time.monotonic(), state.progress.step
         _train_epoch(state, task, epoch)
         seconds = time.monotonic() - started
         row = _evaluate_epoch(state, task, epoch)
         row |= {"seconds": seconds, "clips_per_s": (state.progress.step - first) * job.optim.batch_size / seconds}
         _commit_epoch(state, task, row, epoch)
+    if rank == 0 and (stopped := describe_early_stop(job.optim, history)):
+        LOG.info("%s", stopped)
     if world > 1:
         distributed.barrier()
 
@@ -212,7 +221,8 @@ def _stop_if_asked(state: State, task: _Task, steps: _StepQueue | None = None) -
 def is_finished(job: Job) -> bool:
     """Return whether a member is completely trained.
 
-    Its newest checkpoint must be that of the last step, and all epochs and `metrics.jsonl` must exist.
+    Its newest checkpoint must be that of the last step, and all epochs and `metrics.jsonl` must exist. A training that
+    stopped early is complete.
 
     Raises:
         UserError: the run folder holds another run, or the data does not fit.
@@ -223,10 +233,12 @@ def is_finished(job: Job) -> bool:
         return False
     train = ShardReader(job.shards, job.data.train_splits)
     require_same_run(newest.state["identity"], build_identity(job, train, newest), job)
-    last = order.steps_per_epoch(len(train), job.optim.batch_size) * job.optim.epochs
     progress, epochs = Progress(**newest.state["progress"]), checkpoint.epoch_folders(member.epochs)
-    evaluated = progress.step >= last and len(progress.history or []) >= job.optim.epochs
-    return evaluated and set(range(1, job.optim.epochs + 1)) <= set(epochs)
+    history = progress.history or []
+    count = find_last_epoch(job.optim, history)
+    last = order.steps_per_epoch(len(train), job.optim.batch_size) * count
+    evaluated = progress.step >= last and len(history) >= count
+    return evaluated and set(range(1, count + 1)) <= set(epochs)
 
 
 def _score_held_out(state: State, task: _Task, indices: np.ndarray) -> np.ndarray:
@@ -275,11 +287,18 @@ def _evaluate_epoch(state: State, task: _Task, epoch: int) -> dict[str, float]:
         all_NC[indices] = values
     _require_finite_scores(all_NC, task)
     name = "validation" if job.data.validation_split else "test"
-    result = metrics.evaluate_scores(all_NC, held_out.labels_NC, held_out.index.single_label)
+    result = [metrics.evaluate_scores(all_NC, held_out.labels_NC, held_out.index.single_label)]
+    if world > 1 and job.optim.early_stopping_epochs:
+        # Nodes with other processors may round otherwise, and all ranks must stop at the same epoch.
+        distributed.broadcast_object_list(result, src=0)
     row = {
         "epoch": epoch,
         "step": state.progress.step,
         "learning_rate": learning_rate(job.optim, epoch, state.progress.step - 1),
         "train_loss": state.progress.loss_sum / task.steps,
     }
-    return row | {f"{name}_{key}": value for key, value in result.items() if not key.startswith("chance")}
+    if job.optim.head_learning_rate:
+        row["head_learning_rate"] = learning_rate(
+            job.optim, epoch, state.progress.step - 1, job.optim.head_learning_rate
+        )
+    return row | {f"{name}_{key}": value for key, value in result[0].items() if not key.startswith("chance")}

@@ -15,7 +15,7 @@ import torch
 from ast_core.config import FrontEndConfig, Loss
 from ast_core.errors import require
 from ast_core.model.transformer import AST
-from ast_core.serialization import to_dict
+from ast_core.serialization import to_dict, to_identity
 from ast_core.storage.atomic_files import remove_file, remove_if_incomplete, sha256_of
 from ast_core.storage.disk_space import require_free_space
 from ast_core.storage.json_files import read_hashed_json, sha256_of_json, write_hashed_json
@@ -143,7 +143,7 @@ def _load_huggingface(folder: Path) -> Bundle:
     found = huggingface.read_folder(folder)
     sha256 = sha256_of(folder / huggingface.WEIGHTS)
     loss: Loss = "cross_entropy" if found.single_label else "bce"
-    model, front_end = to_dict(found.model), to_dict(found.front_end)
+    model, front_end = to_identity(found.model), to_dict(found.front_end)
     entry = Entry(folder.name, huggingface.WEIGHTS, sha256, model, front_end, found.mean, found.std, loss)
     settings = {key: value for key, value in vars(entry).items() if key not in {"file", "sha256"}}
     facts = BundleFacts(made_of=f"Hugging Face's format, {folder.name}")

@@ -19,7 +19,7 @@ from ast_core.dataset.loose.csv_rows import csv_rows
 from ast_core.dataset.problems import Problems
 from ast_core.errors import UserError, require
 from ast_core.model.transformer import BACKBONES, patch_grid
-from ast_core.serialization import to_dict
+from ast_core.serialization import to_dict, to_identity
 from ast_core.storage.atomic_files import sha256_of
 from ast_core.storage.json_files import sha256_of_json
 from ast_core.weights.bundle import Bundle, bundle_of_one
@@ -84,7 +84,7 @@ def load_published(path: Path, labels: Sequence[str] | str | os.PathLike[str] | 
     front_end = FrontEndConfig(num_mel_bins=PUBLISHED_BINS, target_frames=training.target_frames)
     model = _find_config(source.weights, source.grid, front_end, path)
     sha256 = sha256_of(path)
-    settings = (to_dict(model), to_dict(front_end), training.mean, training.std, training.loss)
+    settings = (to_identity(model), to_dict(front_end), training.mean, training.std, training.loss)
     entry = Entry(path.stem, _MODEL_FILE, sha256, *settings)
     digest = sha256_of_json([*settings, names, sha256])
     facts = BundleFacts(made_of=f"published checkpoint, {path.name}")

@@ -10,6 +10,7 @@ from typing import Any
 from ast_core.config import DistilConfig, ModelConfig
 from ast_core.errors import require
 from ast_core.storage.places import is_uri
+from ast_core.training.job_rules import require_consistent
 from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
 from pipeline.cli.stages import (
     CheckSettings,
@@ -145,7 +146,8 @@ def resolve(settings: Any) -> Any:
 
     Raises:
         UserError: a number is too low, the initial weights or the teacher do not exist, the workers cannot share a
-            batch, or MLflow cannot keep a registry at the tracking address.
+            batch, settings of the training contradict each other, or MLflow cannot keep a registry at the tracking
+            address.
     """
     changes: dict[str, Any] = {}
     if isinstance(settings, Common):
@@ -157,6 +159,7 @@ def resolve(settings: Any) -> Any:
         changes["storage"] = settings.storage.rstrip("/")
     if isinstance(settings, TrainSettings | RunSettings):
         _require_shared_batch(settings.workers, settings.optim.batch_size)
+        require_consistent(settings.data, settings.model, settings.optim)
     _require_counts(settings)
     if hasattr(settings, "model_name"):
         changes["model_name"] = settings.model_name or f"ast-{_default_name(settings).replace('_', '-')}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from prepared import FRONT_END, LABELS, write_shards
 
-from ast_core.config import EnsembleConfig, ModelConfig, OptimConfig
+from ast_core.config import EnsembleConfig, ModelConfig, OptimConfig, Weights
 from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.model.transformer import AST
@@ -94,3 +94,25 @@ def test_members_of_other_labels_are_refused(settings: CombineSettings) -> None:
     write_member(settings.run_dir, 1, labels=("low", "middle", "top"))
     with pytest.raises(UserError, match="Member seed-1 was trained on other labels than seed-0"):
         combine(settings)
+
+
+@pytest.mark.parametrize(("weights", "made_of"), [("averaged", "mean of epochs 2 to 3"), ("last", "epoch 3")])
+def test_member_that_stopped_early_is_made_of_the_epochs_that_it_has(
+    settings: CombineSettings, weights: Weights, made_of: str
+) -> None:
+    optim = OptimConfig(epochs=9, average_first_epoch=8, weights=weights, early_stopping_epochs=1)
+    epochs = EnsembleConfig(seeds=(0, 1), epochs=True)
+    written = combine(dataclasses.replace(settings, optim=optim, ensemble=epochs))
+    bundle = Bundle.load(settings.run_dir / "bundles" / "seed-0")
+    assert bundle.facts.made_of == made_of
+    epochs_used = (2, 3) if weights == "averaged" else (3,)
+    heads = torch.stack([epoch_weights(settings.run_dir, 0, epoch)["head.weight"] for epoch in epochs_used])
+    torch.testing.assert_close(bundle.members[0].model.state_dict()["head.weight"], heads.mean(dim=0))
+    of_epochs = next(folder for folder in written if folder.name == "seed-0-epochs")
+    assert len(Bundle.load(of_epochs).members) == 3
+
+
+def test_member_that_has_not_stopped_yet_lacks_epochs(settings: CombineSettings) -> None:
+    optim = OptimConfig(epochs=9, average_first_epoch=8, early_stopping_epochs=2)
+    with pytest.raises(UserError, match=r"lacks epochs \[4, 5, 6, 7, 8, 9\]: train --seed 0 first"):
+        combine(dataclasses.replace(settings, optim=optim))

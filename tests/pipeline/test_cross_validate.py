@@ -79,3 +79,10 @@ def test_splits_that_are_not_folds_are_refused(tmp_path: Path, save_tone: SaveTo
         save_tone(tmp_path / "own" / split / "dog" / "a.wav")
     with pytest.raises(UserError, match="Cross-validation needs three folds or more"):
         cross_validate(dataclasses.replace(settings_of(tmp_path), data=DataConfig(source=str(tmp_path / "own"))))
+
+
+def test_early_stopping_is_refused_because_no_split_may_choose_the_epoch(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    optim = dataclasses.replace(settings.optim, early_stopping_epochs=2)
+    with pytest.raises(UserError, match="early-stopping-epochs is 2, and cross-validation has no validation split"):
+        cross_validate(dataclasses.replace(settings, optim=optim))

@@ -116,7 +116,7 @@ def test_a_model_of_the_demo_is_refused_with_the_reason_and_what_to_do(tmp_path:
     assert str(error.value) == (
         "Hugging Face's format cannot hold seed-0: its patches are 128 x 8, not square. Export it with --format onnx, "
         "or train one of the recipes whose models the format can hold: audioset_balanced, audioset_full, "
-        "audioset_patchout, esc50, esc50_ast_p, speech_commands, speech_commands_ast_p."
+        "audioset_patchout, esc50, esc50_ast_p, own_ast_p, speech_commands, speech_commands_ast_p."
     )
     assert not (tmp_path / "hf").exists()
 
