@@ -72,8 +72,8 @@ audit: .venv/.installed  ## Ask PyPI for known weaknesses of the dependencies; n
 	$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.lock
 
 lock: .venv/.installed  ## Resolve requirements.lock and the image's lock again
-	$(COMPILE) --extra ffmpeg --extra server --extra cluster --group dev -o requirements.lock
-	$(COMPILE) --extra ffmpeg --extra server --extra cluster -c requirements.lock -o k8s/image/requirements.lock
+	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster --group dev -o requirements.lock
+	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster -c requirements.lock -o k8s/image/requirements.lock
 
 pipelines: .venv/.installed  ## Compile the Kubeflow pipelines to the committed YAML
 	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py

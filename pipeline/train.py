@@ -80,7 +80,7 @@ def train(settings: TrainSettings, group: WorkerGroup | None = None) -> Path:
             runs.start_run(settings.experiment, name, stored, tags) as run_id,
             MetricsFollower(run_id, member.history),
             EpochBar(f"train {member.name}", member.history, job.optim.epochs),
-            sync.follow_store([member.history]),
+            sync.follow_store(member.path, lambda: [member.history]),
         ):
             write_run_note(member.path, run_id)
             scratch = scratch_folder(member.path)

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from scipy.stats import qmc
-
 from ast_core.errors import UserError, require
+from tune.study_space import TpeSpace, Value, draw_random, parse_axes
 
-Sampler = Literal["random", "sobol"]
+Sampler = Literal["random", "tpe"]
 EarlyStopping = Literal["none", "asha"]
+RANDOM, TPE, TPE_STARTUP = "random", "tpe", "tpe at random"
+"""Values of `Variant.sampler`. TPE draws its first points at random."""
+STARTUP = 10
+"""Number of TPE's random points if the study does not say it: Optuna's own number."""
+MOST_SEED = 2**32 - 1
+"""Largest seed that Optuna takes."""
 BALANCED, FULL = "AudioSet balanced, mAP", "AudioSet full, mAP"
 """Data sets and metric of the published numbers."""
 
@@ -36,6 +40,8 @@ class Variant:
     """Published results by data set."""
     repeats: int | None = None
     """Number of seeds; None for the study's own number."""
+    sampler: str = ""
+    """Sampler that drew the values; empty if the study names them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,13 @@ class Study:
     """Rule that ends trials; `asha` stops a trial whose score after 1, 2, 4, ... epochs is in the lower half."""
     note: str = ""
     """Remark under the table."""
+    tpe: TpeSpace | None = None
+    """Space of further variants, which TPE draws while the study runs; None for a study without it."""
+
+    def extremes(self) -> list[Mapping[str, Any]]:
+        """Return the changes of each named variant, and those at the ends of TPE's ranges."""
+        named = [variant.changes for variant in self.variants]
+        return [*named, *self.tpe.extremes()] if self.tpe is not None else named
 
 
 def _select_published(balanced: float | None = None, full: float | None = None) -> dict[str, float]:
@@ -173,43 +186,107 @@ def load_study(name_or_path: str) -> Study:
 
 def _parse_study(path: Path, values: dict[str, Any]) -> Study:
     """Check a study's table and return the study; UserError names a wrong key."""
-    known = {"title", "note", "variants", "grid", "range", "samples", "sampler", "seed", "early_stopping"}
+    known = {"title", "note", "variants", "grid", "range", "samples", "sampler", "startup", "seed", "early_stopping"}
     require(
         set(values) <= known,
         f"Study {path} has the unknown keys {sorted(set(values) - known)}. Use only {sorted(known)}.",
     )
-    stopping, sampler = values.get("early_stopping", "none"), values.get("sampler", "random")
+    for name in {"variants", "grid"} & set(values):
+        require(isinstance(values[name], dict), f"Study {path}: {name} is {values[name]!r}; it must be a table.")
+    stopping = values.get("early_stopping", "none")
     require(
         stopping in get_args(EarlyStopping), f"Study {path}: early_stopping is {stopping!r}; set it to none or asha."
     )
-    require(sampler in get_args(Sampler), f"Study {path}: sampler is {sampler!r}; set it to random or sobol.")
+    sampler = _parse_sampler(path, values)
     variants = [_parse_variant(path, name, changes) for name, changes in values.get("variants", {}).items()]
     points = _cross_axes(path, flatten(values.get("grid", {})))
-    if "range" in values:
-        count = values.get("samples", 0)
+    drawn_by, tpe = "", None
+    if "range" in values and sampler == TPE:
+        tpe = _parse_tpe(path, values)
+    elif "range" in values:
+        drawn_by = RANDOM
+        axes = parse_axes(path, values["range"])
+        drawn = draw_random(path, axes, _count_samples(path, values), _parse_seed(path, values)) if axes else []
+        points = [{**point, **own} for own in drawn for point in points]
+    variants += [Variant(name_point(point), point, sampler=drawn_by) for point in points if point]
+    require(bool(variants) or tpe is not None, f"Study {path} has no variants. Add [variants.NAME], [grid] or [range].")
+    _check_names(path, [variant.name for variant in variants])
+    title, note = str(values.get("title", path.stem)), str(values.get("note", ""))
+    return Study(path.stem, title, tuple(variants), stopping, note, tpe)
+
+
+def _parse_sampler(path: Path, values: Mapping[str, Any]) -> Sampler:
+    """Check the sampler's name and the keys that only TPE has."""
+    sampler = values.get("sampler", RANDOM)
+    require(
+        sampler != "sobol",
+        f'Study {path}: the sampler "sobol" was removed. Write sampler = "random", or sampler = "tpe" to draw near the '
+        "best points so far.",
+    )
+    require(sampler in get_args(Sampler), f"Study {path}: sampler is {sampler!r}; set it to random or tpe.")
+    require(
+        sampler == TPE or "startup" not in values,
+        f'Study {path}: startup is for sampler = "tpe" only. Remove it, or set the sampler.',
+    )
+    return sampler  # type: ignore[no-any-return]
+
+
+def _parse_tpe(path: Path, values: Mapping[str, Any]) -> TpeSpace:
+    """Check the keys of a study that TPE draws."""
+    require(
+        not values.get("grid"),
+        f'Study {path}: sampler = "tpe" draws single points, which [grid] would multiply. Write the lists of [grid] in '
+        "[range], as in time_stride = {choices = [8, 4]}.",
+    )
+    axes = parse_axes(path, values["range"])
+    require(bool(axes), f"Study {path}: [range] is empty. Add a recipe key with low and high, or with choices.")
+    for axis in axes:
         require(
-            isinstance(count, int) and count >= 1,
-            f"Study {path}: samples is {count!r}; a study with [range] needs samples = N, the points to draw.",
+            not axis.key.startswith("front_end."),
+            f'Study {path}: sampler = "tpe" cannot draw {axis.key}, because each value needs shards of its own. Use '
+            'sampler = "random" or [grid].',
         )
-        points = [
-            {**point, **drawn}
-            for drawn in _draw_points(
-                path, _collect_ranges(path, values["range"]), count, sampler, values.get("seed", 0)
-            )
-            for point in points
-        ]
-    variants += [Variant(_name_point(point), point) for point in points if point]
-    require(len(variants) >= 1, f"Study {path} has no variants. Add [variants.NAME], [grid] or [range].")
-    names = [variant.name for variant in variants]
+    samples, startup = _count_samples(path, values), values.get("startup", STARTUP)
+    require(_is_whole(startup) and startup >= 1, f"Study {path}: startup is {startup!r}; set it to 1 or more.")
+    require(
+        samples > startup,
+        f"Study {path}: samples is {samples}, but TPE draws the first {startup} points at random. Set samples above "
+        f"{startup}, or startup below {samples}.",
+    )
+    return TpeSpace(axes, samples, startup, _parse_seed(path, values))
+
+
+def _count_samples(path: Path, values: Mapping[str, Any]) -> int:
+    """Return the number of points to draw."""
+    count = values.get("samples", 0)
+    require(
+        _is_whole(count) and count >= 1,
+        f"Study {path}: samples is {count!r}; a study with [range] needs samples = N, the points to draw.",
+    )
+    return int(count)
+
+
+def _parse_seed(path: Path, values: Mapping[str, Any]) -> int:
+    """Return the seed of the draws."""
+    seed = values.get("seed", 0)
+    require(_is_whole(seed) and 0 <= seed <= MOST_SEED, f"Study {path}: seed is {seed!r}; set it to 0 to {MOST_SEED}.")
+    return int(seed)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Raise UserError if a variant's name is no folder name, or if two variants have the same."""
     require(
         len(set(names)) == len(names),
         f"Study {path} has a variant twice: {', '.join(names)}. Give each variant its own name.",
     )
-    wrong = [name for name in names if not _is_folder_name(name)]
+    wrong = [name for name in names if not is_folder_name(name)]
     require(
         not wrong, f"Study {path}: the variants {wrong} cannot be folder names. Use 1 to 200 characters without '/'."
     )
-    return Study(path.stem, values.get("title", path.stem), tuple(variants), stopping, values.get("note", ""))
 
 
 def _parse_variant(path: Path, name: str, table: Mapping[str, Any]) -> Variant:
@@ -219,7 +296,7 @@ def _parse_variant(path: Path, name: str, table: Mapping[str, Any]) -> Variant:
     )
     repeats = table.get("repeats")
     require(
-        repeats is None or (isinstance(repeats, int) and repeats >= 1),
+        repeats is None or (_is_whole(repeats) and repeats >= 1),
         f"Study {path}: variants.{name}.repeats is {repeats!r}; set it to 1 or more.",
     )
     return Variant(name, flatten({key: value for key, value in table.items() if key != "repeats"}), repeats=repeats)
@@ -243,53 +320,7 @@ def _cross_axes(path: Path, axes: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
-def _collect_ranges(path: Path, tables: Mapping[str, Any], prefix: str = "") -> dict[str, Mapping[str, Any]]:
-    """Return the tables that have a `low`, by dotted key."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for key, table in tables.items():
-        require(
-            isinstance(table, Mapping),
-            f"Study {path}: range {prefix}{key} is {table!r}; it must be a table of low, high and, optionally, log.",
-        )
-        found |= {f"{prefix}{key}": table} if "low" in table else _collect_ranges(path, table, f"{prefix}{key}.")
-    return found
-
-
-def _draw_points(
-    path: Path, ranges: dict[str, Mapping[str, Any]], count: int, sampler: Sampler, seed: int
-) -> list[dict[str, Any]]:
-    """Draw points of the ranges.
-
-    The same study always draws the same points, so a killed search finds its trials again.
-    """
-    for key, table in ranges.items():
-        wrong = set(table) - {"low", "high", "log"}
-        require(
-            not wrong, f"Study {path}: range {key} has the unknown keys {sorted(wrong)}. Use only low, high and log."
-        )
-        low, high = table["low"], table.get("high", table["low"])
-        require(low < high, f"Study {path}: range {key} goes from {low} to {high}; set low below high.")
-        require(
-            not table.get("log") or low > 0,
-            f"Study {path}: range {key} is logarithmic and starts at {low}; set low above 0.",
-        )
-    rng = np.random.default_rng(seed)
-    unit_SK = (
-        rng.random((count, len(ranges)))
-        if sampler == "random"
-        else qmc.Sobol(len(ranges), rng=rng).random_base2(max(0, (count - 1).bit_length()))[:count]
-    )
-    return [{key: _scale(table, u) for (key, table), u in zip(ranges.items(), row, strict=True)} for row in unit_SK]
-
-
-def _scale(table: Mapping[str, Any], share: float) -> Any:
-    """Return the value at a share, from 0 to 1, of a range; an integer if both its ends are integers."""
-    low, high = table["low"], table["high"]
-    value = float(low * (high / low) ** share) if table.get("log") else float(low + (high - low) * share)
-    return round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.4g}")
-
-
-def _name_point(point: Mapping[str, Any]) -> str:
+def name_point(point: Mapping[str, Value]) -> str:
     """Return a variant name such as `learning_rate=0.001,epochs=5`, made of the last parts of the keys."""
     return ",".join(f"{key.rpartition('.')[2]}={_shorten(value)}" for key, value in point.items())
 
@@ -300,6 +331,6 @@ def _shorten(value: Any) -> str:
     return Path(text).name if "/" in text else text
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
     """Return whether a folder can have this name."""
     return bool(name) and "/" not in name and name not in {".", ".."} and len(name) <= 200

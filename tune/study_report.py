@@ -48,6 +48,8 @@ class Row:
     """Number of trials that were stopped early; their score is the one of their last epoch."""
     failed: int = 0
     """Number of trials without a result."""
+    sampler: str = ""
+    """Sampler that drew the variant; empty for a variant that the study names."""
 
     @property
     def mean(self) -> float:
@@ -99,6 +101,8 @@ class Table:
             "last epoch": lambda row: _format_scores(row.last),
             "train s": lambda row: f"{row.seconds:.0f}",
         }
+        if any(row.sampler for row in self.rows):
+            own["drawn by"] = lambda row: row.sampler
         for name in (BALANCED, FULL):
             if any(name in row.published for row in self.rows):
                 own[PAPERS[name]] = lambda row, name=name: (  # type: ignore[misc]
@@ -146,6 +150,7 @@ def build_table(study: Study, trials: Sequence[Trial]) -> Table:
                 dict(variant.published),
                 sum(result.status == "stopped" for _, result in done),
                 len(own) - len(done),
+                variant.sampler,
             )
         )
     return Table(study, metric, _describe_data(trials[0], index), tuple(rows))
@@ -172,12 +177,14 @@ def write_report(folder: Path, table: Table) -> None:
         "data",
     ]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*heads, f"paper {BALANCED}", f"paper {FULL}"])
+    writer.writerow([*heads, f"paper {BALANCED}", f"paper {FULL}", "sampler"])
     for row in table.rows:
         size = (row.cost.patches, row.cost.macs, row.cost.parameters)
         scores = (" ".join(f"{value:.6g}" for value in values) for values in (row.scores, row.last))
         ours = (table.metric, row.mean, row.std, *scores, row.seconds, table.data)
-        writer.writerow([row.variant, *size, *ours, row.published.get(BALANCED, ""), row.published.get(FULL, "")])
+        writer.writerow(
+            [row.variant, *size, *ours, row.published.get(BALANCED, ""), row.published.get(FULL, ""), row.sampler]
+        )
     output = folder / "report"
     for ending, content in ((".md", markdown), (".csv", text.getvalue())):
         with atomic_write(output / f"{table.study.name}{ending}") as temporary:

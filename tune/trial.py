@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,13 @@ class Trial:
                 f"{path} does not hold a trial's result: {error} Remove it and run search again."
             ) from error
         return found if found.status != "failed" else None
+
+    def read_score(self) -> float | None:
+        """Return the last epoch's score, which Ray Tune compares; None if the trial failed or has no epoch."""
+        rows = read_history(self.history)
+        failed = (self.folder / RESULT).is_file() and self.load_result() is None
+        score = headline_value(rows[-1]) if rows and not failed else math.nan
+        return score if math.isfinite(score) else None
 
     def write_result(
         self,

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pipeline.reporting.history import headline, read_history
 from pipeline.reporting.poller import Poller
@@ -15,21 +15,22 @@ from tune.trial import Trial
 
 
 class TrialBars:
-    """One bar for the study, one bar for each running trial, and one line for each ended trial."""
+    """One bar for the study, one bar for each running trial, and one line for each ended trial.
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    Args:
+        trials: trials of the study; TPE's list grows while the study runs.
+        total: number of trials at the end.
+    """
+
+    def __init__(self, trials: Sequence[Trial], total: int) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[news]}"), console=Console(stderr=True),
         )  # fmt: skip
-        self._trials = {trial.name: trial for trial in trials}
-        self._before = {name for name, trial in self._trials.items() if trial.load_result()}
-        self._ended = set(self._before)
-        self._total_bar = self._progress.add_task("trials", total=len(trials), completed=len(self._ended), news="")
-        self._bars = {
-            name: self._progress.add_task(name, total=trial.settings.optim.epochs, visible=False, news="")
-            for name, trial in self._trials.items()
-        }
+        self._trials = trials
+        self._ended = {trial.name for trial in trials if trial.load_result()}
+        self._total_bar = self._progress.add_task("trials", total=total, completed=len(self._ended), news="")
+        self._bars: dict[str, TaskID] = {}
         self._poller = Poller(1.0, self._show)
 
     def __enter__(self) -> Self:
@@ -46,9 +47,13 @@ class TrialBars:
         self._progress.stop()
 
     def _show(self) -> None:
-        for name, trial in self._trials.items():
+        for trial in tuple(self._trials):
+            name = trial.name
             if name in self._ended:
                 continue
+            if name not in self._bars:
+                epochs = trial.settings.optim.epochs
+                self._bars[name] = self._progress.add_task(name, total=epochs, visible=False, news="")
             rows = read_history(trial.history)
             if rows:
                 news = headline(rows[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +119,19 @@ def share_bundle(bundle: Path, run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def follow_store(paths: Iterable[Path], every_s: float = 1.5) -> Iterator[None]:
+def follow_store(folder: Path, list_paths: Callable[[], Iterable[Path]], every_s: float = 1.5) -> Iterator[None]:
     """Download files that other nodes write, again and again and once at the end; do nothing without an object store.
 
     Args:
-        paths: files that grow, such as a training's metrics.
+        folder: folder that holds the files.
+        list_paths: function that returns the files, such as a training's metrics; later calls may return more.
         every_s: seconds between downloads.
     """
-    followed = [path for path in paths if store_of(path) is not None]
 
     def look() -> None:
         with contextlib.suppress(UserError):  # the writer reports it; a progress bar must not stop a training
-            for path in followed:
+            for path in list_paths():
                 download_if_changed(path)
 
-    with Poller(every_s, look) if followed else contextlib.nullcontext():
+    with contextlib.nullcontext() if store_of(folder) is None else Poller(every_s, look):
         yield

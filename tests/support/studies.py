@@ -20,9 +20,11 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.ray_runtime import internals
 from tune import search as search_module
 from tune import trial as trial_module
+from tune import trial_runs
 from tune.search import SearchSettings, search
 from tune.study_report import Table
 from tune.trial import Trial
+from tune.trial_queue import DrawnTrials
 
 STUDY = """
 title = "Time strides"
@@ -63,16 +65,20 @@ def run_search(folder: Path, *more: str) -> Table:
 def search_here(folder: Path, *more: str) -> Table:
     """Run the search without Ray: its trials train and score in this process, one after the other."""
     with without_ray.stages_without_ray(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "_run_trials", _run_trials_here)
+        patch.setattr(search_module, "run_trials", _run_trials_here)
         patch.setattr(trial_module.tune, "report", lambda _: None)
         return run_search(folder, *more)
 
 
-def _run_trials_here(settings: SearchSettings, study: object, trials: Sequence[Trial]) -> None:
+def _run_trials_here(
+    settings: SearchSettings, study: object, recipes: object, trials: Sequence[Trial], drawn: DrawnTrials | None = None
+) -> None:
+    waiting = (trial for trial in trials if trial.load_result() is None)
     with ThreadPoolExecutor(1) as thread:  # MLflow's current run is the thread's, and here the study's
-        for trial in trials:
-            if trial.load_result() is None:
-                thread.submit(trial_module.run_trial, {"trial": trial}).result()
+        while trial := next(waiting, None) if drawn is None else drawn.next_trial():
+            thread.submit(trial_module.run_trial, {"trial": trial}).result()
+            if drawn is not None:
+                drawn.end_trial(trial)
 
 
 def train_in_trials(
@@ -86,7 +92,7 @@ def train_in_trials(
     """
     for name in ("without_ray", run_trial.__module__):
         cloudpickle.register_pickle_by_value(sys.modules[name])  # the trials' processes do not find modules of tests
-    patch.setattr(search_module, "run_trial", run_trial)
+    patch.setattr(trial_runs, "run_trial", run_trial)
 
 
 def _search(folder: Path, flags: Sequence[str], log: Path) -> None:

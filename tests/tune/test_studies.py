@@ -10,6 +10,9 @@ from ast_core.errors import UserError
 from ast_core.model.cost import model_cost
 from pipeline.cli.command_line import load_recipe, with_changes
 from tune.studies import PAPER_STUDIES, load_study
+from tune.study_space import Axis, TpeSpace
+
+TPE = "sampler = 'tpe'\n[range.optim]\nepochs = {low = 1, high = 90}"
 
 
 @pytest.mark.parametrize("name", PAPER_STUDIES)
@@ -43,7 +46,7 @@ def test_grid_is_crossed_with_points_that_each_load_draws_alike(tmp_path: Path) 
     text = """
     title = "Mine"
     samples = 3
-    sampler = "sobol"
+    sampler = "random"
     early_stopping = "asha"
     [grid.model]
     time_stride = [8, 4]
@@ -60,6 +63,27 @@ def test_grid_is_crossed_with_points_that_each_load_draws_alike(tmp_path: Path) 
         assert 1e-4 <= variant.changes["optim.learning_rate"] <= 1e-2
         assert variant.changes["optim.epochs"] in range(2, 10)
     assert len({variant.changes["optim.learning_rate"] for variant in found.variants}) == 3
+    assert {variant.sampler for variant in found.variants} == {"random"}
+
+
+def test_tpe_draws_while_the_study_runs_next_to_its_named_variants(tmp_path: Path) -> None:
+    text = """
+    sampler = "tpe"
+    samples = 8
+    startup = 3
+    seed = 5
+    [variants.base]
+    [range.optim]
+    learning_rate = {low = 1e-4, high = 1e-2, log = true}
+    [range.model]
+    time_stride = {choices = [8, 4, 2]}
+    """
+    found = load_study(str(write_study(tmp_path, text)))
+    axes = (Axis("optim.learning_rate", 1e-4, 1e-2, log=True), Axis("model.time_stride", choices=(8, 4, 2)))
+    assert found.tpe == TpeSpace(axes, samples=8, startup=3, seed=5)
+    lowest = {"optim.learning_rate": 1e-4, "model.time_stride": 8}
+    further = [{**lowest, "optim.learning_rate": 1e-2}, *({**lowest, "model.time_stride": value} for value in (4, 2))]
+    assert found.extremes() == [{}, lowest, *further]
 
 
 def test_named_variant_keeps_its_own_repeats(tmp_path: Path) -> None:
@@ -78,6 +102,22 @@ def test_named_variant_keeps_its_own_repeats(tmp_path: Path) -> None:
         ("[range.optim]\nepochs = {low = 1, high = 2}", "samples = N"),
         ("samples = 2\n[range.optim]\nepochs = {low = 2, high = 1}", "set low below high"),
         ("samples = 2\n[range.optim]\nlearning_rate = {low = 0, high = 1, log = true}", "set low above 0"),
+        ("samples = 4\n[range.optim]\nepochs = {low = 1, high = 3}", "has only 3 different points. Set samples to 3"),
+        ("samples = 2\n[range.optim]\nepochs = {low = 1}", "epochs has no high; give both ends"),
+        ("samples = 2\n[range.optim]\nepochs = {low = 1, high = 'x'}", "high = 'x'; give a number"),
+        ("samples = 2\n[range.optim]\nepochs = {low = 1, high = inf}", "high = inf; give a number"),
+        ("samples = 2\n[range.optim]\nepochs = {low = 1, high = 9, step = 2}", "unknown keys .'step'.*low, log, high"),
+        ("samples = 2\n[range.optim]\nepochs = {choices = []}", "give a list of texts, numbers"),
+        ("samples = 2\nseed = -1\n[range.optim]\nepochs = {low = 1, high = 9}", "seed is -1"),
+        ("sampler = 'sobol'", 'Write sampler = "random", or sampler = "tpe"'),
+        ("sampler = 'grid'", "set it to random or tpe"),
+        (f"samples = 2\n{TPE}", "TPE draws the first 10 points at random. Set samples above 10"),
+        (f"samples = 12\nstartup = 0\n{TPE}", "startup is 0"),
+        (f"samples = 12\n{TPE}\n[grid.model]\ntime_stride = [8]", "time_stride = {choices = .8, 4.}"),
+        (f"samples = 12\n{TPE}\n[range.front_end]\nnum_mel_bins = {{low = 64, high = 128}}", "shards of its own"),
+        ("samples = 12\nsampler = 'tpe'\nrange = {}", "is empty"),
+        ("startup = 3\n[variants.a]", 'startup is for sampler = "tpe" only'),
+        ("variants = 3", "variants is 3; it must be a table"),
         ("early_stopping = 'hyperband'", "none or asha"),
         ("[variants.a]\nrepeats = 0", "repeats is 0"),
         ("[variants.'../a']", "cannot be folder names"),
