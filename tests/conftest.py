@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from clusters import Cluster, running
+from filelock import FileLock
 from prepared import FRONT_END, LABELS, write_shards
 
 from ast_core.config import ModelConfig
@@ -115,15 +116,20 @@ def save_tone() -> SaveTone:
 
 
 @pytest.fixture(scope="session")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> NewStore:
+def new_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> NewStore:
     """Return a function that writes an empty MLflow store `mlflow.db` to a folder and returns its URI.
 
-    MLflow takes two to four seconds to make the tables, so they are made once and copied.
+    MLflow takes two to four seconds to make the tables, so they are made once for all processes, and copied.
     """
     from pipeline.tracking.mlflow_store import open_store  # noqa: PLC0415  # most tests need no MLflow
 
-    made = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{made}")
+    own = tmp_path_factory.getbasetemp()
+    made = (own if worker_id == "master" else own.parent) / "store" / "mlflow.db"  # xdist's processes share the parent
+    made.parent.mkdir(exist_ok=True)
+    with FileLock(made.with_suffix(".making")):
+        if not made.exists():
+            open_store(f"sqlite:///{made}.new")
+            made.with_name("mlflow.db.new").rename(made)
 
     def copy(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ PRESENT = {"registry": {"ray", "mlflow"}}
 ABSENT = {"gpu": {"ray", "mlflow", "soundfile", "soxr", "tyro"}}
 """All packages that a benchmark must do without, if these are more than Ray and MLflow."""
 TOGETHER = [name for name in NAMES if name not in PRESENT | ABSENT]
-SHORT = {"command_line", "front_end", "mixup", "parity", "train_step"}
-"""Benchmarks that `make test` runs; the others take most of a minute."""
+SHORT = {"parity", "train_step"}
+"""Benchmarks that `make test` runs; the others differ in what they measure, not in how they are run."""
 FIGURE = {
     "gpu": "ours compile patchout, ast_micro, stride 16",
     "parity": "difference from torchaudio",

@@ -165,7 +165,7 @@ print(json.dumps([table[{labels}].iloc[0].tolist(), table["clip_error"].tolist()
 @pytest.mark.parametrize(
     ("first", "whose"),
     [
-        pytest.param("", "its own copy", id="nothing-imported"),
+        pytest.param("", "its own copy", id="nothing-imported", marks=pytest.mark.long),  # no line of today's code
         pytest.param("import pipeline", "current", id="pipeline-imported", marks=pytest.mark.long),
         pytest.param("import ast_core.config, pipeline.cli.stages", "current", id="both-imported"),
     ],

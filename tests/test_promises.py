@@ -22,7 +22,7 @@ PROOFS = {
     "Ray starts below a long temporary folder": (
         "tests/test_examples.py::test_notebook_goes_from_recordings_to_a_registered_model"
     ),
-    "shards hold Kaldi's filterbanks": "tests/pipeline/test_prepare.py::test_shards_hold_the_filterbanks_of_kaldi",
+    "shards hold Kaldi's filterbanks": "tests/pipeline/test_prepare_ray.py::test_shards_hold_the_filterbanks_of_kaldi",
     "members share workers, and one that fails costs no other": (
         "tests/pipeline/ray_runtime/test_worker_group.py"
         "::test_members_in_one_group_equal_those_trained_alone_and_one_that_fails_costs_no_other"
@@ -59,7 +59,7 @@ PROOFS = {
         "tests/cluster/test_nodes.py::test_a_node_dies_while_preparing_and_no_clip_is_lost_or_twice"
     ),
     "a killed prepare from Parquet files continues to the same bytes": (
-        "tests/pipeline/test_prepare_sources.py::test_a_killed_run_from_parquet_resumes_to_the_same_bytes"
+        "tests/reliability/test_prepare_killed.py::test_killed_at_random_instants"
     ),
     "a killed predict is completed to the same files": (
         "tests/pipeline/test_predict_many.py::test_a_killed_run_is_completed_to_the_same_files"

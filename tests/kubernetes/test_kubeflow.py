@@ -181,7 +181,7 @@ def test_step_submits_its_ray_job_and_raises_its_error(tmp_path: Path, monkeypat
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tone, ray_session, new_store, monkeypatch) -> Path:
+def folder(tmp_path: Path, save_tone, new_store) -> Path:
     new_store(tmp_path)
     for label, pitch_hz in {"deep": 200.0, "high": 3200.0}.items():
         for number in range(7):
@@ -189,9 +189,14 @@ def folder(tmp_path: Path, save_tone, ray_session, new_store, monkeypatch) -> Pa
             save_tone(tmp_path / "clips" / split / label / f"{number}.wav", pitch_hz=pitch_hz + 9 * number, seed=number)
     (tmp_path / "mine.toml").write_text(RECIPE)
     (tmp_path / "rates.toml").write_text(STUDY)
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # one Ray for all the steps
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray looks for it at the network's address
     return tmp_path
+
+
+@pytest.fixture
+def one_ray(ray_session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of all steps use the Ray of the tests."""
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray looks for it at the network's address
 
 
 def parameters(folder: Path) -> dict[str, object]:
@@ -216,6 +221,7 @@ def run_in_this_process(command: list[str], stage: str) -> None:
     importlib.import_module(STAGES[stage][0].removesuffix(".py").replace("/", ".")).main(command[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_steps_of_the_main_job_in_one_process_register_a_model(folder: Path, without_ray, monkeypatch) -> None:
     """Check the code of the components and the flags of their stages; kfp's runner only starts them as processes."""
@@ -262,7 +268,7 @@ def check_model(folder: Path, uri: str) -> None:
 
 @pytest.mark.long  # twenty processes that each import torch, kfp or both
 @pytest.mark.timeout(600)
-def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
+def test_main_job_run_locally_registers_a_model(folder: Path, one_ray) -> None:
     own = parameters(folder) | {"seeds": [0, 1], "changes": {"optim.epochs": 2}}
     pipelines().run_here(pipelines().main_job, own, folder / "shown")
 
@@ -280,7 +286,7 @@ def test_main_job_run_locally_registers_a_model(folder: Path) -> None:
 
 @pytest.mark.long  # takes a minute; the main job and the tests of studies cover most of it
 @pytest.mark.timeout(600)
-def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
+def test_study_pipeline_run_locally_shows_the_table(folder: Path, one_ray) -> None:
     study = parameters(folder) | {"study": str(folder / "rates.toml"), "repeats": 1}
     pipelines().run_here(pipelines().study, study, folder / "shown")
     table = (shown(folder, "search") / "table").read_text()
@@ -288,6 +294,7 @@ def test_study_pipeline_run_locally_shows_the_table(folder: Path) -> None:
     assert len(metrics_of(shown(folder, "search"))) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_failed_step_ends_the_pipeline_and_prints_its_error(folder: Path, capfd) -> None:
     with pytest.raises(RuntimeError, match="Inner task failed"):

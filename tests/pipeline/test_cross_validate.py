@@ -46,9 +46,10 @@ def settings_of(folder: Path) -> CrossValidateSettings:
     return parse_settings(CrossValidateSettings, "", text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_fold_is_held_out_once_and_a_rerun_trains_nothing(
-    tmp_path: Path, save_tone: SaveTone, ray_session, without_ray
+    tmp_path: Path, save_tone: SaveTone, without_ray
 ) -> None:
     """Check the folds' members and scores; that members share their workers is tested in `test_worker_group`."""
     lines = ["filename,fold,target,category,esc10,src_file,take"]

@@ -14,7 +14,7 @@ from ast_core.config import DataConfig
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import prepare
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("without_ray"), pytest.mark.timeout(180)]
 COUNT = 24
 
 

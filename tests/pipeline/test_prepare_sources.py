@@ -21,7 +21,7 @@ from pipeline import prepare as stage
 from pipeline.cli.stages import PrepareSettings
 from pipeline.prepare import plan, prepare
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 PER_FILE, GROUP = 24, 8
 Listed = tuple[PrepareSettings, Manifest]
 
@@ -66,6 +66,8 @@ def run(monkeypatch: pytest.MonkeyPatch):
     return run_listed
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
 def test_every_kind_of_source_makes_the_same_shards(kinds: dict[str, Listed], run) -> None:
     hashes, parts = set(), []
     for settings, manifest in kinds.values():
@@ -78,6 +80,7 @@ def test_every_kind_of_source_makes_the_same_shards(kinds: dict[str, Listed], ru
     assert parts[0] == parts[1] == parts[2]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_parquet_files_are_listed_and_prepared_like_a_list_of_files(tmp_path: Path) -> None:
     names = write_clips(tmp_path / "data", 12)
     loose = prepare_settings(write_list(tmp_path / "data" / "list.csv", names), tmp_path / "loose" / "shards", 4)
@@ -96,6 +99,7 @@ def test_parquet_files_are_listed_and_prepared_like_a_list_of_files(tmp_path: Pa
     assert files(settings.shards, "part-*.parquet") == files(loose.shards, "part-*.parquet")
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_changed_file_is_read_again_and_the_others_are_not(kinds: dict[str, Listed], run, capsys) -> None:
     settings, manifest = kinds["parquet"]
     run((settings, manifest))
@@ -109,6 +113,8 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(kinds: dict[str, Li
     assert {name for name in after if after[name] != before[name]} == {f"train/part-0000{n}" for n in range(3)}
 
 
+@pytest.mark.long  # tests/reliability/test_prepare_killed.py kills such a run, too
+@pytest.mark.usefixtures("ray_session")
 def test_a_killed_run_from_parquet_resumes_to_the_same_bytes(kinds: dict[str, Listed], run, tmp_path: Path) -> None:
     settings, manifest = kinds["parquet"]
     run((settings, manifest))
@@ -140,6 +146,7 @@ def test_parts_end_at_row_groups(kinds: dict[str, Listed]) -> None:
         assert {part.audio_column for part in parts} == {"audio"}
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_gpus_without_a_gpu_are_one_sentence_and_auto_is_the_cpu(kinds: dict[str, Listed], run) -> None:
     settings, manifest = kinds["loose"]
     for device in ("cuda", "auto"):

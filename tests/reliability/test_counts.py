@@ -55,7 +55,7 @@ def error_of(main: Callable[[list[str]], None], words: list[str], capsys: pytest
     return capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.timeout(180)
 def test_every_stage_notices_a_lost_row(
     settings: PrepareSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: Callable[..., None]
@@ -83,7 +83,7 @@ def test_every_stage_notices_a_lost_row(
     measured("R27", rows_lost=lost + 1, noticed=lost + 1)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.timeout(120)
 def test_the_reader_refuses_shards_whose_counts_differ(settings: PrepareSettings) -> None:
     prepare.prepare(settings)

@@ -26,7 +26,7 @@ SHORT_GOOD, GOOD = 100, 400
 UNPRIVILEGED_UID = 65_534
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.timeout(300)
 def test_hostile_recordings_among_good_ones(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]

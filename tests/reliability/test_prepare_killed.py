@@ -1,8 +1,12 @@
-"""R9: prepare killed at any instant, with its workers or without them, is finished by the same command again."""
+"""R9: prepare killed at any instant, with its workers or without them, is finished by the same command again.
+
+The short form prepares a Parquet file, the long form loose files.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import random
 import signal
@@ -11,6 +15,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import parquet_recordings
 import psutil
 import pytest
 import ray
@@ -56,15 +61,30 @@ def await_parts(settings: PrepareSettings, count: int, driver: BaseProcess) -> N
         time.sleep(0.01)
 
 
+def write_source(folder: Path, packed: bool) -> tuple[Path, str]:
+    """Write the recordings, and return the data set's path and layout."""
+    names = write_clips(folder, CLIPS)
+    listing = write_list(folder / "list.csv", names)
+    if not packed:
+        return listing, "manifest"
+    rows = list(csv.DictReader(listing.read_text().splitlines()))
+    columns = {name: [row[name] for row in rows] for name in ("clip_id", "labels", "split")}
+    columns["labels"] = [[label] for label in columns["labels"]]
+    audio = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+    parquet_recordings.write(folder / "packed" / "all.parquet", columns | {"audio": audio}, row_group_size=PER_PART)
+    return folder / "packed", "parquet"
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(900)
 def test_killed_at_random_instants(
     tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
 ) -> None:
     rng, kills = random.Random(fault_seed), many(1, 100)
-    listing = write_list(tmp_path / "data" / "list.csv", write_clips(tmp_path / "data", CLIPS))
-    whole = prepare_settings(listing, tmp_path / "whole" / "shards", PER_PART)
-    for part in plan(whole, load_manifest(listing, "manifest"), listing):
+    source, layout = write_source(tmp_path / "data", packed=many(True, False))
+    whole = prepare_settings(source, tmp_path / "whole" / "shards", PER_PART)
+    whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, layout=layout))
+    for part in plan(whole, load_manifest(source, layout), source):
         write_shard_part(part)
     prepare(whole)
     address = ray.get_runtime_context().gcs_address

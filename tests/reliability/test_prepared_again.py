@@ -36,7 +36,8 @@ def change(settings: PrepareSettings, number: int, samples: int = RATE_HZ, seed:
     soundfile.write(Path(settings.data.source).with_name(f"good-{number:04d}.wav"), wave_N, RATE_HZ)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.timeout(300)
 def test_preparing_again_redoes_only_the_parts_with_changed_clips(
     settings: PrepareSettings,
@@ -76,7 +77,7 @@ def training(settings: PrepareSettings, folder: Path) -> Job:
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.timeout(120)
 def test_training_resumes_on_changed_data_only_with_the_flag(settings: PrepareSettings, tmp_path: Path) -> None:
     first = prepare(settings)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import write_run
+from conftest import NewStore
 from mlflow import MlflowClient
 from registrations import DONE, KILLED, POINTS, start_registrations
 
@@ -58,10 +59,14 @@ def measure_difference(run_dir: Path) -> float:
 
 @pytest.mark.timeout(900)
 def test_killed_registrations_leave_complete_versions_and_are_repeatable(
-    tmp_path: Path, many: Callable[[int, int], int], fault_seed: int, measured: Callable[..., None]
+    tmp_path: Path,
+    new_store: NewStore,
+    many: Callable[[int, int], int],
+    fault_seed: int,
+    measured: Callable[..., None],
 ) -> None:
     draw = random.Random(fault_seed)
-    run_dir, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_dir, uri = tmp_path / "run", new_store(tmp_path)
     order: dict[str, Any] = {"run_dir": str(run_dir), "tracking": uri}
     mlflow_store.open_store(uri)
     written_digests: set[str] = set()

@@ -20,6 +20,8 @@ class AutoscalingCluster(Cluster):
         groups: resources of a node, and the largest number of nodes, by group.
     """
 
+    dashboard_modules = ("NodeHead",)
+
     def __init__(self, groups: dict[str, tuple[dict[str, int], int]]) -> None:
         self._groups = groups
         super().__init__()

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 HOST = "127.0.0.1"
+LEAN_RAY = Path(__file__).with_name("lean_ray.py")
 START_S = 120
 """For a node; on an idle machine it takes five seconds."""
 
@@ -39,6 +40,9 @@ class Cluster:
     Args:
         cpus: CPUs of the head.
     """
+
+    dashboard_modules: tuple[str, ...] = ("JobHead", "NodeHead")
+    """Parts of the dashboard that are started, each a process or more; those of the job server and the nodes."""
 
     def __init__(self, cpus: int = 0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets' paths have 107 characters at most
@@ -134,7 +138,7 @@ class Cluster:
         metrics, *agents = free_ports(4)
         names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
         ports = [f"--{name}={port}" for name, port in zip(names, agents, strict=True)]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        command = [sys.executable, str(LEAN_RAY), ",".join(self.dashboard_modules), "start", "--block"]
         command += [f"--num-cpus={cpus}", f"--metrics-export-port={metrics}", "--object-store-memory=100000000"]
         with (self.folder / f"node-{len(self._nodes)}.log").open("wb") as log:
             node = subprocess.Popen([*command, *ports, *words], env=self.environment(), stdout=log, stderr=log)

@@ -3,7 +3,7 @@
 python tests/support/disk_stages.py FOLDER LEVELS STAGE...
 
 It is a program, because only it sees those disks; all stages use one Ray. It prints one line of JSON for each stage.
-With two levels, trainings run without Ray's workers.
+With two levels, only the stage `spilling`, which fills Ray's store, has Ray's workers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def prepare_on(source: Path, root: Path, shards: Path) -> None:
     prepare(settings)
 
 
-def try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
+def try_prepare(disk: SmallDisk, root: Path, levels: int, ranks: int) -> dict[str, Any]:
+    with contextlib.nullcontext() if ranks > 1 else stages_without_ray():
+        return _try_prepare(disk, root, levels)
+
+
+def _try_prepare(disk: SmallDisk, root: Path, levels: int) -> dict[str, Any]:
     source = recordings(root / "recordings")
     prepare_on(source, root, root / "whole")
     whole, needs, sentence = shards_in(root / "whole"), size_of(root / "whole"), ""
@@ -204,7 +209,7 @@ def main() -> None:
     preload("__main__")  # else each rank would import this program by itself
     disk, spill_disk = SmallDisk(root / "disk", MEGABYTES), SmallDisk(root / "spill", MEGABYTES)
     stages = {
-        "prepare": lambda: try_prepare(disk, root, levels),
+        "prepare": lambda: try_prepare(disk, root, levels, ranks),
         "spilling": lambda: try_spilling(spill_disk, root),
         "tracker": lambda: try_tracker(disk, root, ranks),
         "train": lambda: try_train(disk, root, levels, ranks),

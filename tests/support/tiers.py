@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,17 @@ STARTED_BY = {"ray_session": "ray", "ray_cluster": "ray", "main_job": "ray", "s3
 """Markers of the tests that use a fixture; other tests that start Ray or a server have the marker in their file."""
 SHARED = {
     "ray_session": "ray_session", "searched": "ray_session", "main_job": "main_job", "ray_cluster": "ray_cluster",
-    "tracker": "tracker",
+    "tracker": "tracker", "s3_store": "s3_store", "uri": "s3_store",
 }  # fmt: skip
 """Groups of the tests that use a fixture which takes long to make; a group runs in one process, which makes it once."""
+FORKS = "forked_trainings"
+"""Module whose server of forks imports torch for seconds; the files that import from it are a group, too."""
 PROGRAMS = {"gcs_server": "ray", "raylet": "ray", "moto.server": "server", "postgres": "server", "initdb": "server"}
 COMMANDS = {("ray", "start"): "ray", ("mlflow", "server"): "server"}
-LONGEST_GROUPS = ("ray_session", "main_job", "test_interrupted_training", "test_disk_full", "ray_cluster", "test_nodes")
+LONGEST_GROUPS = (
+    "ray_session", "test_interrupted_training", "main_job", "test_nodes", "test_disk_full", "tracker", FORKS,
+    "ray_cluster",
+)  # fmt: skip
 """Groups of tests that run one after the other in one process and take minutes; the longest is first."""
 SLOWEST = 10
 PROVES = "proves"
@@ -34,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     sys.addaudithook(_refuse_unmarked_starts)
+    gc.disable()  # the imports of all tests make a million objects that stay; looking for garbage among them costs 18 %
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but not among the objects of the imports."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = set(getattr(item, "fixturenames", ()))
         for marker in {STARTED_BY[name] for name in STARTED_BY.keys() & fixtures}:
             item.add_marker(marker)
-        group = next((group for name, group in SHARED.items() if name in fixtures), item.path.stem)
+        group = next((group for name, group in SHARED.items() if name in fixtures), _group_of_file(item))
         item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="part of the long form: make test-all"))
@@ -72,6 +85,11 @@ def _group_rank(item: pytest.Item) -> int:
     marker = item.get_closest_marker("xdist_group")
     assert marker is not None
     return LONGEST_GROUPS.index(marker.args[0]) if marker.args[0] in LONGEST_GROUPS else len(LONGEST_GROUPS)
+
+
+def _group_of_file(item: pytest.Item) -> str:
+    names = vars(getattr(item, "module", None) or object).values()
+    return FORKS if any(getattr(value, "__module__", "") == FORKS for value in names) else item.path.stem
 
 
 def _markers(item: pytest.Item) -> set[str]:

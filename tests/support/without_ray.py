@@ -1,10 +1,11 @@
-"""Stages that train and score in this process, for tests of what comes before and after; Ray's workers need 20 s."""
+"""Stages that prepare, train and score in this process, for tests of what comes before and after Ray's workers."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,34 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.shards.reader import ShardReader
 from ast_core.training.trainer import fit
 from ast_core.weights.bundle import Bundle
-from pipeline import train
-from pipeline.ray_runtime import connection
+from pipeline import prepare, train
+from pipeline.cli.stages import PrepareSettings
+from pipeline.preparation.part_writer import write_part_row
+from pipeline.ray_runtime import connection, heartbeat
+from pipeline.ray_runtime.shard_part import PartTask, ShardPart
+from pipeline.run_folder import sync
 from pipeline.scoring import bundle_scores, distillation
 
 
 @contextlib.contextmanager
 def stages_without_ray() -> Iterator[None]:
-    """Let `train` and the stages that score bundles run without Ray while this context is open.
-
-    `prepare` uses the fixture `ray_session` as before.
-    """
+    """Let `prepare`, `train` and the stages that score bundles run without Ray while this context is open."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_work", write_parts_here)
+        patch.setattr(prepare, "_check_source", lambda _: None)
+        patch.setattr(prepare, "choose_device", lambda *_: "cpu")
+        patch.setattr(heartbeat, "send_heartbeats", lambda *_: contextlib.nullcontext())
         patch.setattr(train, "supervise", supervise_without_ray)
         _score_without_ray(patch)
         yield
+
+
+def write_parts_here(pending: Sequence[ShardPart], settings: PrepareSettings) -> None:
+    """Write parts as Ray's workers do, one after the other in this process, in the place of `prepare._work`."""
+    stores = sync.object_stores(settings)
+    tasks = [PartTask(part, stores, "") for part in pending]
+    done = SimpleNamespace(iter_rows=lambda: (write_part_row(task.to_row()) for task in tasks))
+    prepare._follow(done, sum(len(part.clips) for part in pending), str(settings.run_dir))
 
 
 def _score_without_ray(patch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ast_core.config import AugmentConfig, DataConfig, Job, ModelConfig, OptimConfig, Precision
 from ast_core.errors import Preempted, UserError
+from ast_core.model.transformer import BACKBONES
 from ast_core.shards.reader import ShardReader
 from ast_core.shards.sparse_labels import SparseLabels
 from ast_core.storage.atomic_files import sha256_of
@@ -261,6 +262,7 @@ def test_half_precision_learns_and_stores_float32_weights(job: Job, precision: P
 )
 def test_compiled_blocks_return_the_same_gradient_under_the_same_names(job: Job, monkeypatch, backend: str) -> None:
     """Check the graphs that are taken of the blocks; in the long form also the code that is built from them."""
+    monkeypatch.setitem(BACKBONES, "ast_micro", dataclasses.replace(BACKBONES["ast_micro"], depth=2))
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # else it starts processes that import torch
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
     _, whole = compute_first_gradient(job)
