@@ -50,19 +50,17 @@ def embed(settings: EmbedSettings) -> EmbedCounts:
     listing, workers = InputListing(inputs), Workers(settings.gpus, settings.workers, settings.address)
     started_s = time.monotonic()
     counts = embed_clips(listing, settings.output, model, workers)
-    _show(settings, model, listing, counts, time.monotonic() - started_s)
+    for note in listing.notes:
+        Console(soft_wrap=True, highlight=False).print(note, markup=False)
     require(counts.listed > 0, f"No audio file was found in {', '.join(inputs)}.")
+    _show(settings, model, counts, time.monotonic() - started_s)
     require(counts.embedded + counts.known > 0, "No file could be used; the table says why.")
     return counts
 
 
-def _show(
-    settings: EmbedSettings, model: EmbedModel, listing: InputListing, counts: EmbedCounts, seconds: float
-) -> None:
-    """Print what the inputs hold besides recordings, the refused recordings by reason, and the counts."""
+def _show(settings: EmbedSettings, model: EmbedModel, counts: EmbedCounts, seconds: float) -> None:
+    """Print the refused recordings by reason, the speed of many recordings, and the counts."""
     console = Console(soft_wrap=True, highlight=False)
-    for note in listing.notes:
-        console.print(note, markup=False)
     if counts.reasons:
         Console().print(count_table("reason of refusal", counts.reasons, ""))
     if counts.refused:

@@ -26,6 +26,7 @@ TOGETHER = [name for name in NAMES if name not in PRESENT | ABSENT]
 SHORT = {"parity", "train_step"}
 """Benchmarks that `make test` runs; the others differ in what they measure, not in how they are run."""
 FIGURE = {
+    "few_recordings": "| k-NN | ",
     "gpu": "ours compile patchout, ast_micro, stride 16",
     "parity": "difference from torchaudio",
     "registry": "found by its bundle in",

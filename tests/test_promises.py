@@ -41,7 +41,15 @@ PROOFS = {
     ),
     "a study stops its worse trials early, and frees their workers": (
         "tests/tune/test_search.py"
-        "::test_early_stopping_ends_the_worse_trial_an_invalid_one_fails_and_a_rerun_changes_no_result"
+        "::test_early_stopping_ends_the_worse_trials_that_tpe_draws_and_a_rerun_changes_no_result"
+    ),
+    "an invalid variant of a study fails alone": (
+        "tests/tune/test_search.py"
+        "::test_failed_variant_is_named_with_its_reason_and_a_rerun_without_it_changes_no_result"
+    ),
+    "a killed search by TPE draws the points of an undisturbed one": (
+        "tests/tune/test_tpe_draws.py"
+        "::test_search_that_was_killed_at_any_moments_draws_the_points_of_an_undisturbed_one"
     ),
     "members of a study become ensembles": (
         "tests/tune/test_search.py::test_finished_study_is_not_run_again_and_its_members_become_ensembles"

@@ -14,7 +14,7 @@ from pipeline.cli.main import STAGES
 from pipeline.cli.recipe_file import RECIPES
 
 pytestmark = pytest.mark.slow  # pip builds and installs
-OF_EXTRAS = {"av", "kubernetes", "onnxscript"}
+OF_EXTRAS = {"av", "kubernetes", "onnxscript", "optuna"}
 """Packages that the code imports only for what an extra is for."""
 
 

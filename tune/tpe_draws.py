@@ -130,9 +130,9 @@ class TpeDraws:
     def _record(self, number: int, score: float | None) -> None:
         """Write the score of one point to the journal and tell TPE."""
         event = Event(number, "scored", score=score)
-        told = any(own.kind == "scored" and own.point == number for own in self._events)
+        scored = any(own.kind == "scored" and own.point == number for own in self._events)
         self._write(event)
-        _tell(self._search, event, None if not told else self._drawn_of(number))
+        _tell(self._search, event, None if not scored else self._drawn_of(number))
 
     def _add_point(self, drawn: Mapping[str, float]) -> Variant:
         """Remember a drawn point and return its variant."""
@@ -178,7 +178,7 @@ class TpeDraws:
         if not all(map(self._space.holds, enqueued)):
             return None
         search = make_search(self._space, enqueued)
-        told: set[int] = set()
+        scored: set[int] = set()
         for event in self._events:
             if event.kind == "drawn":
                 drawn = search.suggest(_name_of(event.point))
@@ -187,8 +187,8 @@ class TpeDraws:
                 self._add_point(drawn)
             elif 0 <= event.point < len(self._points):
                 self._scores[self._points[event.point].name] = event.score
-                _tell(search, event, self._drawn_of(event.point) if event.point in told else None)
-                told.add(event.point)
+                _tell(search, event, self._drawn_of(event.point) if event.point in scored else None)
+                scored.add(event.point)
         return search
 
 

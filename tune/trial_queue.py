@@ -95,7 +95,7 @@ class DrawnTrials:
         return self._draws.left
 
     def has_next(self) -> bool:
-        """Return whether there is a trial to run; draw a variant if there is none so far."""
+        """Return whether there is a trial to run; draw a variant if no trial waits."""
         while not self._waiting:
             variant = self._draws.draw()
             if variant is None:

@@ -310,7 +310,7 @@ class AudioTagger:
     ) -> Embedding | list[Embedding]:
         """Return the embeddings of recordings: what the model makes of the sound before its head names it.
 
-        The values are those of `ast-pipeline embed`.
+        The values are those of `ast-pipeline embed`; those of its workers on Ray differ by rounding.
 
         Args:
             audio: recording or recordings, as `predict` takes them.

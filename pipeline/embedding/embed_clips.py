@@ -144,6 +144,7 @@ def embed_clips(
     task = EmbedTask(model.member, model.layer, model.frames, audio_column)
     with contextlib.ExitStack() as stack:
         if not is_uri(output):
+            require(not Path(output).is_file(), f"{option} {output} is a file; give a folder's name.")
             stack.enter_context(lock_folder(Path(output), "embed", option))
         folder = stack.enter_context(RowFolder(EMBEDDINGS, output, option))
         folder.open(model.identity)

@@ -121,7 +121,7 @@ def test_what_cannot_be_embedded_is_refused_in_one_sentence(bundle: Path, tmp_pa
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds notes.txt, but no _embeddings.json: embed did not write it"):
         embed(settings((path,), bundle, tmp_path / "mine"))
-    with pytest.raises(UserError, match=r"--output .*a\.wav is "):
+    with pytest.raises(UserError, match=r"--output .*a\.wav is a file; give a folder's name"):
         embed(settings((path,), bundle, path))
     with pytest.raises(UserError, match="this model has 4 blocks"):
         embed(settings((path,), bundle, tmp_path / "out", layer=5))
@@ -145,4 +145,4 @@ def test_workers_on_ray_write_the_rows_of_one_process(bundle: Path, tmp_path: Pa
     names = ["path", "start_s", "end_s", "error"]
     assert there.select(names).equals(here.select(names))
     one, other = (np.array(table["embedding"].to_pylist(), np.float32) for table in (here, there))
-    assert np.nanmax(np.abs(one - other)) < 1e-5
+    assert np.nanmax(np.abs(one - other)) < 1e-4  # batches of other windows round otherwise

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import ray
 from launches import ROOT
-from studies import new_study, run_search, start_search, study_flags, train_in_trials, trials_folder
+from studies import new_study, run_search, search_here, start_search, study_flags, trials_folder
 from trainings import TIMES, rows_of, titled, wait
 
 from ast_core.storage.json_files import read_json
@@ -60,9 +60,12 @@ def interrupt_search(folder: Path, ready: Callable[[], bool], number: signal.Sig
 
 @pytest.mark.timeout(900)
 def test_interrupted_study_keeps_its_trials_and_finds_the_same_winner(
-    tmp_path: Path, searched: Path, ray_session, new_store, monkeypatch: pytest.MonkeyPatch, measured
+    tmp_path: Path, searched: Path, ray_session, new_store, measured
 ) -> None:
-    """Check the trials of a killed driver, which train in their own processes; two of three were finished before."""
+    """Check a killed driver, whose trial trains in its own process; two of three were finished before.
+
+    The next launch trains without Ray; `tests/tune/test_search.py` runs a search again with Ray.
+    """
     folder, trials = new_study(tmp_path), trials_folder(tmp_path)
     new_store(folder)
     for name in ("fine/seed-0", "wide/seed-0"):
@@ -78,8 +81,7 @@ def test_interrupted_study_keeps_its_trials_and_finds_the_same_winner(
     wait(lambda: not titled(TRIAL), "the end of the killed driver's trial")
     assert _read_times(trials) == kept
 
-    train_in_trials(monkeypatch)
-    _check_rest(folder, searched, kept, run_search(folder, "--ensemble.epochs"))
+    _check_rest(folder, searched, kept, search_here(folder, "--ensemble.epochs"))
     measured("R24", launches=2, trials=3, kept_after_the_kill=len(kept))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
-from studies import new_study, study_flags, train_in_trials, trials_folder
+from studies import new_study, search_here, study_flags, train_in_trials, trials_folder
 from without_ray import run_trial_without_ray
 
 from ast_core.errors import UserError
@@ -26,8 +27,16 @@ from tune import trial as trial_module
 from tune.ensemble import EnsembleSettings, ensemble
 from tune.search import SearchSettings, search
 
-LEFT_TO_RAY = "slow"
-"""Variant whose trial has workers of Ray Train; the others train in the processes of their trials."""
+DRAWN = """
+early_stopping = "asha"
+sampler = "tpe"
+samples = 2
+startup = 1
+[variants.good]
+[range.optim]
+learning_rate = {low = 1e-9, high = 2e-9}
+"""
+"""Study of a good variant and of two that TPE draws, which learn nothing."""
 
 
 @pytest.fixture
@@ -113,37 +122,65 @@ def _check_registered(folder: Path) -> None:
     assert len(version.tags["train_runs"].split(", ")) == 3
 
 
+@pytest.mark.slow
+def test_failed_variant_is_named_with_its_reason_and_a_rerun_without_it_changes_no_result(
+    folder: Path, searched: Path
+) -> None:
+    trials = trials_folder(folder)
+    shutil.copytree(trials_folder(searched), trials)
+    study = folder / "strides.toml"
+    sound = study.read_text()
+    study.write_text(sound + "[variants.bad]\nrepeats = 1\noptim.learning_rate = 1e30\n")
+    before = {path: path.stat().st_mtime_ns for path in trials.glob("*/*/trial.json")}
+    with pytest.raises(UserError, match="1 of 4 trials failed: bad, seed 0"):
+        search_here(folder, "--ensemble.epochs")
+    reason = read_hashed_json(trials / "bad" / "seed-0" / "trial.json", "Trial")["reason"]
+    assert re.match(r"Step \d+ of seed-0 is not finite", reason)
+    assert "Traceback" not in reason
+
+    study.write_text(sound)
+    table = search_here(folder, "--ensemble.epochs")
+    assert [row.failed for row in table.rows] == [0, 0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def run_trial(config: dict[str, Any]) -> None:
-    """Run a trial, most of them without workers of Ray Train."""
-    if config["trial"].variant == LEFT_TO_RAY:
+    """Run a trial; the first one that TPE draws has workers of Ray Train, the others train in their own processes."""
+    trial = config["trial"]
+    journal = trial.folder.parents[2] / "tpe.json"
+    first = read_hashed_json(journal, "Journal")["events"][0]["drawn"] if trial.variant != "good" else {}
+    if f"{first.get('optim.learning_rate', 0):.4g}" == f"{trial.settings.optim.learning_rate:.4g}":
         trial_module.run_trial(config)
     else:
         run_trial_without_ray(config)
 
 
 @pytest.mark.timeout(400)
-def test_early_stopping_ends_the_worse_trial_an_invalid_one_fails_and_a_rerun_changes_no_result(
+def test_early_stopping_ends_the_worse_trials_that_tpe_draws_and_a_rerun_changes_no_result(
     folder: Path, ray_session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Check a search by Ray Tune: TPE's trials learn nothing, so that ASHA stops them."""
     train_in_trials(monkeypatch, run_trial)
-    sound = "early_stopping = 'asha'\n[variants.good]\n[variants.slow.optim]\nlearning_rate = 1e-9\n"
-    (folder / "strides.toml").write_text(sound + "[variants.bad.optim]\nlearning_rate = 1e30\n")
+    (folder / "strides.toml").write_text(DRAWN)
     settings = parse_settings(SearchSettings, "", study_flags(folder, "--repeats", "1", "--optim.epochs", "6"))
-    with pytest.raises(UserError, match="1 of 3 trials failed: bad, seed 0"):
-        search(settings)
+    search(settings)
     _check_all_cpus_are_free()
-    trials = folder / "run" / "studies" / "strides" / "trials"
-    results = {path.parents[1].name: read_hashed_json(path, "Trial") for path in trials.glob("*/seed-0/trial.json")}
-    statuses = [results[name]["status"] for name in ("good", "slow")]
-    assert "finished" in statuses
-    assert re.match(r"Step \d+ of seed-0 is not finite", results["bad"]["reason"])  # an error of a rank
-    assert "Traceback" not in results["bad"]["reason"]
+    study = folder / "run" / "studies" / "strides"
+    before = {path: path.read_bytes() for path in (*study.glob("trials/*/seed-0/trial.json"), study / "tpe.json")}
+    results = [read_hashed_json(path, "Trial") for path in before if path.name == "trial.json"]
+    statuses = {result["variant"]: result["status"] for result in results}
+    assert statuses["good"] == "finished"
+    assert len(statuses) == 3
+    events = read_hashed_json(study / "tpe.json", "Journal")["events"]
+    assert sorted(event["kind"] for event in events) == ["drawn", "drawn", "scored", "scored"]
 
-    (folder / "strides.toml").write_text(sound)  # the cause is fixed
-    before = {path: path.stat().st_mtime_ns for path in trials.glob("*/seed-0/trial.json")}
     table, _ = search(settings)
-    assert sum(row.stopped for row in table.rows) == statuses.count("stopped")
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.read_bytes() for path in before} == before
+    assert [row.sampler for row in table.rows] == ["", "tpe at random", "tpe"]
+    assert {row.variant for row in table.rows} == statuses.keys()
+    assert sum(row.stopped for row in table.rows) == list(statuses.values()).count("stopped")
+    rows = list(csv.DictReader((study / "report" / "strides.csv").open()))
+    assert [row["sampler"] for row in rows] == ["", "tpe at random", "tpe"]
 
 
 def _check_all_cpus_are_free() -> None:

@@ -55,7 +55,9 @@ def scores(drawn: DrawnTrials) -> list[float | None]:
     return list(drawn._draws._scores.values())
 
 
-def test_variant_is_told_when_all_its_seeds_have_ended_and_a_failed_seed_has_no_score(tmp_path: Path) -> None:
+def test_tpe_learns_a_mean_when_all_seeds_of_a_variant_have_ended_and_a_failed_seed_has_no_score(
+    tmp_path: Path,
+) -> None:
     drawn = drawn_trials(tmp_path)
     named, *seeds = (drawn.next_trial() for _ in range(3))
     end(drawn, named, 0.1)

@@ -46,7 +46,8 @@ def _explain_refusal(error: BaseException | None, address: HubAddress, file: str
     if file == WEIGHTS:
         missing = (
             f"{address} has no {WEIGHTS}, and other files of weights are not downloaded, because pickles can run code. "
-            f'Convert it once with transformers, ASTForAudioClassification.from_pretrained("{address.name}")'
+            f"Give a revision that has it (a pull request of the hub's converter may, {address.at('refs/pr/1')}), or "
+            f'convert it once with transformers, ASTForAudioClassification.from_pretrained("{address.name}")'
             '.save_pretrained("FOLDER"), and give FOLDER instead of the name.'
         )
     sentences = {  # the first that fits: a gated repository is also one that is not found
