@@ -37,7 +37,7 @@ from ast_core.weights.bundle_description import BundleFacts
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import CombineSettings
-from pipeline.run_folder.layout import RunFolder, member_files, member_name
+from pipeline.run_folder.layout import PROBE, RunFolder, member_files, member_name
 from pipeline.run_folder.opened import opened
 from pipeline.tracking.run_note import NOTE, read_run_note
 
@@ -133,10 +133,13 @@ def _write(settings: CombineSettings, run: RunFolder, index: ShardIndex, bundle:
 
 
 def _remove_stale(bundles: Path, written: Sequence[Path]) -> None:
-    """Remove bundles of seeds that the recipe no longer names; they can be made again from their epochs."""
+    """Remove bundles of seeds that the recipe no longer names; they can be made again from their epochs.
+
+    The bundle of `probe` stays.
+    """
     stored = (path for path in list_stored(bundles) if path.name == DESCRIPTION)
     for description in {*bundles.glob(f"*/{DESCRIPTION}"), *stored}:
-        if description.parent not in written:
+        if description.parent not in [*written, bundles / PROBE]:
             remove_folder(description.parent, DESCRIPTION)
 
 

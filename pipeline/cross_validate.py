@@ -36,7 +36,7 @@ from pipeline.ray_runtime import connection
 from pipeline.reporting.history import read_history
 from pipeline.run_folder import sync
 from pipeline.run_folder.layout import RunFolder
-from pipeline.run_folder.listed_clips import list_clips
+from pipeline.run_folder.listed_clips import find_folds, list_clips
 from pipeline.run_folder.pinned_models import pin_initial_weights
 from pipeline.tracking import mlflow_store, runs
 from pipeline.train import MemberTrainings
@@ -141,13 +141,7 @@ def _folds(settings: CrossValidateSettings) -> tuple[str, ...]:
     require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
     listings = RunFolder.of(settings).archive_listings
     manifest, _ = list_clips(settings.data, settings.data.source, settings.shards, listings)
-    names = tuple(sorted({clip.split for clip in manifest.clips}))
-    require(
-        len(names) >= 3 and not {"train", "test", "eval"} & set(names),
-        f"{settings.data.source} has the splits {', '.join(names)}. "
-        "Cross-validation needs three folds or more, and no fixed test split.",
-    )
-    return names
+    return find_folds(manifest, settings.data.source)
 
 
 def choose(curves: dict[str, list[float]]) -> dict[str, FoldChoice]:

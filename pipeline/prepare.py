@@ -27,11 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ast_core.config import AUDIOSET_MEAN, AUDIOSET_STD
-from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.manifest import Clip, Manifest
-from ast_core.dataset.problems import EXAMPLES, make_printable
-from ast_core.dataset.synthetic import make_demo_audio
-from ast_core.errors import UserError, require
+from ast_core.errors import require
 from ast_core.shards.index import REJECTS, ShardIndex
 from ast_core.storage.places import root_of
 from pipeline.cli.command_line import parse_settings
@@ -46,8 +43,14 @@ from pipeline.ray_runtime.shard_part import PartResult, PartTask, ShardMetadata,
 from pipeline.reporting import prometheus
 from pipeline.reporting.class_counts import classes_table, order_splits, warn_of_empty_classes
 from pipeline.run_folder import sync
-from pipeline.run_folder.layout import RunFolder
-from pipeline.run_folder.listed_clips import SYNTHETIC, list_clips, missing_splits
+from pipeline.run_folder.listed_clips import (
+    SYNTHETIC,
+    check_missing,
+    describe_listing,
+    find_source,
+    list_clips,
+    missing_splits,
+)
 from pipeline.run_folder.opened import opened
 from pipeline.run_folder.shard_folder import ShardFolder, Splits
 
@@ -63,7 +66,7 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
     """
     with opened(settings, exclusive="prepare") as run:
         started = time.monotonic()
-        source = _source(settings, run)
+        source = find_source(settings.data, run)
         manifest, split_rule = list_clips(settings.data, source, run.shards, run.archive_listings)
         large = note_large_groups(manifest.clips, settings.prepare.clips_per_part, manifest.audio_column)
         for note in [*manifest.notes, *([large] if large else [])]:
@@ -72,7 +75,7 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         known = shards.find_device() if settings.prepare.device == "auto" else ""
         shards = shards.with_device(known or shards.device)
         _report_listing(manifest)
-        _check_missing(settings, manifest)
+        check_missing(manifest, settings.data, settings.prepare)
         pending = shards.pending()
         if pending:
             shards.remove_index()
@@ -89,14 +92,6 @@ def prepare(settings: PrepareSettings) -> ShardIndex:
         _report_classes(index, settings)
     _report_statistics(index, settings, sum(len(part.clips) for part in pending), time.monotonic() - started)
     return index
-
-
-def _source(settings: PrepareSettings, run: RunFolder) -> str:
-    """Return the data set's folder, manifest, glob or URI; the demo's audio is made first."""
-    if settings.data.source == SYNTHETIC:
-        return str(make_demo_audio(run.synthetic_audio))
-    require(bool(settings.data.source), "data.source is empty: give --data.source the folder of the data set.")
-    return settings.data.source
 
 
 def plan(settings: PrepareSettings, manifest: Manifest, source: Path | str) -> list[ShardPart]:
@@ -123,33 +118,8 @@ def plan(settings: PrepareSettings, manifest: Manifest, source: Path | str) -> l
 
 
 def _report_listing(manifest: Manifest) -> None:
-    """Print the counts of files that are no clips, of clips without a file, and of clips without a label."""
-    missing = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.path]
-    unlabelled = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.labels]
-    more = (
-        UnlistedFiles("listed, but have no file", len(missing), tuple(missing[:EXAMPLES]), "clip"),
-        UnlistedFiles(
-            "without a label, so negatives of every class", len(unlabelled), tuple(unlabelled[:EXAMPLES]), "clip"
-        ),
-    )
-    for counts in (*manifest.unlisted, *(counts for counts in more if counts.count)):
-        Console(soft_wrap=True, highlight=False).print(counts.sentence, markup=False)
-
-
-def _check_missing(settings: PrepareSettings, manifest: Manifest) -> None:
-    """Raise UserError if more clips of the splits that are used have no file than the settings allow."""
-    limit, data = settings.prepare.max_missing_share, settings.data
-    listed = Counter(clip.split for clip in manifest.clips)
-    missing = Counter(clip.split for clip in manifest.clips if not clip.path)
-    for splits in dict.fromkeys([tuple(data.train_splits), (data.validation_split,), (data.test_split,)]):
-        total, absent = (sum(counts[split] for split in splits) for counts in (listed, missing))
-        if absent > limit * total:
-            first = next(clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path)
-            raise UserError(
-                f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
-                f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder "
-                "of the files with --data.root, or raise the limit."
-            )
+    for sentence in describe_listing(manifest):
+        Console(soft_wrap=True, highlight=False).print(sentence, markup=False)
 
 
 def _check_source(settings: PrepareSettings) -> None:

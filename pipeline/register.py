@@ -35,7 +35,7 @@ from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import RegisterSettings
-from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, RunFolder
+from pipeline.run_folder.layout import ALL_BUNDLES, ALL_EVALUATION, PROBE, RunFolder
 from pipeline.run_folder.opened import opened
 from pipeline.scoring.results import EvaluationResult
 from pipeline.tracking import mlflow_store, registry, runs
@@ -145,17 +145,18 @@ def _show(
 
 
 def _candidates(settings: RegisterSettings, run: RunFolder) -> list[Candidate]:
-    """Return members and ensembles, the main bundle last: its alias is what everyone uses."""
+    """Return members, ensembles and a probe, the main bundle last: its alias is what everyone uses."""
     main = run.main_bundle()
     roles = {folder.name: description.facts.role for folder, description in run.described_bundles()}
     members = [name for name, role in roles.items() if role == "member"]
     ensembles = [name for name, role in roles.items() if role == "ensemble"]
-    require(bool(members), f"{run.bundles} holds no bundle of a member: run combine first.")
+    probes = [name for name, role in roles.items() if role == PROBE]
+    require(bool(members or probes), f"{run.bundles} holds no bundle of a member: run combine first.")
     require(
-        bool(ensembles) or len(members) == 1,
+        bool(ensembles) or len(members) <= 1,
         f"{run.bundles} holds {len(members)} members and no ensemble: run combine again.",
     )
-    others = [name for name in [*members, *ensembles] if name != main or name in members]
+    others = [name for name in [*members, *ensembles, *probes] if name != main or name not in ensembles]
     models = [(f"{settings.model_name}-{name}", name) for name in others] + [(settings.model_name, main)]
     return [_candidate(run, model, bundle) for model, bundle in models]
 

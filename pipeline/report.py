@@ -33,7 +33,7 @@ from ast_core.config import OptimConfig
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
 from ast_core.serialization import from_dict
-from ast_core.shards.index import REJECTS, ShardIndex, SplitCounts
+from ast_core.shards.index import INDEX, REJECTS, ShardIndex, SplitCounts
 from ast_core.shards.reader import ShardReader
 from ast_core.storage.json_files import read_json, write_text
 from ast_core.training.early_stopping import describe_early_stop
@@ -41,6 +41,7 @@ from ast_core.training.member_folder import MemberFolder
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ReportSettings
+from pipeline.probing.probe_index import load_probe_index
 from pipeline.reporting.class_counts import class_rows, order_splits, warn_of_empty_classes
 from pipeline.reporting.front_end_comparison import compare_front_ends
 from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_confused_pairs
@@ -81,8 +82,10 @@ class DataSection:
     """Number of classes."""
     single_label: bool
     mean: float
-    """Mean of the log-mel of the training splits."""
+    """Mean of the log-mel of the training splits; without shards, the one that the model normalises with."""
     std: float
+    statistics_of: str
+    """What mean and standard deviation are of, as the page says it."""
     hash: str
     front_end: dict[str, Any]
     """Settings of the front end, as `index.json` has them."""
@@ -109,19 +112,22 @@ class EnsembleGain:
 def report(settings: ReportSettings) -> Path:
     """Write `report.html` from the files of a run's stages and studies; sections without files are left out.
 
+    A run folder of `probe` needs no shards; its page has no hardest clips and no confusion.
+
     Returns:
         The page.
 
     Raises:
-        UserError: the shards do not exist.
+        UserError: neither shards nor a probe exist.
     """
     with opened(settings, READS, [settings.data.test_split]) as run:
-        index = ShardIndex.load(run.shards)
+        has_shards = (run.shards / INDEX).is_file() or not run.probe_result.is_file()
+        index = ShardIndex.load(run.shards) if has_shards else load_probe_index(run)
         summary = _json(run.summary)
         counts = order_splits(index.class_counts, settings.data)
         page = {
             "title": settings.experiment,
-            "data": _data(settings, index),
+            "data": _data(settings, index, "the training splits" if has_shards else "the model"),
             "class_splits": list(counts),
             "class_counts": class_rows(index.labels, counts),
             "class_warnings": warn_of_empty_classes(index.labels, counts, settings.data),
@@ -159,7 +165,7 @@ def _number(value: Any, digits: int = 4) -> str:
     return "" if value is None or isinstance(value, jinja2.Undefined) or value == "" else f"{float(value):.{digits}f}"
 
 
-def _data(settings: ReportSettings, index: ShardIndex) -> DataSection:
+def _data(settings: ReportSettings, index: ShardIndex, statistics_of: str) -> DataSection:
     mean, std = index.statistics(settings.data.train_splits)
     source = settings.data.source
     return DataSection(
@@ -170,6 +176,7 @@ def _data(settings: ReportSettings, index: ShardIndex) -> DataSection:
         single_label=index.single_label,
         mean=mean,
         std=std,
+        statistics_of=statistics_of,
         hash=index.data_hash,
         front_end=index.front_end,
         train=" + ".join(settings.data.train_splits),
@@ -199,6 +206,8 @@ def _of_main_bundle(settings: ReportSettings, run: RunFolder, index: ShardIndex)
         "metrics": evaluation.metrics,
         "metric": headline_metric(index.single_label),
     }
+    if not (run.shards / INDEX).is_file():
+        return found
     reader = ShardReader(run.shards, [settings.data.test_split])
     scores_NC = read_scores(run.scores(name), identity_of(evaluation.bundle_digest, reader))
     if scores_NC is None:

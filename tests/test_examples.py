@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import NewStore
 from main_jobs import EXAMPLES, NOTEBOOK, MainJob, code_of
 
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import RunSettings
 from pipeline.run_folder.listed_clips import list_clips, missing_splits
 
+PROBE_NOTEBOOK = "embeddings_and_probe.ipynb"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.toml"))
 
 
@@ -34,8 +36,29 @@ def test_notebook_makes_recordings_where_there_are_none(tmp_path: Path, monkeypa
     assert len(list(tmp_path.glob("recordings/*/*.wav"))) == 60
 
 
-def test_notebook_is_committed_without_results() -> None:
-    cells = code_of(EXAMPLES / NOTEBOOK)
+def test_notebook_of_the_probe_learns_new_classes_from_any_bundle(
+    tmp_path: Path, trained_bundle: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    new_store(tmp_path / "work")
+    names: dict[str, object] = {}
+    shown = {}
+    for cell in code_of(EXAMPLES / PROBE_NOTEBOOK):
+        exec(cell.source.replace("work/own_recordings/bundles/seed-0", str(trained_bundle)), names)
+        shown[cell.id] = capsys.readouterr().out
+    assert shown["embed"].startswith("12 recordings, 96 values each, ")
+    assert len(shown["nearest"].splitlines()) == 12
+    assert "12 test clips of test, 18 training clips" in shown["probe"]
+    assert shown["stored"] == "30 rows: path, start_s, end_s, embedding, error\n"
+    right = [path.split("/")[0] == label for path, label, _ in map(str.split, shown["predict"].splitlines())]
+    assert sum(right) > 6  # of 12; the model's weights are random
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, PROBE_NOTEBOOK])
+def test_notebook_is_committed_without_results(notebook: str) -> None:
+    cells = code_of(EXAMPLES / notebook)
     assert len(cells) > 5
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,31 @@ def identity_in(path: Path) -> dict[str, str]:
 
 
 def write_scores(path: Path, identity: Mapping[str, str], scores_NC: np.ndarray, reader: ShardReader) -> None:
-    """Commit the scores and labels of each clip, with their identity."""
+    """Commit the scores and labels of each clip of a reader, with their identity."""
+    write_score_rows(path, identity, reader.clip_ids, scores_NC, reader.labels.to_arrow().cast(pa.list_(pa.int32())))
+
+
+def write_score_rows(
+    path: Path,
+    identity: Mapping[str, str],
+    clip_ids: Sequence[str],
+    scores_NC: np.ndarray,
+    labels: pa.Array[Any] | Sequence[Sequence[int]],
+) -> None:
+    """Commit the scores and labels of clips, with their identity.
+
+    Args:
+        path: file to write.
+        identity: model and clips, as `read_scores` compares them.
+        clip_ids: ids of the clips.
+        scores_NC: scores, float32.
+        labels: indices of each clip's labels.
+    """
     table = pa.table(
         {
-            "clip_id": pa.array(reader.clip_ids, pa.string()),
+            "clip_id": pa.array(clip_ids, pa.string()),
             "scores": pa.array(list(scores_NC), pa.list_(pa.float32())),
-            "labels": reader.labels.to_arrow().cast(pa.list_(pa.int32())),
+            "labels": labels if isinstance(labels, pa.Array) else pa.array(labels, pa.list_(pa.int32())),
         }
     ).replace_schema_metadata({IDENTITY: _encode(identity)})
     path.parent.mkdir(parents=True, exist_ok=True)

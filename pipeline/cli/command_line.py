@@ -72,11 +72,16 @@ def parse_settings(
             last_flag_value(flags, "--variant", kind.variant),
         )
         load_recipe(recipe, variant)  # reports a wrong key even in a section that this stage does not take
-        flags = recipe_flags(recipe, variant, {f.name for f in dataclasses.fields(kind)}) + flags
+        flags = recipe_flags(recipe, variant, _sections(kind)) + flags
     if last_flag_value(flags, "--tracking", "not given") == "":  # an unset variable in a script, not a wish for sqlite
         resolve_store("")
     settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
     return settings
+
+
+def _sections(kind: type[Any]) -> set[str]:
+    """Return the sections of a recipe that a stage takes; the `model` of `probe` is a path, not that section."""
+    return {f.name for f in dataclasses.fields(kind) if f.default_factory is not dataclasses.MISSING}
 
 
 def select_settings(settings: Common, kind: type[SettingsT]) -> SettingsT:

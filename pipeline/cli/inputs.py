@@ -20,6 +20,7 @@ from pipeline.cli.stages import (
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
+    ProbeSettings,
     RegisterSettings,
     ReportSettings,
     RunSettings,
@@ -42,12 +43,12 @@ def require_inputs(settings: Any) -> None:
         if not (isinstance(settings, RunSettings) and (settings.storage or _has_shards(settings))):
             _require_source(settings.data)
     elif isinstance(settings, READ_SHARDS) and not settings.storage:  # an object store may hold what is not here
-        found = _has_shards(settings)
+        found = _has_shards(settings) or (isinstance(settings, ReportSettings) and _has_probe(settings))
         require(found, f"There are no shards in {settings.shards}; run prepare first, or give --shards.")
     elif isinstance(settings, RegisterSettings) and not settings.storage:
         run = settings.run_dir
         require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
-    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ExportSettings)
+    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ProbeSettings | ExportSettings)
     if takes_model and not is_model_address(settings.model):
         require(
             Path(settings.model).exists(),
@@ -100,6 +101,10 @@ def _require_event_place(settings: PredictSettings) -> None:
 
 def _has_shards(settings: Common) -> bool:
     return (settings.shards / "index.json").is_file()  # `ast_core.shards.index.INDEX`, whose module loads pyarrow
+
+
+def _has_probe(settings: Common) -> bool:
+    return (settings.run_dir / "probe" / "probe.json").is_file()  # `RunFolder.probe_result`, whose module loads pyarrow
 
 
 def _require_source(data: DataConfig) -> None:

@@ -77,6 +77,7 @@ STAGES = {
     "report": StageEntry("pipeline.report", "ReportSettings"),
     "predict": StageEntry("pipeline.predict", "PredictSettings"),
     "embed": StageEntry("pipeline.embed", "EmbedSettings"),
+    "probe": StageEntry("pipeline.probe", "ProbeSettings"),
     "export": StageEntry("pipeline.export", "ExportSettings"),
     "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings", starts_ray=True),
     "search": StageEntry("tune.search", "SearchSettings", "tune.settings", starts_ray=True),

@@ -30,7 +30,7 @@ def recipe_flags(name_or_path: str, variant: str, sections: set[str] | None = No
         have = ", ".join(name for name, table in variants.items() if table is not None)
         raise UserError(f"Recipe {name_or_path!r} has no variant {variant!r}. Give one of: {have}.")
     both = (
-        {key: value for key, value in part.items() if not sections or key in sections} for part in (values, changes)
+        {key: value for key, value in part.items() if sections is None or key in sections} for part in (values, changes)
     )
     return [flag for part in both for flag in to_flags(part)]
 

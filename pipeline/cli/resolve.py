@@ -19,6 +19,7 @@ from pipeline.cli.stages import (
     EvaluateSettings,
     ExportSettings,
     PredictSettings,
+    ProbeSettings,
     RunSettings,
     TrainSettings,
 )
@@ -116,6 +117,8 @@ def _resolve_sources(settings: Any) -> dict[str, Any]:
     distil = getattr(settings, "distil", None)
     if isinstance(distil, DistilConfig) and distil.teacher:
         changes["distil"] = dataclasses.replace(distil, teacher=_resolve_teacher(distil.teacher))
+    if isinstance(settings, ProbeSettings):
+        changes["embeddings"] = _resolve_place(settings.embeddings)
     model = getattr(settings, "model", None)
     if isinstance(model, ModelConfig) and model.init not in {"scratch", "imagenet"}:
         changes["model"] = dataclasses.replace(model, init=_resolve_init(model.init))

@@ -178,6 +178,34 @@ class CrossValidateSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
+class ProbeSettings(GpuCommon):
+    """Settings of `probe`."""
+
+    recipe: str = "own"
+    """Recipe whose splits and limits to use: a name (own, esc50, ...) or a TOML file. Flags override its keys. Its
+    front end and model are not used: those of --model count."""
+    model: str = "models:/ast-demo@champion"
+    """Model whose embeddings the probe learns from: a registry URI, or a bundle folder such as
+    work/demo/bundles/seed-0."""
+    member: str = ""
+    """Member of an ensemble whose embeddings to use, such as `seed-0`; leave it empty for a model of one member."""
+    embeddings: Annotated[str, _show_default("RUN_DIR/embeddings")] = ""
+    """Folder or URI of this data set's stored embeddings. Clips without a row there are embedded first."""
+    loss: Literal["auto", "cross_entropy", "bce"] = "auto"
+    """Kind of the probe: `cross_entropy` for one label a clip, `bce` for several. `auto` is `cross_entropy` if every
+    clip has exactly one label."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """Weight of the clips in the fit: `balanced` makes classes with few clips count as much as those with many; with
+    several labels, the clips with a class count as much as those without it."""
+    cross_validate: bool = False
+    """Switch that also holds each split of the data set out once, as on ESC-50's folds."""
+    bootstrap: int = 1000
+    """Number of bootstrap resamples of the clips for 95 % intervals; 0 computes no intervals."""
+    data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """Settings of `predict`."""
 

@@ -17,11 +17,14 @@ if TYPE_CHECKING:  # workers import this module, and need no command line
 
 MEMBERS, BUNDLES, EVALUATION, CALIBRATION = "members", "bundles", "evaluation", "calibration"
 TEACHER, STUDIES, TRIALS = "teacher", "studies", "trials"
+EMBEDDINGS_FOLDER = "embeddings"
+PROBE = "probe"
+"""Name of the bundle that `probe` writes, and its role."""
 
 HISTORIES = f"{MEMBERS}/*/{MemberFolder(Path()).history.name}"
 SETTINGS_FILES = f"{MEMBERS}/*/{MemberFolder(Path()).settings_file.name}"
-ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, ALL_TEACHER = (
-    f"{folder}/*" for folder in (BUNDLES, EVALUATION, CALIBRATION, TEACHER)
+ALL_BUNDLES, ALL_EVALUATION, ALL_CALIBRATION, ALL_TEACHER, ALL_EMBEDDINGS = (
+    f"{folder}/*" for folder in (BUNDLES, EVALUATION, CALIBRATION, TEACHER, EMBEDDINGS_FOLDER)
 )
 ALL_STUDIES = (
     f"{STUDIES}/*/report/*", f"{STUDIES}/*/{BUNDLES}/*", f"{STUDIES}/*/{EVALUATION}/summary.json",
@@ -80,7 +83,7 @@ class RunFolder:
             yield path.parent, read_description(path.parent)
 
     def main_bundle(self) -> str:
-        """Return the bundle that stands for the run: the largest ensemble, else the first member.
+        """Return the bundle that stands for the run: the largest ensemble, else the first member, else the probe.
 
         Raises:
             UserError: no bundle exists.
@@ -90,6 +93,7 @@ class RunFolder:
             role = description.facts.role or "member"  # `combine` writes it; a bundle from elsewhere may lack it
             sizes.setdefault(role, {})[folder.name] = len(description.members)
         members, ensembles = sizes.get("member", {}), sizes.get("ensemble", {})
+        members = members or sizes.get(PROBE, {})
         require(bool(members or ensembles), f"{self.bundles} holds no bundle: run combine first.")
         return max(ensembles, key=lambda name: ensembles[name]) if ensembles else next(iter(members))
 
@@ -142,6 +146,21 @@ class RunFolder:
     def folds_result(self, seed: int) -> Path:
         """Return the folder of a cross-validation's results."""
         return self.path / "folds-result" / member_name(seed)
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of the embeddings that `probe` makes."""
+        return self.path / EMBEDDINGS_FOLDER
+
+    @property
+    def probe(self) -> Path:
+        """Folder of what `probe` chose and found."""
+        return self.path / PROBE
+
+    @property
+    def probe_result(self) -> Path:
+        """JSON file with everything that `probe` chose and found."""
+        return self.probe / "probe.json"
 
     @property
     def report_page(self) -> Path:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from ast_core.config import DataConfig, Layout
+from ast_core.config import DataConfig, Layout, PrepareConfig
+from ast_core.dataset.clips import UnlistedFiles
 from ast_core.dataset.manifest import Manifest, load_source
+from ast_core.dataset.problems import EXAMPLES, make_printable
 from ast_core.dataset.source_options import options_of
 from ast_core.dataset.stratified_split import TENTHS_OF_CLASSES
-from ast_core.errors import DamagedError
+from ast_core.dataset.synthetic import make_demo_audio
+from ast_core.errors import DamagedError, UserError, require
 from ast_core.shards.index import INDEX, ShardIndex
+from pipeline.run_folder.layout import RunFolder
 
 SYNTHETIC = "synthetic"
 """Source of the demo: recordings that the project makes."""
+
+
+def find_source(data: DataConfig, run: RunFolder) -> str:
+    """Return the data set's folder, manifest, glob or URI; the demo's audio is made first."""
+    if data.source == SYNTHETIC:
+        return str(make_demo_audio(run.synthetic_audio))
+    require(bool(data.source), "data.source is empty: give --data.source the folder of the data set.")
+    return data.source
 
 
 def list_clips(
@@ -48,3 +61,47 @@ def missing_splits(data: DataConfig, source: Path | str, splits: Collection[str]
         f"{source} has no split {', '.join(unknown)}; it has {', '.join(sorted(splits))}. Say which to use with "
         "--data.train-splits, --data.test-split and --data.validation-split ('' for none)."
     )
+
+
+def describe_listing(manifest: Manifest) -> list[str]:
+    """Return sentences with the counts of files that are no clips, clips without a file, and clips without a label."""
+    missing = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.path]
+    unlabelled = [make_printable(clip.clip_id) for clip in manifest.clips if not clip.labels]
+    more = (
+        UnlistedFiles("listed, but have no file", len(missing), tuple(missing[:EXAMPLES]), "clip"),
+        UnlistedFiles(
+            "without a label, so negatives of every class", len(unlabelled), tuple(unlabelled[:EXAMPLES]), "clip"
+        ),
+    )
+    return [counts.sentence for counts in (*manifest.unlisted, *(counts for counts in more if counts.count))]
+
+
+def check_missing(manifest: Manifest, data: DataConfig, limits: PrepareConfig) -> None:
+    """Raise UserError if more clips of the splits that are used have no file than the settings allow."""
+    limit = limits.max_missing_share
+    listed = Counter(clip.split for clip in manifest.clips)
+    missing = Counter(clip.split for clip in manifest.clips if not clip.path)
+    for splits in dict.fromkeys([tuple(data.train_splits), (data.validation_split,), (data.test_split,)]):
+        total, absent = (sum(counts[split] for split in splits) for counts in (listed, missing))
+        if absent > limit * total:
+            first = next(clip.clip_id for clip in manifest.clips if clip.split in splits and not clip.path)
+            raise UserError(
+                f"{absent} of {total} clips of {', '.join(splits)} have no file, for example {make_printable(first)}, "
+                f"more than prepare.max-missing-share {limit} allows. Correct the names or the list, name the folder "
+                "of the files with --data.root, or raise the limit."
+            )
+
+
+def find_folds(manifest: Manifest, source: str) -> tuple[str, ...]:
+    """Return the names of the folds: all splits of the data set.
+
+    Raises:
+        UserError: they are fewer than three, or one is a fixed test split.
+    """
+    names = tuple(sorted({clip.split for clip in manifest.clips}))
+    require(
+        len(names) >= 3 and not {"train", "test", "eval"} & set(names),
+        f"{source} has the splits {', '.join(names)}. "
+        "Cross-validation needs three folds or more, and no fixed test split.",
+    )
+    return names

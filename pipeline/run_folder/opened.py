@@ -13,7 +13,7 @@ from pipeline.run_folder.layout import RunFolder
 if TYPE_CHECKING:
     from pipeline.cli.stages import Common
 
-Stage = Literal["prepare", "combine", "evaluate", "calibrate", "register", "run"]
+Stage = Literal["prepare", "combine", "evaluate", "calibrate", "probe", "register", "run"]
 
 
 @contextlib.contextmanager

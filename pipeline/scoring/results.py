@@ -157,7 +157,7 @@ def bundles_table(results: Mapping[str, EvaluationResult]) -> Table:
         column.justify = "right"
     for name, result in results.items():
         cells = [
-            _format_with_interval(from_json_numbers(result.metrics)[key], result.intervals.get(key)) for key in keys
+            format_with_interval(from_json_numbers(result.metrics)[key], result.intervals.get(key)) for key in keys
         ]
         table.add_row(name, *cells, style="bold" if name == "ensemble" else "")
     chance = from_json_numbers(last.metrics) | {"chance_mAUC": 0.5, "chance_d_prime": 0.0}
@@ -186,7 +186,8 @@ def classes_table(name: str, result: EvaluationResult) -> Table:
     return table
 
 
-def _format_with_interval(value: float, interval: Sequence[float | None] | None) -> str:
+def format_with_interval(value: float, interval: Sequence[float | None] | None) -> str:
+    """Return a metric and the ends of its interval, if it has one, as the cell of a table."""
     if not interval:
         return f"{value:.4f}"
     low, high = (math.inf if end is None else end for end in interval)

@@ -23,6 +23,7 @@ TESTED = {
     "combine": "tests/pipeline/test_combine.py",
     "evaluate": "tests/pipeline/test_evaluate.py",
     "calibrate": "tests/pipeline/test_calibrate.py",
+    "probe": "tests/pipeline/test_probe.py",
     "register": "tests/pipeline/test_register.py",
     "report": "tests/pipeline/test_report.py",
     "cross-validate": "tests/pipeline/test_cross_validate.py",

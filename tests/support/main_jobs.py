@@ -80,7 +80,7 @@ def run_main_job(folder: Path, save_tone: Callable[..., Path], new_store: Callab
 
     The temporary folder has a long path, so that Ray works below a short link to it.
     """
-    made = shutil.ignore_patterns("work", "recordings", "*_done.ipynb")  # by the user, who ran the notebook before
+    made = shutil.ignore_patterns("work", "*recordings", "*_done.ipynb")  # by the user, who ran the notebook before
     examples = shutil.copytree(EXAMPLES, folder / "examples", ignore=made)
     write_recordings(examples / "recordings", save_tone)
     _change_notebook(examples / NOTEBOOK)
