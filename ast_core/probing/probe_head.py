@@ -13,7 +13,7 @@ import torch
 
 from ast_core.model.transformer import AST
 from ast_core.probing.linear_probe import LinearProbe
-from ast_core.serialization import to_dict
+from ast_core.serialization import to_dict, to_identity
 from ast_core.weights.ensemble_mean import Member
 
 
@@ -46,7 +46,7 @@ def replace_head(
     weights["head.bias"] = torch.from_numpy(probe.bias_C.astype(np.float32))
     identity = {
         "labels": list(labels),
-        "model": to_dict(member.config),
+        "model": to_identity(member.config),
         "front_end": to_dict(member.front_end),
         "mean": member.mean,
         "std": member.std,
