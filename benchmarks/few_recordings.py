@@ -1,4 +1,4 @@
-"""Accuracy of six ways to learn the classes of a small data set from few clips per class, and their seconds.
+"""Accuracy of six ways to learn the classes of a small data set from few clips per class, and their CPU seconds.
 
 python benchmarks/few_recordings.py ESC-10 --model work/pretrained/bundles/seed-0 --output few.json
 python benchmarks/few_recordings.py ESC-10 --model BUNDLE --output few.json --methods k-NN LoRA --clips-per-class 5
@@ -186,7 +186,7 @@ def find_interval(right_SN: np.ndarray) -> tuple[float, float]:
 
 
 def print_table(args: argparse.Namespace, output: Output) -> None:
-    """Print the cells that are done: accuracy with interval, and seconds, by method and clips per class."""
+    """Print the cells that are done: accuracy with interval, and CPU seconds, by method and clips per class."""
     counts = [f"{count} per class" for count in args.clips_per_class]
     print(f"| method | {' | '.join(counts)} |\n|---|{'---|' * len(counts)}")
     for method in args.methods:
@@ -199,8 +199,8 @@ def print_table(args: argparse.Namespace, output: Output) -> None:
                 continue
             right_SN = np.array([own["right"] for own in done])
             low, high = find_interval(right_SN)
-            seconds = np.mean([own["seconds"] for own in done])
-            text = f"{right_SN.mean():.3f} ({low:.3f} to {high:.3f}), {seconds:.2g} s"
+            seconds = np.mean([own["cpu_seconds"] for own in done])
+            text = f"{right_SN.mean():.3f} ({low:.3f} to {high:.3f}), {seconds:.1f} s"
             columns.append(text + ("" if len(done) == args.seeds else f", {len(done)} of {args.seeds} seeds"))
         print(f"| {method} | {' | '.join(columns)} |")
 
