@@ -18,7 +18,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo check light test parallel test-all lint style types imports docs bench bench-gpu audit lock pipelines clean
+.PHONY: demo check light test parallel test-all lint style types imports docs bench bench-gpu audit lock manifests pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -74,6 +74,9 @@ audit: .venv/.installed  ## Ask PyPI for known weaknesses of the dependencies; n
 lock: .venv/.installed  ## Resolve requirements.lock and the image's lock again
 	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster --group dev -o requirements.lock
 	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster -c requirements.lock -o k8s/image/requirements.lock
+
+manifests: .venv/.installed  ## Write k8s/jobs from k8s/values/values.yaml and the overlays
+	$(BIN)/python k8s/generate_jobs.py
 
 pipelines: .venv/.installed  ## Compile the Kubeflow pipelines to the committed YAML
 	$(if $(IMAGE),IMAGE=$(IMAGE)) $(BIN)/python k8s/kubeflow/pipelines.py

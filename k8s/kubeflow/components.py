@@ -4,14 +4,13 @@ Kubeflow ships only each function's source, so a function imports everything it 
 """
 
 import os
-import tomllib
 from pathlib import Path
 
+import yaml
 from kfp import dsl
 
-ROOT = Path(__file__).resolve().parents[2]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-IMAGE = os.environ.get("IMAGE", f"ast-pipeline:{VERSION}")
+VALUES = yaml.safe_load((Path(__file__).resolve().parents[1] / "values" / "values.yaml").read_text())["spec"]
+IMAGE = os.environ.get("IMAGE", VALUES["image"])
 """Image of the steps; `make pipelines IMAGE=registry.example/ast-pipeline:0.1.0` sets another one."""
 component = dsl.component(base_image=IMAGE, install_kfp_package=False)
 

@@ -10,14 +10,15 @@ import re
 from pathlib import Path
 
 import yaml
-from components import IMAGE, calibrate, combine, evaluate, plan, prepare, register, report, search, train
+from components import IMAGE, VALUES, calibrate, combine, evaluate, plan, prepare, register, report, search, train
 from kfp import compiler, dsl, local
 
 FOLDER = Path(__file__).resolve().parent
 RAY_JOB = (FOLDER.parent / "jobs" / "train.yaml").read_text()
 RAY_JOB = json.dumps(yaml.safe_load(re.sub(r"image: \S+", f"image: {IMAGE}", RAY_JOB)))
-TRACKING = "http://mlflow.ast:5000"
+TRACKING = VALUES["tracking"]
 """MLflow's address with its namespace, because the steps run in Kubeflow's namespace and the stages in `ast`."""
+JOBS = VALUES["jobs"]
 
 
 def _plan(*parameters):
@@ -40,11 +41,11 @@ def members(plan: str, seeds: list[int]):
 
 @dsl.pipeline(name="ast-main-job", description="Train and register an ensemble of Audio Spectrogram Transformers.")
 def main_job(
-    recipe: str = "audioset_full",
-    data_source: str = "/data/audioset",
-    run_dir: str = "/work/audioset_full",
-    seeds: list[int] = [0, 1, 2],
-    workers: int = 6,
+    recipe: str = JOBS["recipe"],
+    data_source: str = JOBS["source"],
+    run_dir: str = JOBS["run"],
+    seeds: list[int] = JOBS["seeds"],
+    workers: int = JOBS["trainers"],
     tracking: str = TRACKING,
     experiment: str = "",
     model_name: str = "",
@@ -71,10 +72,10 @@ def main_job(
 def study(
     study: str = "overlap",
     repeats: int = 3,
-    recipe: str = "audioset_full",
-    data_source: str = "/data/audioset",
-    run_dir: str = "/work/audioset_full",
-    workers: int = 2,
+    recipe: str = JOBS["recipe"],
+    data_source: str = JOBS["source"],
+    run_dir: str = JOBS["run"],
+    workers: int = JOBS["trialTrainers"],
     tracking: str = TRACKING,
     experiment: str = "",
     changes: dict = {},

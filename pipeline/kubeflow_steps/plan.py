@@ -136,11 +136,14 @@ def _restore_integers(value: Any) -> Any:
 
 
 def ray_job(plan: Plan, stage: str, own: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the RayJob of a stage: the plan's template with name, cluster and command."""
+    """Return the RayJob of a stage: the plan's template with name, cluster and command.
+
+    KubeRay gives the submitter the token of the cluster. A template of the user may name the token's secret itself.
+    """
     manifest: dict[str, Any] = json.loads(plan.ray_job)
     manifest["metadata"] = {"generateName": f"pipeline-{stage}-", "namespace": manifest["metadata"]["namespace"]}
     manifest["spec"]["clusterSelector"] = {"ray.io/cluster": plan.ray_cluster}
-    for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]:
+    for variable in manifest["spec"]["submitterPodTemplate"]["spec"]["containers"][0].get("env", []):
         if "secretKeyRef" in variable.get("valueFrom", {}):  # KubeRay names the secret of Ray's token after the cluster
             variable["valueFrom"]["secretKeyRef"]["name"] = plan.ray_cluster
     manifest["spec"]["entrypoint"] = shlex.join(["python", STAGES[stage][0], *stage_flags(plan, stage, own)])

@@ -24,14 +24,17 @@ STOP_S = 60.0
 """Seconds after SIGTERM at which the step ends, even if the RayJob could not be deleted by then."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """KubeRay's `jobDeploymentStatus` of a RayJob that will not change any more."""
+STILL_RUNS = frozenset({"DeadlineExceeded", "SubmissionFailed"})
+"""Reasons for which KubeRay calls a RayJob failed without stopping its command on a cluster that it did not make."""
 Manifest = dict[str, Any]
 
 
 def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
     """Create a RayJob, print its log and wait for its end.
 
-    A RayJob that succeeded is deleted; one that failed stays for inspection. If this process gets SIGTERM, which
-    Kubeflow sends to a cancelled step, the RayJob is deleted and KubeRay stops its command.
+    A RayJob that succeeded is deleted; one whose command failed stays for inspection. If this process gets SIGTERM,
+    which Kubeflow sends to a cancelled step, the RayJob is deleted and KubeRay stops its command. The same happens
+    after the deadline and after a failed submission: the command may still run and hold its GPUs.
 
     Args:
         manifest: the RayJob, with `metadata.namespace` and `metadata.generateName`.
@@ -53,9 +56,11 @@ def run_ray_job(manifest: Manifest, poll_s: float = POLL_S) -> None:
         job.delete()
         return
     reason = status.get("reason") or status.get("jobStatus") or status.get("jobDeploymentStatus")
-    raise UserError(
-        f"RayJob {job.namespace}/{job.name} failed ({reason}): {status.get('message', 'KubeRay gave no message')}"
-    )
+    message = status.get("message", "KubeRay gave no message")
+    if reason in STILL_RUNS:
+        job.delete()
+        message += " Its command may have been running; the RayJob is deleted, so that KubeRay stops it."
+    raise UserError(f"RayJob {job.namespace}/{job.name} failed ({reason}): {message}")
 
 
 def _load_kube_config() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
-from manifests import Manifest, jobs, overlay, pod_templates, with_component
+from manifests import Manifest, jobs, overlay, pod_templates, with_components
 
 from pipeline.cli import sigterm
 from pipeline.ray_runtime.drain_node import drain
@@ -19,9 +18,9 @@ GRACE_OF_RAY_S = 30
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> list[Manifest]:
+def watched() -> list[Manifest]:
     """Return the GPU overlay with the monitoring component."""
-    return with_component(tmp_path, "gpu", "monitoring")
+    return with_components("gpu", "monitoring")
 
 
 def test_monitor_finds_each_ray_pod_and_the_network_policy_admits_it(watched: list[Manifest]) -> None:
@@ -66,7 +65,7 @@ def test_ending_worker_pod_has_time_to_drain_its_node() -> None:
 
 def test_stopped_training_job_has_time_for_a_checkpoint() -> None:
     trainings = [job for job in jobs() if re.search(r"(train|run|search|ensemble)\.py", job["spec"]["entrypoint"])]
-    assert len(trainings) == 4
+    assert len(trainings) == 7
     for job in trainings:
         variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
         assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > sigterm.EXIT_LIMIT_S

@@ -1,7 +1,8 @@
-"""KubeRay's v1 and Kueue's v1beta1 resources as JSON Schemas, and the rules of their admission.
+"""The rules of KubeRay and Kueue for their resources, and schemas for machines without the real definitions.
 
-The schemas (fields, types and enumerations) are written by hand after the projects' API types, because no package has
-their CRDs. `manifest_checks` validates the pods inside them with Kubernetes' own schema.
+`crd_schemas` reads the real definitions. Where they are missing, the schemas here take their place: fields, types and
+enumerations that k8s/ uses, after the API types of KubeRay 1.5.1 and Kueue's v1beta2. `manifest_checks` validates the
+pods inside with Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import crd_schemas
 import jsonschema
 
 Schema = dict[str, Any]
@@ -71,34 +73,58 @@ QUOTA = fields(
 FLAVORS = several(fields(("name", "resources"), name=TEXT, resources=several(QUOTA)))
 PREEMPTION = fields(
     withinClusterQueue=one_of("Never", "LowerPriority", "LowerOrNewerEqualPriority"),
-    reclaimWithinCohort=one_of("Never", "LowerPriority", "Any"), borrowWithinCohort=KUBERNETES,
+    reclaimWithinCohort=one_of("Never", "LowerPriority", "Any"),
 )  # fmt: skip
 CLUSTER_QUEUE = fields(
     resourceGroups=several(fields(("coveredResources", "flavors"), coveredResources=TEXTS, flavors=FLAVORS)),
-    namespaceSelector=KUBERNETES, preemption=PREEMPTION, cohort=TEXT, fairSharing=KUBERNETES,
-    queueingStrategy=one_of("StrictFIFO", "BestEffortFIFO"), flavorFungibility=KUBERNETES, admissionChecks=TEXTS,
-    stopPolicy=one_of("None", "Hold", "HoldAndDrain"),
+    namespaceSelector=KUBERNETES, preemption=PREEMPTION, queueingStrategy=one_of("StrictFIFO", "BestEffortFIFO"),
+)  # fmt: skip
+KUEUE = "kueue.x-k8s.io/v1beta2"
+PROMETHEUS = "monitoring.coreos.com/v1"
+RULE = fields(
+    ("alert", "expr"), alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS, **{"for": TEXT},
 )  # fmt: skip
 SPECS: Mapping[tuple[str, str], Schema] = {
     ("ray.io/v1", "RayCluster"): CLUSTER,
     ("ray.io/v1", "RayJob"): JOB,
-    ("kueue.x-k8s.io/v1beta1", "ClusterQueue"): CLUSTER_QUEUE,
-    ("kueue.x-k8s.io/v1beta1", "LocalQueue"): fields(("clusterQueue",), clusterQueue=TEXT),
-    ("kueue.x-k8s.io/v1beta1", "ResourceFlavor"): fields(nodeLabels=LABELS, nodeTaints={"type": "array"}),
+    (KUEUE, "ClusterQueue"): CLUSTER_QUEUE,
+    (KUEUE, "LocalQueue"): fields(("clusterQueue",), clusterQueue=TEXT),
+    (KUEUE, "ResourceFlavor"): fields(nodeLabels=LABELS, nodeTaints={"type": "array"}),
+    (KUEUE, "WorkloadPriorityClass"): fields(),
+    (PROMETHEUS, "PodMonitor"): fields(
+        ("selector", "podMetricsEndpoints"), selector=KUBERNETES, podMetricsEndpoints=several(KUBERNETES)
+    ),
+    (PROMETHEUS, "ServiceMonitor"): fields(
+        ("selector", "endpoints"), selector=KUBERNETES, endpoints=several(KUBERNETES), namespaceSelector=KUBERNETES
+    ),
+    (PROMETHEUS, "PrometheusRule"): fields(
+        ("groups",), groups=several(fields(("name", "rules"), name=TEXT, rules=several(RULE)))
+    ),
 }
+
+
+def check_by_hand(manifest: Mapping[str, Any]) -> None:
+    """Raise jsonschema.ValidationError if a field is unknown to the schemas of this file."""
+    assert set(manifest) <= {"apiVersion", "kind", "metadata", "spec", "value", "description"}
+    jsonschema.validate(manifest.get("spec", {}), SPECS[manifest["apiVersion"], manifest["kind"]])
 
 
 def check_custom(manifest: Mapping[str, Any]) -> None:
     """Raise an error if the operator would refuse this resource."""
+    if crd_schemas.available():
+        crd_schemas.check_definition(dict(manifest))
+    else:
+        check_by_hand(manifest)
     spec = manifest.get("spec", {})
-    assert set(manifest) <= {"apiVersion", "kind", "metadata", "spec"}
-    jsonschema.validate(spec, SPECS[manifest["apiVersion"], manifest["kind"]])
     if manifest["kind"] == "RayJob":
         assert spec.get("shutdownAfterJobFinishes") or "ttlSecondsAfterFinished" not in spec
         assert ("clusterSelector" in spec) != ("rayClusterSpec" in spec)
         # A retry makes a new cluster: some versions of KubeRay delete the selected one for that, others refuse the job.
         assert "clusterSelector" not in spec or not spec.get("backoffLimit")
         assert "ray.io/cluster" in spec.get("clusterSelector", {"ray.io/cluster": ""})
+        assert "clusterSelector" not in spec or not spec.get("suspend")
+        queued = "kueue.x-k8s.io/queue-name" in manifest["metadata"].get("labels", {})
+        assert not queued or "rayClusterSpec" in spec, "Kueue does not manage jobs on a cluster that exists"
         assert len(manifest["metadata"].get("name", manifest["metadata"].get("generateName", "") + 5 * "x")) <= 47
     if manifest["kind"] == "ClusterQueue":
         for group in spec["resourceGroups"]:

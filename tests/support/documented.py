@@ -36,6 +36,7 @@ RUN_BY = {
     r"\S*python -m pip|(\S*/)?pip install": "tests/test_wheel.py",
     r"(\S*/)?python benchmarks/|make bench": "tests/test_benchmarks.py",
     r"make docs": "tests/test_site.py",
+    r"make manifests": "tests/kubernetes/test_values.py",
     r"make pipelines": "tests/kubernetes/test_kubeflow.py",
     r"(\S*/)?python k8s/kubeflow/pipelines.py --here": "tests/kubernetes/test_kubeflow.py",
     r"(\S*/)?python examples/|.*jupyter ": "tests/test_examples.py",
@@ -49,9 +50,10 @@ NOT_RUN = {
     r"make( demo)?( [A-Z]+=\S+)*$": "it installs all packages first; a test runs its stages, which are those of `run`",
     r"make (check|light|test|test-all|lint|style|types|imports|audit|lock|clean)": "this test is a part of it",
     r"export ": "it sets variables for the commands after it",
-    r"docker |\(?cd k8s|kubectl |kustomize ": "it needs a container engine or a cluster; see tests/kubernetes",
+    r"docker |kind |kubectl |tar .*\| kubectl ": "it needs a container engine or a cluster; see tests/kubernetes",
     r"printf .*\| curl|curl ": "it needs a server that runs; tests/reliability/test_load.py sends such requests",
     r"(\S*/)?mlflow ui": "it is the program of `mlflow server`, and waits for a browser",
+    r"mkdir -p crds|AST_CRDS=": "the definitions are a cluster's; see tests/kubernetes/test_definitions.py",
     r"pre-commit |\S*ruff |\S*mypy|\S*lint-imports": "it is a check of the source, and no part of the program",
 }
 """Reasons why a command is not run, by a pattern of its beginning."""

@@ -30,6 +30,7 @@ class Job:
     manifest: dict[str, Any]
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    given_up: str = ""
     born: str = ""
     written: bool = False
 
@@ -43,6 +44,11 @@ class Job:
     def status(self) -> dict[str, Any]:
         """Return the status that KubeRay would set."""
         code = self.process.poll()
+        if self.given_up:
+            return {
+                "jobDeploymentStatus": "Failed", "jobStatus": "RUNNING", "reason": self.given_up,
+                "message": "The RayJob has passed the activeDeadlineSeconds.",
+            }  # fmt: skip
         if code is None or not self.written:
             return {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
         if code == 0:

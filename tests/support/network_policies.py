@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,14 @@ Manifest = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pod:
-    """One end of a connection; a pod without labels in another namespace stands for any pod there."""
+    """One end of a connection; a pod without labels in another namespace stands for any pod there.
+
+    An end outside the cluster has an `address` and the namespace "".
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     namespace: str = "ast"
+    address: str = ""
 
 
 def allows(documents: Sequence[Manifest], source: Pod, target: Pod, port: int) -> bool:
@@ -44,6 +49,9 @@ def _selects(policy: Manifest, direction: str, pod: Pod) -> bool:
 
 
 def _matches(peer: Manifest, pod: Pod) -> bool:
+    if "ipBlock" in peer:
+        network = ipaddress.ip_network(peer["ipBlock"]["cidr"])
+        return bool(pod.address) and ipaddress.ip_address(pod.address) in network
     if "namespaceSelector" in peer:
         namespace = {"kubernetes.io/metadata.name": pod.namespace}
         return _has_labels(namespace, peer["namespaceSelector"]) and _has_labels(

@@ -53,6 +53,23 @@ def test_failed_job_raises_its_message_and_is_not_deleted(api: KubeAPI) -> None:
     assert list(api.jobs) == ["pipeline-train-1"]
 
 
+@pytest.mark.parametrize("reason", ["DeadlineExceeded", "SubmissionFailed"])
+def test_job_that_kuberay_gave_up_is_deleted_because_its_command_still_runs(api: KubeAPI, reason: str) -> None:
+    """KubeRay stops nothing on a cluster that it did not make, so the command would keep its GPUs."""
+    commands = []
+
+    def give_up() -> None:
+        job = api.jobs["pipeline-train-1"]
+        commands.append(job.process)
+        job.given_up = reason
+
+    threading.Timer(0.5, give_up).start()
+    with pytest.raises(UserError, match=rf"train-1 failed \({reason}\).*the RayJob is deleted"):
+        run_ray_job(manifest("import time; time.sleep(60)"), poll_s=0.1)
+    assert api.jobs == {}
+    assert commands[0].poll() is not None
+
+
 def test_short_outage_of_the_api_loses_no_line_of_the_log(api: KubeAPI, capsys) -> None:
     def break_api() -> None:
         while sum("GET" in request for request in api.asked) < 2:
