@@ -28,6 +28,8 @@ LONGEST_WINDOW = 1 << 16
 """Longest analysis window in samples: 0.09 s at the highest accepted rate, 4 s at 16 kHz."""
 HIGHEST_RATE_HZ = 768_000
 """Highest accepted sampling rate."""
+LEAST_FRAMES = 16
+"""Fewest frames of an input."""
 MOST_MEL_BINS, MOST_FRAMES = 1024, 100_000
 """Largest accepted spectrogram. No recording needs more; an untrusted bundle could ask for all memory."""
 
@@ -54,7 +56,10 @@ class FrontEndConfig:
         rate = self.sample_rate_hz
         require(1000 <= rate <= HIGHEST_RATE_HZ, f"front-end.sample-rate-hz is {rate}; give 1000 to {HIGHEST_RATE_HZ}.")
         require(self.num_mel_bins >= 4, f"front-end.num-mel-bins is {self.num_mel_bins}; give 4 or more.")
-        require(self.target_frames >= 16, f"front-end.target-frames is {self.target_frames}; give 16 or more.")
+        require(
+            self.target_frames >= LEAST_FRAMES,
+            f"front-end.target-frames is {self.target_frames}; give {LEAST_FRAMES} or more.",
+        )
         require(
             self.num_mel_bins <= MOST_MEL_BINS, f"front-end.num-mel-bins is {self.num_mel_bins}; give 1024 or less."
         )

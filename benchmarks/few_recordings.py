@@ -63,7 +63,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--epoch-clips", type=int, default=480, help="clips of an epoch; fewer clips are repeated")
     parser.add_argument("--frames", type=int, default=512, help="frames of a training clip")
     parser.add_argument(
-        "--probe-frames", type=int, help="frames of a clip that is embedded; by default the model's, as the stage probe"
+        "--probe-frames", type=int, help="frames of a window that is embedded, as --target-frames of probe"
     )
     args = parser.parse_args()
     if args.quick:
@@ -172,7 +172,7 @@ class Comparison:
         """Return the embeddings of all clips, and the seconds that they took; they are computed once."""
         if self._embeddings is None:
             started = time.monotonic()
-            found = embed(self.member, self.pretrained, self.clips, self._probe_frames)
+            found = embed(self.member, self.clips, self._probe_frames)
             self._embeddings = found, time.monotonic() - started
         return self._embeddings
 

@@ -46,7 +46,7 @@ def embed(settings: EmbedSettings) -> EmbedCounts:
     inputs = [str(own) for own in settings.inputs]
     require(bool(inputs), "There is nothing to embed; give audio files or folders.")
     folder = fetch_model_folder(settings.model, settings.tracking)
-    model = load_embed_model(folder, settings.member, settings.layer, settings.frames)
+    model = load_embed_model(folder, settings.member, settings.layer, settings.frames, settings.target_frames)
     listing, workers = InputListing(inputs), Workers(settings.gpus, settings.workers, settings.address)
     started_s = time.monotonic()
     counts = embed_clips(listing, settings.output, model, workers)
@@ -72,7 +72,9 @@ def _show(settings: EmbedSettings, model: EmbedModel, counts: EmbedCounts, secon
     console.print(f"{counts.listed} files = {counts.embedded} embedded + {counts.refused} refused{known}")
     rows = "One row a patch in time" if model.frames else "One row a recording"
     console.print(
-        f"{rows}, {model.size} values of member {model.member}, block {model.layer}: {settings.output}", markup=False
+        f"{rows}, {model.size} values of member {model.member}, block {model.layer}, windows of {model.target_frames} "
+        f"frames: {settings.output}",
+        markup=False,
     )
 
 

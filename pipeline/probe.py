@@ -44,6 +44,7 @@ from pipeline.probing.clip_embeddings import read_embeddings
 from pipeline.probing.probe_clips import ProbeClips, check_counts, choose_loss, choose_splits, collect_clips
 from pipeline.probing.probe_fit import FittedProbe, ProbeInputs, fit_probe
 from pipeline.probing.probe_result import FoldResult, ProbeFolds, ProbeResult
+from pipeline.probing.window_hint import suggest_window
 from pipeline.run_folder.layout import ALL_EMBEDDINGS, ALL_EVALUATION, PROBE, RunFolder
 from pipeline.run_folder.listed_clips import (
     check_missing,
@@ -78,8 +79,9 @@ def probe(settings: ProbeSettings) -> ProbeResult:
     """
     with opened(settings, READS, exclusive="probe") as run:
         runs.open_experiment(settings.tracking, settings.experiment)
-        model = load_embed_model(fetch_model_folder(settings.model, settings.tracking), settings.member or None)
-        member = next(own for own in model.bundle.members if own.name == model.member)
+        folder = fetch_model_folder(settings.model, settings.tracking)
+        model = load_embed_model(folder, settings.member or None, target_frames=settings.target_frames)
+        member = model.chosen
         source = find_source(settings.data, run)
         manifest, _ = list_clips(settings.data, source, run.shards, run.archive_listings)
         _require_fitting_run(run, manifest, member)
@@ -94,7 +96,7 @@ def probe(settings: ProbeSettings) -> ProbeResult:
         fitted = fit_probe(inputs, settings.data.train_splits, settings.data.validation_split)
         result = _finish(settings, run, model, member, inputs, fitted)
         _log(settings, run, result)
-    _show(result, settings)
+    _show(result, settings, suggest_window(clips.embeddings.lengths_N, member))
     return result
 
 
@@ -173,12 +175,13 @@ def _finish(
     folds = _cross_validate(settings, inputs) if settings.cross_validate else None
     training_hash = clips.hash_of(fitted.training_N)
     weights, identity = replace_head(member, fitted.probe, clips.manifest.labels)
-    made_of = f"linear probe on {model.member} of {model.bundle.digest[:12]}"
+    made_of = f"linear probe on {model.member} of {model.bundle.digest[:12]}, windows of {model.target_frames} frames"
     facts = BundleFacts(settings.experiment, training_hash, (), made_of, PROBE, ())
     digest = write_bundle(run.bundle(PROBE), [(PROBE, weights, identity)], clips.manifest.single_label, facts)
     result = ProbeResult(
         model=model.bundle.digest,
         member=model.member,
+        target_frames=model.target_frames,
         bundle_digest=digest,
         layout=clips.manifest.layout,
         loss=inputs.data.loss,
@@ -228,7 +231,8 @@ def _log(settings: ProbeSettings, run: RunFolder, result: ProbeResult) -> None:
     mlflow_store.open_store(settings.tracking)
     tags = {"stage": "probe", "run_dir": str(run.path), "model": result.model, "bundle": result.bundle_digest}
     params = {
-        "model": settings.model, "member": result.member, "loss": result.loss, "balanced": result.balanced,
+        "model": settings.model, "member": result.member, "target_frames": result.target_frames,
+        "loss": result.loss, "balanced": result.balanced,
         "train_splits": ", ".join(result.trained_on), "split": result.tested_on, "chosen_on": result.chosen_on,
         "strength": result.strength.value, "neighbours": result.neighbours.value,
     }  # fmt: skip
@@ -239,7 +243,7 @@ def _log(settings: ProbeSettings, run: RunFolder, result: ProbeResult) -> None:
         runs.log_artifacts(run_id, run.probe)
 
 
-def _show(result: ProbeResult, settings: ProbeSettings) -> None:
+def _show(result: ProbeResult, settings: ProbeSettings, hint: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     taken = choose_splits(settings.data, list(result.splits), settings.cross_validate)
     Console().print(results_of.splits_table(result.splits, taken))
@@ -254,6 +258,8 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
             f"{result.longer_than_window} clips are longer than the model's window: the probe learned from the mean of "
             "their windows' embeddings, and the bundle predicts the mean of their windows' probabilities."
         )
+    if hint:
+        console.print(hint, markup=False)
     Console().print(results_of.result_table(result))
     if result.folds is not None:
         Console().print(results_of.folds_table(result.folds))

@@ -39,10 +39,10 @@ from ast_core.shards.writer import Row, write_part
 from ast_core.storage.json_files import write_hashed_json
 from ast_core.training.trainer import fit
 from ast_core.weights import checkpoint
+from ast_core.weights.adapted_member import adapt_member
 from ast_core.weights.average import average_weights
 from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.ensemble_mean import Member
-from ast_core.weights.pretrained import initialise
 
 BATCH = 16
 """Clips of a step."""
@@ -208,17 +208,12 @@ def _write_shards(job: Job, clips: Clips, drawn_N: np.ndarray, epoch_clips: int)
     write_hashed_json(job.shards / INDEX, meaning | rest)
 
 
-def embed(member: Member, pretrained: Path, clips: Clips, frames: int) -> np.ndarray:
+def embed(member: Member, clips: Clips, frames: int) -> np.ndarray:
     """Return the clip embeddings of all clips, [N, E], by the pretrained model at a length of `frames`.
 
-    At another length than its own, its positions are adapted as a training from it adapts them.
+    At another length than its own, its positions are adapted as `--target-frames` of the stage `probe` adapts them.
     """
-    model, front_end = member.model, member.front_end
-    if frames != front_end.target_frames:
-        config = dataclasses.replace(member.config, init=str(pretrained.absolute()))
-        model = AST(config, front_end.num_mel_bins, frames, member.model.head.out_features).eval()
-        initialise(model, config)
-    found = []
+    model, found = adapt_member(member, frames).model, []
     with torch.inference_mode():
         for first in range(0, len(clips.ids), 32):
             part = slice(first, first + 32)

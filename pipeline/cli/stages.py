@@ -189,6 +189,9 @@ class ProbeSettings(GpuCommon):
     work/demo/bundles/seed-0."""
     member: str = ""
     """Member of an ensemble whose embeddings to use, such as `seed-0`; leave it empty for a model of one member."""
+    target_frames: Annotated[int | None, _show_default("the model's own")] = None
+    """Frames of a window, for clips that are much shorter than the model's own windows. The model's positions are
+    adapted to it, as at the beginning of a training."""
     embeddings: Annotated[str, _show_default("RUN_DIR/embeddings")] = ""
     """Folder or URI of this data set's stored embeddings. Clips without a row there are embedded first."""
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
@@ -279,6 +282,9 @@ class EmbedSettings:
     """Member of an ensemble, such as seed-0; each has embeddings of its own."""
     layer: Annotated[int | None, _show_default("the last one")] = None
     """Block of the transformer whose output is used, counted from 1. The final norm is applied to it."""
+    target_frames: Annotated[int | None, _show_default("the model's own")] = None
+    """Frames of a window, for clips that are much shorter than the model's own windows. The model's positions are
+    adapted to it, as at the beginning of a training."""
     frames: bool = False
     """Embeddings over time, one row for each patch in time, in place of one row a recording."""
     workers: Annotated[int, _show_default("none for a few recordings, else one a GPU or one a core")] = 0

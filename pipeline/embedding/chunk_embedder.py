@@ -20,6 +20,7 @@ from ast_core.errors import ClipError
 from ast_core.evaluation.embedder import Embedder, Embedding, WindowEmbedding, find_member
 from ast_core.evaluation.predictor import Predictor
 from ast_core.evaluation.recording_batches import RecordingBatches
+from ast_core.weights.adapted_member import adapt_member
 from ast_core.weights.bundle import Bundle
 from pipeline.embedding.embedding_table import EmbeddedRows, to_embedding_table
 from pipeline.prediction.chunk_task import run_recordings
@@ -39,13 +40,15 @@ class EmbedTask:
     """Block whose output is used, counted from 1; None for the last one."""
     frames: bool
     """Whether to make one row a patch in time, else one a recording."""
+    target_frames: int
+    """Frames of a window, to which the positions are adapted."""
     audio_column: str = ""
     """Column of the recordings in Parquet files; "" finds it."""
     stage: ClassVar[str] = "embed"
 
     def open(self, bundle: Bundle, device: str, decoders: int, mixed: bool) -> ChunkEmbedder:
         """Return the runner of one process."""
-        member = bundle.members[find_member(bundle, self.member)]
+        member = adapt_member(bundle.members[find_member(bundle, self.member)], self.target_frames)
         predictor = Predictor(dataclasses.replace(bundle, members=(member,)), device)
         embedder = Embedder(member, predictor.filterbanks[0], self.layer, self.frames)
         return ChunkEmbedder(self, embedder, decoders, mixed)

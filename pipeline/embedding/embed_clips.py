@@ -15,7 +15,9 @@ from ast_core.evaluation.embedder import find_member
 from ast_core.evaluation.prediction_table import to_text
 from ast_core.storage.file_systems import is_uri
 from ast_core.storage.name_set import NameSet
+from ast_core.weights.adapted_member import adapt_member
 from ast_core.weights.bundle import Bundle
+from ast_core.weights.ensemble_mean import Member
 from pipeline.cli.gpu_choice import Gpus
 from pipeline.embedding.chunk_embedder import EmbedTask
 from pipeline.prediction.chunk_task import FEW, choose_decoders
@@ -36,23 +38,34 @@ class EmbedModel:
     folder: Path
     """Folder of the bundle."""
     bundle: Bundle
-    member: str
-    """Name of the member."""
+    chosen: Member
+    """The member, with positions for the wanted length."""
     layer: int
     """Block whose output is used, counted from 1."""
     frames: bool
     """Whether there is one row a patch in time, else one a recording."""
 
     @property
+    def member(self) -> str:
+        """Name of the member."""
+        return self.chosen.name
+
+    @property
+    def target_frames(self) -> int:
+        """Frames of a window."""
+        return self.chosen.front_end.target_frames
+
+    @property
     def size(self) -> int:
         """Number of values of an embedding."""
-        return self.bundle.members[find_member(self.bundle, self.member)].model.pos_embed.shape[2]
+        return self.chosen.model.pos_embed.shape[2]
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the rows besides the recordings, as JSON."""
         kind = "frames" if self.frames else "clips"
-        return {"model": self.bundle.digest, "member": self.member, "layer": self.layer, "kind": kind}
+        which = {"model": self.bundle.digest, "member": self.member, "target_frames": self.target_frames}
+        return {**which, "layer": self.layer, "kind": kind}
 
 
 @dataclass(frozen=True)
@@ -98,23 +111,30 @@ class EmbedCounts:
 
 
 def load_embed_model(
-    folder: Path, member: str | None = None, layer: int | None = None, frames: bool = False
+    folder: Path,
+    member: str | None = None,
+    layer: int | None = None,
+    frames: bool = False,
+    target_frames: int | None = None,
 ) -> EmbedModel:
-    """Load a bundle and check that it has the member and the block.
+    """Load a bundle, check that it has the member and the block, and adapt the member's positions.
 
     Args:
         folder: folder of the bundle.
         member: name of the member; None for the only one.
         layer: block whose output is used, counted from 1; None for the last one.
         frames: whether to make one row a patch in time, else one a recording.
+        target_frames: frames of a window; None for those of the member's training.
 
     Raises:
         UserError: the folder holds no bundle, or there is no such member or block; or the bundle has several members
-            and `member` is None.
+            and `member` is None; or a window would be smaller than a patch.
     """
     bundle = Bundle.load(folder)
     found = bundle.members[find_member(bundle, member)]
-    return EmbedModel(folder, bundle, found.name, found.model.find_layer(layer), frames)
+    if target_frames is not None:
+        found = adapt_member(found, target_frames)
+    return EmbedModel(folder, bundle, found, found.model.find_layer(layer), frames)
 
 
 def embed_clips(
@@ -137,11 +157,11 @@ def embed_clips(
         option: the user's option that names the folder, for errors.
 
     Raises:
-        UserError: another run writes there, the rows there are of another model, member, layer or kind, or a recording
-            cannot be read because of the disk or the store.
+        UserError: another run writes there, the rows there are of another model, member, length, layer or kind, or a
+            recording cannot be read because of the disk or the store.
     """
     chosen, counts = workers or Workers(), EmbedCounts()
-    task = EmbedTask(model.member, model.layer, model.frames, audio_column)
+    task = EmbedTask(model.member, model.layer, model.frames, model.target_frames, audio_column)
     with contextlib.ExitStack() as stack:
         if not is_uri(output):
             require(not Path(output).is_file(), f"{option} {output} is a file; give a folder's name.")

@@ -63,6 +63,8 @@ class ProbeResult:
     model: str
     """Digest of the bundle that made the embeddings."""
     member: str
+    target_frames: int
+    """Frames of a window of the embeddings and of the bundle."""
     bundle_digest: str
     """Digest of the bundle that was written."""
     layout: str

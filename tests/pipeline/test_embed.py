@@ -78,7 +78,7 @@ def test_each_source_of_predict_has_the_embeddings_of_the_loaded_model(
     assert (counts.listed, counts.known, counts.embedded, counts.refused) == (10, 0, 7, 3)  # the archive has two texts
     shown = capsys.readouterr().out
     assert "10 files = 7 embedded + 3 refused" in shown
-    assert "One row a recording, 96 values of member seed-0, block 4" in shown
+    assert "One row a recording, 96 values of member seed-0, block 4, windows of 32 frames: " in shown
     assert "1 file is not audio" in shown
     rows, model = read_rows(tmp_path / "out"), ast_core.load(bundle, device="cpu")
     for number in range(3):
@@ -138,8 +138,8 @@ def test_what_cannot_be_embedded_is_refused_in_one_sentence(bundle: Path, tmp_pa
 def test_workers_on_ray_write_the_rows_of_one_process(bundle: Path, tmp_path: Path, save_tone: SaveTone) -> None:
     folder = write_recordings(tmp_path / "in", 40, save_tone)
     (folder / "broken.wav").write_bytes(b"RIFF")
-    embed(settings((str(folder),), bundle, tmp_path / "here", frames=True))
-    counts = embed(settings((str(folder),), bundle, tmp_path / "there", frames=True, workers=2))
+    embed(settings((str(folder),), bundle, tmp_path / "here", frames=True, target_frames=16))
+    counts = embed(settings((str(folder),), bundle, tmp_path / "there", frames=True, target_frames=16, workers=2))
     assert (counts.listed, counts.embedded, counts.refused) == (41, 40, 1)
     here, there = pq.read_table(tmp_path / "here"), pq.read_table(tmp_path / "there")
     names = ["path", "start_s", "end_s", "error"]

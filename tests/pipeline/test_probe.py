@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from bundles import FRONT_END, write_run
 from conftest import NewStore
 
@@ -18,6 +19,7 @@ from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, PrepareConfig
 from ast_core.errors import DamagedError, UserError
 from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.adapted_member import adapt_member
 from ast_core.weights.bundle import Bundle
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.stages import ProbeSettings, RegisterSettings, ReportSettings
@@ -41,12 +43,12 @@ def write_tone(path: Path, label: int, seed: int, seconds: float = 0.3) -> Path:
     return path
 
 
-def write_folders(folder: Path, clips: int) -> Path:
+def write_folders(folder: Path, clips: int, seconds: float = 0.3) -> Path:
     """Write a data set with a folder for each split and class."""
     for split in ("train", "validation", "test"):
         for label, name in enumerate(CLASSES):
             for n in range(clips if split == "train" else 3):
-                write_tone(folder / split / name / f"{n}.wav", label, 1000 * label + 10 * n + len(split))
+                write_tone(folder / split / name / f"{n}.wav", label, 1000 * label + 10 * n + len(split), seconds)
     return folder
 
 
@@ -95,6 +97,32 @@ def test_the_bundle_predicts_what_the_fit_says_and_a_second_run_changes_nothing(
     before = sorted(path.name for path in run.embeddings.iterdir())
     assert probe(settings) == result
     assert sorted(path.name for path in run.embeddings.iterdir()) == before
+
+
+def test_short_clips_have_a_hint_whose_window_makes_a_bundle_that_predicts_what_the_fit_says(
+    settings: ProbeSettings, bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = write_folders(tmp_path / "short", 5, seconds=0.15)
+    settings = replace(settings, data=replace(settings.data, source=str(short)))
+    assert probe(settings).target_frames == 32
+    hint = "33 of 33 clips are shorter than half of the model's window of 0.3 s: compare with --target-frames 16 and"
+    assert hint in capsys.readouterr().out
+    with pytest.raises(UserError, match="another target_frames: target_frames 32, not 16"):
+        probe(replace(settings, target_frames=16))
+
+    own = replace(settings, run_dir=tmp_path / "other", shards=tmp_path / "other" / "shards", target_frames=16)
+    result, run = probe(own), RunFolder.of(own)
+    assert (result.target_frames, result.longer_than_window) == (16, 0)
+    assert "--target-frames" not in capsys.readouterr().out
+    bundle = Bundle.load(run.bundle("probe"))
+    member, (whole,) = bundle.members[0], Bundle.load(bundles / "seed-0").members
+    assert member.front_end == replace(FRONT_END, target_frames=16)
+    assert torch.equal(member.model.pos_embed, adapt_member(whole, 16).model.pos_embed)
+    predictor = Predictor(bundle)
+    for row in pq.read_table(run.scores("probe")).to_pylist():
+        assert np.allclose(
+            predictor.probabilities(load_waveform(short / row["clip_id"], RATE_HZ)), row["scores"], atol=1e-5
+        )
 
 
 def test_several_labels_and_a_member_of_an_ensemble(settings: ProbeSettings, bundles: Path, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class Sandbox:
         path.parent.mkdir(parents=True, exist_ok=True)
         if "bundles" in path.parts:
             write_run(path.parents[1])
+            if not path.exists():  # another bundle of one member, such as that of `probe`
+                shutil.copytree(path.parent / "seed-0", path)
         elif path.suffix in AUDIO:
             self._save_tone(path, seconds=1.0)
         elif path.suffix in {".csv", ".json"}:

@@ -170,6 +170,7 @@ def test_early_stopping_ends_the_worse_trials_that_tpe_draws_and_a_rerun_changes
     results = [read_hashed_json(path, "Trial") for path in before if path.name == "trial.json"]
     statuses = {result["variant"]: result["status"] for result in results}
     assert statuses["good"] == "finished"
+    assert "stopped" in statuses.values()
     assert len(statuses) == 3
     events = read_hashed_json(study / "tpe.json", "Journal")["events"]
     assert sorted(event["kind"] for event in events) == ["drawn", "drawn", "scored", "scored"]

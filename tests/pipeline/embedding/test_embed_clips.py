@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ast_core.dataset.clips import Clip
 from ast_core.errors import UserError
 from ast_core.evaluation.embedder import WindowEmbedding
 from ast_core.evaluation.predictor import Predictor
+from ast_core.weights.adapted_member import adapt_member
 from ast_core.weights.bundle import Bundle
 from pipeline.embedding import chunk_embedder
 from pipeline.embedding.embed_clips import EmbedCounts, EmbedModel, Workers, embed_clips, load_embed_model
@@ -80,7 +82,8 @@ def test_each_clip_has_one_row_and_a_second_run_embeds_only_new_ones(bundles: Pa
             assert row["embedding"] == predictor.embed(waveform_N).clip.tolist()
             assert (row["start_s"], row["end_s"]) == (0.0, pytest.approx(len(waveform_N) / RATE_HZ))
     note = json.loads((output / "_embeddings.json").read_text())
-    assert note == {"format": 1, "model": model.bundle.digest, "member": "seed-0", "layer": 4, "kind": "clips"}
+    which = {"model": model.bundle.digest, "member": "seed-0", "target_frames": 32, "layer": 4, "kind": "clips"}
+    assert note == {"format": 1, **which}
     field = pq.read_table(output).schema.field("embedding")
     assert str(field.type) == "fixed_size_list<element: float>[96]"
 
@@ -134,6 +137,28 @@ def test_rows_of_another_member_layer_or_kind_are_refused(bundles: Path, model: 
         load_embed_model(bundles / "ensemble")
     with pytest.raises(UserError, match="this model has 4 blocks; give a number from 1 to 4"):
         load_embed_model(bundles / "seed-0", layer=9)
+
+
+def test_windows_of_another_length_are_another_data_set_that_a_second_run_completes(
+    bundles: Path, tmp_path: Path
+) -> None:
+    clips, output = list_clips(tmp_path, 6), str(tmp_path / "out")
+    own, short = load_embed_model(bundles / "seed-0"), load_embed_model(bundles / "seed-0", target_frames=16)
+    assert balance(embed_clips(clips[:4], output, short, HERE)) == (4, 0, 3, 1)
+    with pytest.raises(UserError, match="embeddings with another target_frames: target_frames 16, not 32"):
+        embed_clips(clips, output, own, HERE)
+    assert balance(embed_clips(clips, output, short, HERE)) == (6, 4, 2, 0)
+    adapted = adapt_member(own.chosen, 16)
+    predictor = Predictor(replace(own.bundle, members=(adapted,)))
+    for clip in (clips[0], clips[5]):
+        found = predictor.embed(load_waveform(Path(clip.path), RATE_HZ))
+        assert np.allclose(read_rows(tmp_path / "out")[clip.clip_id]["embedding"], found.clip, atol=1e-5)
+    embed_clips(clips, str(tmp_path / "own"), load_embed_model(bundles / "seed-0", target_frames=32), HERE)
+    assert balance(embed_clips(clips, str(tmp_path / "own"), own, HERE)) == (6, 6, 0, 0)
+    with pytest.raises(UserError, match="another target_frames: target_frames 32, not 16"):
+        embed_clips(clips, str(tmp_path / "own"), short, HERE)
+    with pytest.raises(UserError, match="target-frames is 15, and the patches of member seed-0 are 16 frames wide"):
+        load_embed_model(bundles / "seed-0", target_frames=15)
 
 
 def test_a_member_of_an_ensemble_has_the_embeddings_of_its_own_bundle(bundles: Path, tmp_path: Path) -> None:
