@@ -54,9 +54,7 @@ class Sandbox:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if "bundles" in path.parts:
-            write_run(path.parents[1])
-            if not path.exists():  # another bundle of one member, such as that of `probe`
-                shutil.copytree(path.parent / "seed-0", path)
+            _write_bundle(path)
         elif path.suffix in AUDIO:
             self._save_tone(path, seconds=1.0)
         elif path.suffix in {".csv", ".json"}:
@@ -110,3 +108,10 @@ class Sandbox:
             path.write_text("path,labels\n" + "".join(f"{name},{label}\n" for name, label in rows))
         else:
             path.write_text(json.dumps({"data": [{"wav": name, "labels": label} for name, label in rows]}))
+
+
+def _write_bundle(path: Path) -> None:
+    """Write the bundles of a run, and a copy of a member's under another name, such as that of `probe`."""
+    write_run(path.parents[1])
+    if not path.exists():
+        shutil.copytree(path.parent / "seed-0", path)

@@ -15,7 +15,7 @@ from ray.train import TrainingFailedError
 from ast_core.errors import UserError
 from pipeline.ray_runtime import cluster_size, connection, internals, training_supervisor
 from pipeline.ray_runtime.internals import AutoscalerReport
-from tune import search
+from tune.trial_queue import Room
 
 FIXED = AutoscalerReport(1.0, (), True)
 GROWING = AutoscalerReport(1.0, (), False)
@@ -68,15 +68,14 @@ def test_number_of_workers_must_be_given_where_ray_reports_no_maximum(set_cluste
 
 
 def test_one_trial_more_than_has_room_asks_an_autoscaler_for_the_next_node(set_cluster: SetCluster) -> None:
-    queue = None
+    room = None
     for alive, maximum, report, trials in (
         (0, 0, GROWING, 1), (8, 0, GROWING, 5), (16, 0, GROWING, 9), (0, 16, GROWING, 8), (8, 0, FIXED, 4),
     ):  # fmt: skip
         set_cluster(alive, maximum=maximum, report=report)
-        queue = queue or search._TrialQueue("yes", 2)
-        queue._looked_s = 0.0
-        queue.next_trial()
-        assert queue.max_concurrent == trials, (alive, maximum)
+        room = room or Room("yes", 2)
+        room._looked_s = 0.0
+        assert room.trials() == trials, (alive, maximum)
 
 
 @pytest.mark.parametrize(
