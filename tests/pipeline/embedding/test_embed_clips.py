@@ -79,7 +79,7 @@ def test_each_clip_has_one_row_and_a_second_run_embeds_only_new_ones(bundles: Pa
             assert (row["start_s"], row["end_s"], row["embedding"]) == (None, None, [None] * model.size)
         else:
             waveform_N = load_waveform(Path(clip.path), RATE_HZ)
-            assert row["embedding"] == predictor.embed(waveform_N).clip.tolist()
+            assert np.allclose(row["embedding"], predictor.embed(waveform_N).clip, rtol=0, atol=1e-5)
             assert (row["start_s"], row["end_s"]) == (0.0, pytest.approx(len(waveform_N) / RATE_HZ))
     note = json.loads((output / "_embeddings.json").read_text())
     which = {"model": model.bundle.digest, "member": "seed-0", "target_frames": 32, "layer": 4, "kind": "clips"}
@@ -97,7 +97,7 @@ def test_segments_are_embedded_as_recordings_of_their_own(model: EmbedModel, tmp
     rows, predictor, waveform_N = read_rows(tmp_path / "out"), Predictor(model.bundle), load_waveform(path, RATE_HZ)
     for n, (start_s, end_s) in enumerate(places[:4]):
         cut_N = waveform_N[int(start_s * RATE_HZ) : None if end_s is None else int(end_s * RATE_HZ)]
-        assert rows[str(n)]["embedding"] == predictor.embed(cut_N).clip.tolist()
+        assert np.allclose(rows[str(n)]["embedding"], predictor.embed(cut_N).clip, rtol=0, atol=1e-5)
         assert (rows[str(n)]["start_s"], rows[str(n)]["end_s"]) == (start_s, end_s or 5.0)
     assert rows["4"]["error"] == "segment: the segment ends at 6 s, the recording at 5 s"
 
@@ -118,7 +118,7 @@ def test_frames_are_rows_that_are_cut_into_files_between_recordings(
     for clip in clips[:3]:
         own = [row for row in table.to_pylist() if row["path"] == clip.clip_id]
         found = predictor.embed(load_waveform(Path(clip.path), RATE_HZ), layer=2)
-        assert np.array_equal(np.array([row["embedding"] for row in own], np.float32), found.frames)
+        assert np.allclose([row["embedding"] for row in own], found.frames, rtol=0, atol=1e-5)
         assert [row["start_s"] for row in own] == found.starts_s.tolist()
         assert [row["end_s"] for row in own] == found.ends_s.tolist()
     assert balance(embed_clips(clips, str(output), model, HERE)) == (7, 7, 0, 0)
