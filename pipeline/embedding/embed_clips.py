@@ -21,14 +21,11 @@ from ast_core.weights.ensemble_mean import Member
 from pipeline.cli.gpu_choice import Gpus
 from pipeline.embedding.chunk_embedder import EmbedTask
 from pipeline.prediction.chunk_task import FEW, choose_decoders
-from pipeline.prediction.recording_chunks import Chunk, ChunkResult, ChunkResults, chunk_clips
+from pipeline.prediction.recording_chunks import Chunk, ChunkResult, ChunkResults, chunk_clips, count_reasons
 from pipeline.prediction.row_folder import EMBEDDINGS, RowFolder
 from pipeline.reporting.progress_bars import show_recordings
 from pipeline.run_folder.folder_lock import lock_folder
 from pipeline.scoring.device import choose_device
-
-_MOST_REASONS = 1000
-"""Reasons that are counted apart; they may hold numbers, so there may be a million of them."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +102,7 @@ class EmbedCounts:
         self.refused += result.refused
         self.embedded += result.recordings - result.refused
         self.length_s += result.length_s
-        for reason, count in result.reasons.items():
-            known = reason in self.reasons or len(self.reasons) < _MOST_REASONS
-            self.reasons[reason if known else "other reasons"] += count
+        count_reasons(self.reasons, result.reasons)
 
 
 def load_embed_model(

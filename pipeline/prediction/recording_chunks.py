@@ -50,6 +50,16 @@ class Chunk:
         )
 
 
+MOST_REASONS = 1000
+"""Reasons that are counted apart; they may hold numbers, so there may be a million of them."""
+
+
+def count_reasons(total: Counter[str], more: Counter[str]) -> None:
+    """Add refused recordings by reason; those beyond `MOST_REASONS` reasons are counted together."""
+    for reason, count in more.items():
+        total[reason if reason in total or len(total) < MOST_REASONS else "other reasons"] += count
+
+
 @dataclass
 class ChunkResult:
     """What became of a chunk."""

@@ -14,14 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ast_core.evaluation.prediction_table import Prediction, from_table
-from pipeline.prediction.recording_chunks import ChunkResult
+from pipeline.prediction.recording_chunks import ChunkResult, count_reasons
 from pipeline.reporting.predictions import predictions_table
 
 SHOWN = 20
 """Recordings and labels that are shown at most."""
-_MOST_REASONS = 1000
-"""Reasons that are counted apart; they may hold numbers, so there may be a million of them."""
-_OTHER = "other reasons"
 
 
 @dataclass
@@ -65,8 +62,7 @@ class PredictSummary:
         self.predicted += result.recordings - result.refused
         self.length_s += result.length_s
         self.labels.update(result.labels)
-        for reason, count in result.reasons.items():
-            self.reasons[reason if reason in self.reasons or len(self.reasons) < _MOST_REASONS else _OTHER] += count
+        count_reasons(self.reasons, result.reasons)
         if len(self.first) < SHOWN or result.number < self._places[-1]:
             table = pyarrow.parquet.read_table(io.BytesIO(result.rows)).slice(0, SHOWN)
             places = [*self._places, *([result.number] * len(table))]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -117,12 +116,3 @@ def _hold_out(inputs: ProbeInputs, rows_N: np.ndarray, validation_split: str) ->
     return found, f"{len(found)} of the folds of the training clips" if len(found) == 1 else (
         f"{len(found)} folds of the training clips"
     )
-
-
-def to_params(fitted: FittedProbe) -> dict[str, Any]:
-    """Return the chosen settings as parameters of an MLflow run."""
-    return {
-        "strength": fitted.strength.value,
-        "neighbours": int(fitted.neighbours.value),
-        "chosen_on": fitted.chosen_on,
-    }
