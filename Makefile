@@ -18,7 +18,7 @@ export DO_NOT_TRACK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo check light test parallel test-all lint style types imports docs bench bench-gpu audit lock manifests pipelines clean
+.PHONY: demo check light test parallel test-all test-kubernetes lint style types imports docs bench bench-gpu audit lock manifests pipelines clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -46,6 +46,9 @@ parallel: .venv/.installed
 
 test-all: lint  ## Run all tests with many more faults, and print a figure for each promise
 	$(PYTEST) --long $(ARGS)
+
+test-kubernetes: .venv/.installed  ## Run the product on a real Kubernetes: that of KUBECONFIG, or one node that this makes as root
+	$(PYTEST) --kubernetes tests/kubernetes/one_node -p no:xdist $(ARGS)
 
 lint: style types imports  ## Check style, types and imports
 

@@ -93,6 +93,7 @@ spec:
 UPLOAD = """\
 # Fill the claim `data`, which every other pod mounts read only: create this job, then send it a folder.
 # kubectl create -n ast -f k8s/jobs/upload.yaml
+# kubectl wait -n ast job/upload --for=jsonpath='{{.status.ready}}'=1 --timeout=10m
 # kubectl exec -n ast job/upload -- mkdir -p /data/audioset
 # tar -C FOLDER -cf - . | kubectl exec -i -n ast job/upload -- tar -C /data/audioset -xf -
 # kubectl delete -n ast job/upload

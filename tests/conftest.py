@@ -37,6 +37,11 @@ NewStore = Callable[[Path], str]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--kubernetes",
+        action="store_true",
+        help="also collect tests/kubernetes/one_node, which needs a Kubernetes cluster",
+    )
+    parser.addoption(
         "--fault-seed", type=int, default=0, help="seed of all random instants and bytes in tests/reliability"
     )
 

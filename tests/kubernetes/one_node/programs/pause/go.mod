@@ -1,0 +1,3 @@
+module one-node/pause
+
+go 1.26
