@@ -48,7 +48,7 @@ test-all: lint  ## Run all tests with many more faults, and print a figure for e
 	$(PYTEST) --long $(ARGS)
 
 test-kubernetes: .venv/.installed  ## Run the product on a real Kubernetes: that of KUBECONFIG, or one node that this makes as root
-	$(PYTEST) --kubernetes tests/kubernetes/one_node -p no:xdist $(ARGS)
+	$(PYTEST) -n 0 --kubernetes tests/kubernetes/one_node $(ARGS)
 
 lint: style types imports  ## Check style, types and imports
 

@@ -6,6 +6,7 @@ keeps the layers, so a second build takes only what changed.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ PROGRAMS = {
 """Images of one program, by their file in `images/`: the names that the manifests ask for."""
 POSTGRES = "docker.io/library/postgres:15.18-bookworm"
 PRODUCT = "docker.io/library/ast-pipeline:0.1.0"
+COPIED = ("k8s/image", "LICENSE", "README.md", "pyproject.toml", "ast_core", "pipeline", "tune")
+"""Files that the product's Dockerfile copies."""
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -40,12 +43,9 @@ def build_images(programs: Path, folder: Path) -> None:
     for name, image in PROGRAMS.items():
         _build(image, HERE / "images" / f"{name}.Containerfile", programs)
     _build(POSTGRES, HERE / "images" / "postgres.Containerfile", HERE / "images")
-    with tempfile.TemporaryDirectory() as context:  # the committed files, without a virtual environment or runs
-        files = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
-        subprocess.run(["tar", "-x", "-C", context], input=files, check=True)
-        _build(PRODUCT, ROOT / "k8s" / "image" / "Dockerfile", Path(context), f"PYTHON_IMAGE={BASE}")
-    for image in (*PROGRAMS.values(), POSTGRES, PRODUCT):
-        _save(image, folder)
+    for image in (*PROGRAMS.values(), POSTGRES):
+        _save(image, folder, _image_number(image))
+    _build_product(folder)
 
 
 def archive_name(image: str) -> str:
@@ -70,6 +70,19 @@ def _build_base() -> None:
         subprocess.run(["buildah", "commit", "--rm", container, BASE], check=True)
 
 
+def _build_product(folder: Path) -> None:
+    """Build the product's image from the committed files, unless the archive holds the same ones."""
+    listed = subprocess.run(["git", "ls-tree", "-r", "HEAD", *COPIED], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    digest = hashlib.sha256(listed.stdout).hexdigest()
+    if _is_saved(PRODUCT, folder, digest):
+        return
+    with tempfile.TemporaryDirectory() as context:
+        files = subprocess.run(["git", "archive", "HEAD", *COPIED], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-x", "-C", context], input=files, check=True)
+        _build(PRODUCT, ROOT / "k8s" / "image" / "Dockerfile", Path(context), f"PYTHON_IMAGE={BASE}")
+    _save(PRODUCT, folder, digest)
+
+
 def _build(image: str, file: Path, context: Path, *arguments: str) -> None:
     """Build an image; pip and uv trust the authorities of this machine, which may be those of a company's proxy."""
     with tempfile.TemporaryDirectory() as folder:
@@ -91,16 +104,24 @@ def _build(image: str, file: Path, context: Path, *arguments: str) -> None:
         )
 
 
-def _save(image: str, folder: Path) -> None:
-    """Write an archive without compression, unless the same image is there."""
-    archive, note = folder / archive_name(image), folder / f"{archive_name(image)}.id"
+def _image_number(image: str) -> str:
     command = ["buildah", "inspect", "--type=image", "--format={{.FromImageID}}", image]
-    number = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    if archive.exists() and note.exists() and note.read_text(encoding="ascii") == number:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _is_saved(image: str, folder: Path, content: str) -> bool:
+    note = folder / f"{archive_name(image)}.content"
+    return (folder / archive_name(image)).exists() and note.exists() and note.read_text(encoding="ascii") == content
+
+
+def _save(image: str, folder: Path, content: str) -> None:
+    """Write an archive, with a note of its content, unless the archive has the same content."""
+    if _is_saved(image, folder, content):
         return
+    archive = folder / archive_name(image)
     archive.unlink(missing_ok=True)
-    subprocess.run(["buildah", "push", "--disable-compression", image, f"oci-archive:{archive}:{image}"], check=True)
-    note.write_text(number, encoding="ascii")
+    subprocess.run(["buildah", "push", image, f"oci-archive:{archive}:{image}"], check=True)
+    (folder / f"{archive.name}.content").write_text(content, encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def _save_clips(folder: Path) -> None:
 def _own_job(folder: Path, name: str, flags: str, cluster: str = "shared") -> Path:
     """Write a RayJob of the demo's recipe, as `make manifests` would for the overlay `local`."""
     values = load_values()
-    values["jobs"]["ownCluster"] = "local"
+    values["jobs"].update(ownCluster="local", ownWorkers={"cpu": 1})
     job = Job(
         "A test.", "pipeline/run.py", f"--workers 2 --gpus no {flags}", 2, trains=True, recipe="demo", cluster=cluster
     )
