@@ -40,6 +40,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own["gpu"]["resources"]["limits"]["nvidia.com/gpu"] = "4"
     own["gpu"]["nodeSelector"] = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     own["gpu"]["nodesOfMany"], own["cpu"]["nodesOfMany"], own["cpu"]["nodes"] = 5, 6, 7
+    own["serve"]["worker"]["resources"]["limits"]["memory"], own["serve"]["worker"]["most"] = "950Gi", 9
     own["jobs"] |= {"recipe": "esc50", "source": "/data/esc50", "run": "/work/esc50", "trainers": 3, "seeds": [7, 8]}
     path.write_text(yaml.safe_dump(document))
     with pytest.MonkeyPatch.context() as patch:
@@ -101,3 +102,14 @@ def test_job_that_no_longer_exists_is_removed(changed: Path, monkeypatch) -> Non
     monkeypatch.setattr(generate_jobs, "FOLDER", changed)
     generate_jobs.main()
     assert not (changed / "jobs" / "old.yaml").exists()
+
+
+def test_changed_values_reach_the_server(changed: Path) -> None:
+    documents = load_kustomization(changed / "serve")
+    assert set(find(documents, "image")) == {IMAGE}
+    variables = [variable for own in find(documents, "env") for variable in own]
+    assert {own["value"] for own in variables if own["name"] == "MLFLOW_TRACKING_URI"} == {TRACKING}
+    (service,) = [document for document in documents if document["kind"] == "RayService"]
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert group["maxReplicas"] == 9
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "950Gi"

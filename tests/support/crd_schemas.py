@@ -24,8 +24,8 @@ MISSING = (
     "that has them; docs/guides/kubernetes.md says how to export them from a cluster."
 )
 KINDS = (
-    "RayCluster", "RayJob", "ClusterQueue", "LocalQueue", "ResourceFlavor", "WorkloadPriorityClass", "PodMonitor",
-    "ServiceMonitor", "PrometheusRule",
+    "RayCluster", "RayJob", "RayService", "ClusterQueue", "LocalQueue", "ResourceFlavor", "WorkloadPriorityClass",
+    "PodMonitor", "ServiceMonitor", "PrometheusRule",
 )  # fmt: skip
 """Kinds that k8s/ uses; files with other definitions only are not parsed."""
 

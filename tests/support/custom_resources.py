@@ -67,6 +67,10 @@ JOB = fields(
     backoffLimit=COUNT, ttlSecondsAfterFinished=COUNT, shutdownAfterJobFinishes=FLAG, suspend=FLAG, managedBy=TEXT,
     submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"), deletionStrategy=KUBERNETES,
 )  # fmt: skip
+SERVICE = fields(
+    ("rayClusterConfig",), rayClusterConfig=CLUSTER, serveConfigV2=TEXT, serveService=KUBERNETES,
+    upgradeStrategy=KUBERNETES, excludeHeadPodFromServeSvc=FLAG, rayClusterDeletionDelaySeconds=COUNT,
+)  # fmt: skip
 QUOTA = fields(
     ("name", "nominalQuota"), name=TEXT, nominalQuota=QUANTITY, borrowingLimit=QUANTITY, lendingLimit=QUANTITY
 )
@@ -87,6 +91,7 @@ RULE = fields(
 SPECS: Mapping[tuple[str, str], Schema] = {
     ("ray.io/v1", "RayCluster"): CLUSTER,
     ("ray.io/v1", "RayJob"): JOB,
+    ("ray.io/v1", "RayService"): SERVICE,
     (KUEUE, "ClusterQueue"): CLUSTER_QUEUE,
     (KUEUE, "LocalQueue"): fields(("clusterQueue",), clusterQueue=TEXT),
     (KUEUE, "ResourceFlavor"): fields(nodeLabels=LABELS, nodeTaints={"type": "array"}),

@@ -51,6 +51,11 @@ def overlay(name: str) -> list[Manifest]:
     return load_kustomization(K8S / "overlays" / name)
 
 
+def server() -> list[Manifest]:
+    """Return the manifests of the server."""
+    return load_kustomization(K8S / "serve")
+
+
 def upload_job() -> Manifest:
     """Read the job that fills the claim of the recordings."""
     (job,) = load_all((K8S / "jobs" / "upload.yaml").read_text())
@@ -96,7 +101,7 @@ def pod_templates(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
 def ray_cluster_spec(manifest: Manifest) -> Manifest | None:
     """Return the spec of the Ray cluster that a manifest makes, if it makes one."""
     spec: Manifest = manifest.get("spec", {})
-    return spec if manifest["kind"] == "RayCluster" else spec.get("rayClusterSpec")
+    return spec if manifest["kind"] == "RayCluster" else spec.get("rayClusterSpec", spec.get("rayClusterConfig"))
 
 
 def ray_groups(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
