@@ -22,15 +22,13 @@ if __name__ == "__main__":  # the flags are parsed before the imports below, whi
 import numpy as np
 from rich.console import Console
 
-from ast_core.dataset.clips import Clip, Manifest
+from ast_core.dataset.clips import Manifest
 from ast_core.errors import require
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.probing.linear_probe import ProbeData
 from ast_core.probing.probe_head import compute_head_input, replace_head
 from ast_core.serialization import to_dict
 from ast_core.shards.index import INDEX, ShardIndex
-from ast_core.storage.file_systems import is_uri
-from ast_core.storage.json_files import read_json, write_json
 from ast_core.storage.places import root_of
 from ast_core.weights.bundle import write_bundle
 from ast_core.weights.bundle_description import BundleFacts
@@ -38,10 +36,10 @@ from ast_core.weights.ensemble_mean import Member
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ProbeSettings
-from pipeline.embedding.embed_clips import EmbedModel, Workers, embed_clips, load_embed_model
+from pipeline.embedding.embed_clips import EmbedModel, Workers, load_embed_model
 from pipeline.probing import probe_result as results_of
-from pipeline.probing.clip_embeddings import read_embeddings
-from pipeline.probing.probe_clips import ProbeClips, check_counts, choose_loss, choose_splits, collect_clips
+from pipeline.probing.embedded_clips import embed_listed, note_source
+from pipeline.probing.probe_clips import ProbeClips, check_counts, choose_loss, choose_splits
 from pipeline.probing.probe_fit import FittedProbe, ProbeInputs, fit_probe
 from pipeline.probing.probe_result import FoldResult, ProbeFolds, ProbeResult
 from pipeline.probing.window_hint import suggest_window
@@ -61,10 +59,6 @@ from pipeline.tracking.run_note import read_run_note, write_run_note
 
 READS = (ALL_EMBEDDINGS, ALL_EVALUATION)
 """Files of the run that this stage reads."""
-SOURCE_NOTE = "_source.json"
-"""File next to stored embeddings that says which data set they are of: two data sets may have clips of one name."""
-MOST_REASONS = 5
-"""Reasons of rejects that the screen shows."""
 
 
 def probe(settings: ProbeSettings) -> ProbeResult:
@@ -131,35 +125,11 @@ def _embed(
 ) -> ProbeClips:
     """Return the usable clips with their embeddings, after those without a row were embedded."""
     place = settings.embeddings or str(run.embeddings)
-    _note_source(place, root_of(source))
-    listed: list[Clip] = [clip for clip in manifest.clips if clip.path and clip.split in splits]
+    note_source(place, root_of(source))
     workers = Workers(settings.gpus, settings.workers, settings.address)
-    counts = embed_clips(listed, place, model, workers, audio_column=manifest.audio_column, option="--embeddings")
-    Console(soft_wrap=True, highlight=False).print(
-        f"{counts.listed} clips = {counts.embedded} embedded + {counts.refused} refused + {counts.known} with a row in "
-        f"{place}", markup=False,
-    )  # fmt: skip
-    names = [clip.clip_id for clip in listed]
-    found = collect_clips(manifest, splits, listed, read_embeddings(place, names, model.size, run.path))
-    for reason, count in found.reasons.most_common(MOST_REASONS):
-        Console(soft_wrap=True, highlight=False).print(f"rejected {count}: {reason}", markup=False)
+    found = embed_listed(manifest, splits, place, model, workers, run.path)
     check_counts(found, splits, settings.prepare)
     return found
-
-
-def _note_source(place: str, root: str) -> None:
-    """Note in a local folder of embeddings which data set they are of, or refuse those of another one."""
-    if is_uri(place):
-        return
-    path = Path(place) / SOURCE_NOTE
-    known = read_json(path, "Note of the data set") if path.is_file() else {"source": root}
-    require(
-        isinstance(known, dict) and known.get("source") == root,
-        f"{place} holds embeddings of the data set {str(known)[:200]}, not of {root}. Give --embeddings another "
-        f"folder, or remove {path} if the recordings are the same.",
-    )
-    if not path.is_file():
-        write_json(path, {"source": root})
 
 
 def _finish(

@@ -1,6 +1,9 @@
 """One HTML page of a run, readable without a network: data, curves, results next to the paper's, classes, mistakes.
 
 ast-pipeline report --recipe esc50 --run-dir work/esc50
+
+With --review, it also lists clips whose labels look wrong. --corrections with --manifest takes that list back, filled
+in, and writes a new manifest instead of the page.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ import numpy as np
 import pyarrow.parquet
 from rich.console import Console
 
-from ast_core.config import OptimConfig
+from ast_core.config import FrontEndConfig, OptimConfig
+from ast_core.errors import UserError
 from ast_core.evaluation.metrics import headline_metric
 from ast_core.evaluation.stored_scores import identity_of, read_scores
+from ast_core.redaction import without_secrets
 from ast_core.serialization import from_dict
 from ast_core.shards.index import INDEX, REJECTS, ShardIndex, SplitCounts
 from ast_core.shards.reader import ShardReader
@@ -48,6 +53,9 @@ from pipeline.reporting.hard_clips import confusion_matrix, hardest_clips, most_
 from pipeline.reporting.history import read_history
 from pipeline.reporting.paper_results import PAPER_RESULTS
 from pipeline.reporting.plots import plot_confusion
+from pipeline.reviewing.corrected_manifest import CorrectedManifest, write_corrected
+from pipeline.reviewing.corrections import read_corrections
+from pipeline.reviewing.listed_sounds import ListedSounds
 from pipeline.run_folder.layout import (
     ALL_BUNDLES,
     ALL_CALIBRATION,
@@ -110,20 +118,33 @@ class EnsembleGain:
 
 
 def report(settings: ReportSettings) -> Path:
+    """Write the page of a run, or with `--corrections` a new manifest instead; return its path.
+
+    Raises:
+        UserError: as `write_page` or `correct`.
+    """
+    return write_page(settings) if settings.corrections is None else correct(settings).path
+
+
+def write_page(settings: ReportSettings) -> Path:
     """Write `report.html` from the files of a run's stages and studies; sections without files are left out.
 
     A run folder of `probe` needs no shards; its page has no hardest clips and no confusion.
+
+    The hardest clips, and with `--review` those whose labels look wrong, have players if the data set can be listed.
 
     Returns:
         The page.
 
     Raises:
-        UserError: neither shards nor a probe exist.
+        UserError: neither shards nor a probe exist, or a split does not; with `--review`, as `find_suspects`, or the
+            data set does not exist.
     """
     with opened(settings, READS, [settings.data.test_split]) as run:
         has_shards = (run.shards / INDEX).is_file() or not run.probe_result.is_file()
         index = ShardIndex.load(run.shards) if has_shards else load_probe_index(run)
         summary = _json(run.summary)
+        sounds = ListedSounds(settings, run)
         counts = order_splits(index.class_counts, settings.data)
         page = {
             "title": settings.experiment,
@@ -143,11 +164,15 @@ def report(settings: ReportSettings) -> Path:
             "studies": list(_studies(run.studies)),
             "early_stops": [stopped for member in run.members() if (stopped := _describe_early_stop(member))],
             "settings": next((_json(member.settings_file) for member in run.members()), {}),
-            **_of_main_bundle(settings, run, index),
+            **_of_main_bundle(settings, run, index, sounds),
+            **(_review(settings, run, index, sounds) if settings.review else {}),
         }
         write_text(run.report_page, _template().render(page))
     mlflow_store.open_store(settings.tracking)
-    runs.log_artifacts(read_run_note(run.evaluation), run.report_page)
+    note = read_run_note(run.evaluation)
+    runs.log_artifacts(note, run.report_page)
+    if settings.review:
+        runs.log_artifacts(note, run.review_table)
     Console(soft_wrap=True).print(f"Report: {run.report_page}", markup=False)
     return run.report_page
 
@@ -166,6 +191,7 @@ def _number(value: Any, digits: int = 4) -> str:
 
 
 def _data(settings: ReportSettings, index: ShardIndex, statistics_of: str) -> DataSection:
+    index.require_splits([settings.data.test_split])
     mean, std = index.statistics(settings.data.train_splits)
     source = settings.data.source
     return DataSection(
@@ -194,7 +220,9 @@ def _rejects(shards: Path) -> list[tuple[str, int]]:
     return Counter(f"{row['stage']}: {row['reason']}" for row in rows).most_common(MOST_REASONS)
 
 
-def _of_main_bundle(settings: ReportSettings, run: RunFolder, index: ShardIndex) -> dict[str, Any]:
+def _of_main_bundle(
+    settings: ReportSettings, run: RunFolder, index: ShardIndex, sounds: ListedSounds
+) -> dict[str, Any]:
     """Return classes, hardest clips and confusion of the bundle that stands for the run."""
     name = run.main_bundle() if any(run.described_bundles()) else ""
     if not run.result(name).is_file():
@@ -213,11 +241,24 @@ def _of_main_bundle(settings: ReportSettings, run: RunFolder, index: ShardIndex)
     if scores_NC is None:
         return found
     pictures = run.report_pictures
+    cards = hardest_clips(reader, scores_NC, pictures)
+    rate_hz, seen_s = int(index.front_end["sample_rate_hz"]), from_dict(FrontEndConfig, index.front_end).clip_s
+    players = sounds.make_players([card.clip_id for card in cards], rate_hz, seen_s)
     found["hard"] = [
-        {**dataclasses.asdict(card), "picture": _inline(card.picture)}
-        for card in hardest_clips(reader, scores_NC, pictures)
+        {**dataclasses.asdict(card), "picture": _inline(card.picture), "player": player}
+        for card, player in zip(cards, players, strict=True)
     ]
     return found | (_confusion(reader, scores_NC, pictures) if index.single_label else {})
+
+
+def _review(settings: ReportSettings, run: RunFolder, index: ShardIndex, sounds: ListedSounds) -> dict[str, Any]:
+    """Return the clips whose labels look wrong, with players."""
+    from pipeline.reviewing.label_suspects import find_suspects  # noqa: PLC0415  # torch takes a second
+
+    found = find_suspects(settings, run, sounds.manifest, sounds.source)
+    names = [row.clip_id for row in found.rows]
+    players = sounds.make_players(names, int(index.front_end["sample_rate_hz"]))
+    return {"review": found, "suspects": list(zip(found.rows, players, strict=True))}
 
 
 def _confusion(reader: ShardReader, scores_NC: np.ndarray, pictures: Path) -> dict[str, Any]:
@@ -275,6 +316,31 @@ def _inline(path: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path, "Result") if path.is_file() else {}
     return found
+
+
+def correct(settings: ReportSettings) -> CorrectedManifest:
+    """Write the data set with the corrections of `--corrections` as the new manifest `--manifest`; print the counts.
+
+    Raises:
+        UserError: as `read_corrections` and `write_corrected`, or a setting is missing.
+    """
+    path, corrections_path = settings.manifest, settings.corrections
+    if path is None or corrections_path is None:
+        raise UserError("--corrections or --manifest is missing; give both.")
+    with opened(settings) as run:
+        sounds = ListedSounds(settings, run)
+        corrections = read_corrections(corrections_path, sounds.manifest)
+        done = write_corrected(path, sounds.manifest, corrections, settings.data, sounds.source)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{corrections.rows} rows of {corrections_path} = {len(corrections.relabelled)} with other labels + "
+        f"{done.left_out} left out + {corrections.same} with the labels that the clip has + {corrections.empty} empty\n"
+        f"{done.clips} clips in {path} = {done.listed} of {without_secrets(sounds.source)} - {done.left_out} left out "
+        f"- {done.missing} without a file\n"
+        f"Use it with a new run folder: --recipe {settings.recipe} {without_secrets(done.flags)}",
+        markup=False,
+    )
+    return done
 
 
 def main(argv: Sequence[str] | None = None) -> None:

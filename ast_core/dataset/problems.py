@@ -44,12 +44,12 @@ class Problems:
                 f"  {make_printable(str(file))}" + (f", row {row}" if row is not None else "") + f": {reason}"
             )
 
-    def check(self) -> None:
+    def check(self, heading: str = "problem(s) in the data set; fix them and run again:") -> None:
         """Raise `UserError` with the first problems and their total number, if there are any."""
         if self._count:
             more = f"\n  ... and {self._count - len(self._shown)} more" if self._count > len(self._shown) else ""
             shown = "\n".join(self._shown) + more
-            raise UserError(f"{self._count} problem(s) in the data set; fix them and run again:\n{shown}")
+            raise UserError(f"{self._count} {heading}\n{shown}")
 
 
 class UnlistedCounts:

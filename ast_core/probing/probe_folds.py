@@ -39,13 +39,22 @@ def are_folds(sizes: dict[str, int]) -> bool:
     return 0 < max(sizes.values()) <= LARGEST_RATIO * min(sizes.values())
 
 
+def place_in_folds(
+    rows_N: npt.NDArray[np.int64], labels: SparseLabels, splits: Sequence[str], groups: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Return the fold of each clip, int64 [N]: its split, if the splits are folds, else that of `stratify`."""
+    names, fold_N = np.unique(np.array(splits), return_inverse=True)
+    sizes = dict(zip(map(str, names), np.bincount(fold_N).tolist(), strict=True))
+    return fold_N if are_folds(sizes) else stratify(rows_N, labels, groups)
+
+
 def partition_clips(
     rows_N: npt.NDArray[np.int64], labels: SparseLabels, splits: Sequence[str], groups: Sequence[str]
 ) -> tuple[Partition, ...]:
     """Cut training clips into folds, and hold each one out in turn.
 
-    The folds are the splits of the clips if `are_folds` accepts them. Otherwise they are stratified: each class is
-    spread over five folds, and the clips of a group stay together. Of many clips only one fold is held out.
+    The folds are those of `place_in_folds`. If stratified, each class is spread over five folds, and the clips of
+    a group stay together. Of many clips only one fold is held out.
 
     Args:
         rows_N: indices of the training clips.
@@ -56,10 +65,7 @@ def partition_clips(
     Returns:
         The partitions; none if no class has clips of two groups, so that nothing can be held out.
     """
-    names, fold_N = np.unique(np.array(splits), return_inverse=True)
-    sizes = dict(zip(map(str, names), np.bincount(fold_N).tolist(), strict=True))
-    if not are_folds(sizes):
-        fold_N = stratify(rows_N, labels, groups)
+    fold_N = place_in_folds(rows_N, labels, splits, groups)
     held = range(int(fold_N.max(initial=-1)) + 1)
     if len(rows_N) >= ENOUGH:
         held = held[:1]

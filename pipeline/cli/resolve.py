@@ -20,6 +20,7 @@ from pipeline.cli.stages import (
     ExportSettings,
     PredictSettings,
     ProbeSettings,
+    ReportSettings,
     RunSettings,
     TrainSettings,
 )
@@ -70,7 +71,7 @@ def _require_shared_batch(workers: int, batch_size: int) -> None:
 
 def _require_counts(settings: Any) -> None:
     """Raise UserError if a number of things is too low, or the hop of a timeline is no time."""
-    for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1), ("layer", 1)):
+    for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1), ("layer", 1), ("review_clips", 1)):
         value = getattr(settings, name, least)
         require(value is None or value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
     if isinstance(settings, PredictSettings):
@@ -142,6 +143,21 @@ def _resolve_recordings(settings: Any) -> dict[str, Any]:
     return changes
 
 
+def _resolve_corrections(settings: ReportSettings) -> dict[str, Any]:
+    """Return the changes that make the paths of corrections absolute; UserError unless they are given together."""
+    given = settings.corrections, settings.manifest
+    require(
+        given.count(None) != 1,
+        f"--corrections is {given[0]} and --manifest is {given[1]}; give both, the filled-in CSV file and the name of "
+        "the new manifest, or neither.",
+    )
+    require(
+        given[0] is None or not settings.review,
+        "--review lists clips, and --corrections takes the list back; give one of them.",
+    )
+    return {"corrections": given[0] and given[0].absolute(), "manifest": given[1] and given[1].absolute()}
+
+
 def resolve(settings: Any) -> Any:
     """Return the settings with absolute paths and default names.
 
@@ -170,6 +186,8 @@ def resolve(settings: Any) -> Any:
     changes |= _resolve_recordings(settings)
     if isinstance(settings, EvaluateSettings):
         changes["clip_list"] = settings.clip_list and settings.clip_list.absolute()
+    if isinstance(settings, ReportSettings):
+        changes |= _resolve_corrections(settings)
     if isinstance(settings, ExportSettings):
         changes["output"] = settings.output.absolute()
     if not hasattr(settings, "tracking"):

@@ -143,9 +143,25 @@ class CalibrateSettings(GpuCommon):
 
 
 @dataclass(frozen=True)
-class ReportSettings(Common):
+class ReportSettings(GpuCommon):
     """Settings of `report`."""
 
+    players: bool = True
+    """Switch of the players: the sound of the shown clips is part of the page, unless you give --no-players."""
+    review: bool = False
+    """Switch that also lists the clips whose labels look wrong, in RUN_DIR/review/clips.csv and in the page. It embeds
+    the clips of the training, validation and test splits."""
+    review_clips: int = 50
+    """Largest number of clips that the review lists."""
+    review_model: Annotated[str, _show_default("the run's own")] = ""
+    """Model whose embeddings the review compares: a registry URI, hf:ORG/NAME, or a bundle folder. Training clips are
+    judged best by a model that was not trained on their labels."""
+    review_member: Annotated[str, _show_default("the only one; of the run's own ensemble, the first")] = ""
+    """Member of an ensemble whose embeddings the review compares."""
+    corrections: Path | None = None
+    """CSV file with corrected labels: review/clips.csv, filled in. With it, the stage writes only --manifest."""
+    manifest: Path | None = None
+    """New CSV file for the data set with the corrections, for --data.source of prepare. The data set is not changed."""
     data: DataConfig = field(default_factory=DataConfig)
 
 

@@ -173,6 +173,16 @@ class RunFolder:
         return self.path / "report"
 
     @property
+    def review(self) -> Path:
+        """Folder of the review of labels: the table, and the embeddings that it compares."""
+        return self.path / "review"
+
+    @property
+    def review_table(self) -> Path:
+        """CSV file of the clips whose labels look wrong."""
+        return self.review / "clips.csv"
+
+    @property
     def synthetic_audio(self) -> Path:
         """Folder of the recordings that the demo makes."""
         return self.path / "audio"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import soundfile
 import torch
 from bundles import FRONT_END, write_run
 from conftest import NewStore
+from tones import RATE_HZ, write_tone
 
 from ast_core.audio.waveform import load_waveform
 from ast_core.config import DataConfig, PrepareConfig
@@ -31,16 +31,7 @@ from pipeline.report import report
 from pipeline.run_folder.layout import RunFolder
 from pipeline.scoring.results import EvaluationResult
 
-RATE_HZ, CLASSES = 16_000, ("low", "middle", "high")
-
-
-def write_tone(path: Path, label: int, seed: int, seconds: float = 0.3) -> Path:
-    """Write a tone over noise whose pitch depends on the class."""
-    times_N = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    noise_N = np.random.default_rng(seed).normal(0, 0.05, len(times_N))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 300 * 4**label * times_N) + noise_N, RATE_HZ, subtype="FLOAT")
-    return path
+CLASSES = ("low", "middle", "high")
 
 
 def write_folders(folder: Path, clips: int, seconds: float = 0.3) -> Path:

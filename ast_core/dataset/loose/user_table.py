@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ast_core.dataset.clips import Clip, Manifest, UnlistedFiles
 from ast_core.dataset.loose.csv_rows import csv_rows
 from ast_core.dataset.loose.file_tree import LONGEST_PATH, FileTree
+from ast_core.dataset.loose.label_cells import read_text, split_labels
 from ast_core.dataset.problems import Problems, UnlistedCounts, read_lines, require_printable, shorten
 from ast_core.dataset.stratified_split import read_group
 from ast_core.errors import UserError
@@ -25,13 +26,9 @@ _COLUMNS = ("path", "labels")
 _OPTIONAL_COLUMNS = ("clip_id", "split", "start_s", "end_s")
 MOST_COLUMNS = 10
 """Largest number of unread columns that a note names."""
-LONGEST_LABEL = 500
-"""Largest number of characters in a label; AudioSet's longest has 58."""
 _TIMES = frozenset({"start_s", "end_s"})
 _LONGEST_S = 1e7
 """Times in a recording are shorter, in seconds; 10,000,000 s are 116 days."""
-_UNCLEAR_COMMA = re.compile(r",\s|\s,|(?<=\d),(?=\d)|[\uff0c\u3001\uff1b]")
-"""A comma that may be part of a name: next to a space, between digits, or one of the Chinese and Japanese ones."""
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 """Valid name of a split."""
 
@@ -136,12 +133,12 @@ class _RowReader:
         if not isinstance(path, str):
             raise ValueError(f"path is {shorten(str(path))}; give a text")
         start_s, end_s = (0.0, None) if _TIMES.isdisjoint(row) else read_times(row)
-        clip_id = _read_text("clip_id", row.get("clip_id")) or path + _time_suffix(start_s, end_s)
+        clip_id = read_text("clip_id", row.get("clip_id")) or path + _time_suffix(start_s, end_s)
         require_printable("clip id", clip_id)
         if len(clip_id) > LONGEST_PATH:
             raise ValueError(f"the clip id {shorten(clip_id)} is longer than {LONGEST_PATH} characters")
         names = self._read_labels(row["labels"])
-        split = _read_text("split", row.get("split"))
+        split = read_text("split", row.get("split"))
         if split and split not in self._splits and not SPLIT_NAME.fullmatch(split):
             raise ValueError(f"the split {shorten(split)} is not a valid name; use letters, digits, '_', '-' and '.'")
         return _Row(clip_id, path, names, self._splits.setdefault(split, split), start_s, end_s)
@@ -150,10 +147,10 @@ class _RowReader:
         key = tuple(given) if isinstance(given, list) else given
         try:
             known = self._labels.get(key)
-        except TypeError:  # a label is an object or list, which `_split_labels` refuses
+        except TypeError:  # a label is an object or list, which `split_labels` refuses
             known = None
         if known is None:
-            known = self._labels[key] = _split_labels(given, self._known)
+            known = self._labels[key] = split_labels(given, self._known)
         return known
 
 
@@ -182,55 +179,6 @@ def _time_suffix(start_s: float, end_s: float | None) -> str:
     if not start_s and end_s is None:
         return ""
     return f"#{start_s:.12g}-" + ("" if end_s is None else f"{end_s:.12g}")
-
-
-def _read_text(column: str, value: object) -> str:
-    """Return an optional cell as text; a whole number becomes its digits."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{column} is {shorten(str(value))}; give a text")
-
-
-def _split_labels(given: object, known: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Return the sorted label names of a cell: a list, or a text with ';' between several names; none if it is empty.
-
-    Without ';', '|' separates names, and so does ',' without a space after it, as in FSD50K's lists. A comma with a
-    space may also be part of a name, as in AudioSet's "Male speech, man speaking", and so may one between digits.
-    Such a text is refused, unless it is a name of class_labels_indices.csv: only the user knows what it means.
-
-    Args:
-        given: cell.
-        known: names that may have commas.
-    """
-    if given is not None and not isinstance(given, str | list):
-        raise ValueError(f"labels is {shorten(str(given))}; give a text or a list, with ';' between several labels")
-    parts = _split_text(given.strip(), known) if isinstance(given, str) else given or []
-    names = sorted({_read_text("a label", part).strip() for part in parts} - {""})
-    for name in names:
-        require_printable("label", name)
-        if len(name) > LONGEST_LABEL:
-            raise ValueError(f"the label {shorten(name)} is longer than {LONGEST_LABEL} characters")
-    return tuple(names)
-
-
-def _split_text(text: str, known: frozenset[str]) -> list[str]:
-    if text in known:
-        return [text]
-    if text[:1] == "[" and text[-1:] == "]":
-        raise ValueError(f"labels is {shorten(text)}, a list that became text; write the names with ';' between them")
-    if ";" in text or "|" in text:
-        return text.split(";" if ";" in text else "|")
-    parts = text.split(",")
-    numbers = all(part.isdecimal() for part in parts)
-    if _UNCLEAR_COMMA.search(text) and not numbers:
-        several = ";".join(part.strip() for part in re.split("[,\uff0c\u3001\uff1b]", text))
-        raise ValueError(
-            f"labels is {shorten(text)}, which may be several labels or one with a comma; write {shorten(several)} for "
-            f"several, {shorten(text + ';')} for one"
-        )
-    return parts
 
 
 def _read_display_names(source: Path, problems: Problems) -> dict[str, str]:

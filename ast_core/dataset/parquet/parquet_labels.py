@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ast_core.dataset.label_names import LabelNames, sort_labels
-from ast_core.dataset.loose.user_table import LONGEST_LABEL
+from ast_core.dataset.loose.label_cells import LONGEST_LABEL
 from ast_core.dataset.parquet.parquet_rows import NOT_UTF8
 from ast_core.dataset.problems import require_printable, shorten
 
