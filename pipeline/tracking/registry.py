@@ -71,6 +71,18 @@ def version_of_alias(name: str, alias: str) -> Version | None:
         return Version(int(version.version), version.tags)
 
 
+def list_versions(name: str) -> dict[int, tuple[str, ...]]:
+    """Return the aliases of each version of a model, by its number, the newest first."""
+    with _report_errors(f"{name} could not be looked up"):
+        client = MlflowClient()
+        aliases = client.get_registered_model(name).aliases
+        numbers = sorted((int(own.version) for own in client.search_model_versions(f"name = '{name}'")), reverse=True)
+        return {
+            number: tuple(sorted(alias for alias, version in aliases.items() if int(version) == number))
+            for number in numbers
+        }
+
+
 def add_version(
     name: str, bundle: Path, run_id: str, example: pd.DataFrame,
     metrics: Mapping[str, float], tags: Mapping[str, str],
