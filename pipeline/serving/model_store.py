@@ -17,11 +17,11 @@ from ast_core.errors import UserError
 from ast_core.evaluation.predictor import Predictor
 from ast_core.weights.bundle import Bundle
 from pipeline.scoring.device import choose_device
-from pipeline.serving.decoder_pool import DecoderPool
+from pipeline.serving.batching.decoder_pool import DecoderPool
+from pipeline.serving.batching.window_queue import WindowQueue
 from pipeline.serving.refusals import RefusedError, overload
 from pipeline.serving.serve_options import ServeOptions
 from pipeline.serving.served_model import ServedModel
-from pipeline.serving.window_queue import WindowQueue
 from pipeline.tracking.model_choice import fetch_model_folder
 
 KEPT_VERSIONS = 2

@@ -20,9 +20,9 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.evaluation.recording_batches import ProbabilityModel, Scored
 from ast_core.evaluation.window_cuts import Window, cut_windows
 from ast_core.weights.bundle import Bundle
-from pipeline.serving.decoder_pool import DecoderPool
-from pipeline.serving.recording_jobs import EmbeddedRecording, EmbedJob, PredictJob, RecordingJob, TimelineJob
-from pipeline.serving.window_queue import WindowQueue
+from pipeline.serving.batching.decoder_pool import DecoderPool
+from pipeline.serving.batching.recording_jobs import EmbeddedRecording, EmbedJob, PredictJob, RecordingJob, TimelineJob
+from pipeline.serving.batching.window_queue import WindowQueue
 
 
 @dataclass

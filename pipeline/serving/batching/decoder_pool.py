@@ -16,8 +16,8 @@ from ast_core.audio.decoder import Decoder
 from ast_core.audio.waveform import Waveform
 from ast_core.errors import ClipError
 from ast_core.evaluation.window_cuts import MeasuredBlocks
-from pipeline.serving.recording_jobs import RecordingJob
-from pipeline.serving.window_queue import WindowQueue
+from pipeline.serving.batching.recording_jobs import RecordingJob
+from pipeline.serving.batching.window_queue import WindowQueue
 
 MOST_DECODERS = 8
 """Highest number of decoder processes for short recordings, of 40 MB each."""

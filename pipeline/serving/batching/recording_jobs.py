@@ -24,7 +24,7 @@ from ast_core.evaluation.predictor import Predictor
 from ast_core.evaluation.recording_batches import ProbabilityModel, Scored
 from ast_core.evaluation.window_cuts import Blocks, Window
 from ast_core.weights.ensemble_mean import mean_probabilities
-from pipeline.serving.window_queue import WindowRunner
+from pipeline.serving.batching.window_queue import WindowRunner
 
 
 class RecordingJob(Protocol):
