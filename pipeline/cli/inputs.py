@@ -24,6 +24,7 @@ from pipeline.cli.stages import (
     RegisterSettings,
     ReportSettings,
     RunSettings,
+    ServeSettings,
     TrainSettings,
 )
 from pipeline.tracking.model_choice import is_model_address
@@ -48,7 +49,7 @@ def require_inputs(settings: Any) -> None:
     elif isinstance(settings, RegisterSettings) and not settings.storage:
         run = settings.run_dir
         require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
-    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ProbeSettings | ExportSettings)
+    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ProbeSettings | ExportSettings | ServeSettings)
     if takes_model and not is_model_address(settings.model):
         require(
             Path(settings.model).exists(),

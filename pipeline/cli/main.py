@@ -78,6 +78,7 @@ STAGES = {
     "predict": StageEntry("pipeline.predict", "PredictSettings"),
     "embed": StageEntry("pipeline.embed", "EmbedSettings"),
     "probe": StageEntry("pipeline.probe", "ProbeSettings"),
+    "serve": StageEntry("pipeline.serve", "ServeSettings"),
     "export": StageEntry("pipeline.export", "ExportSettings"),
     "cross-validate": StageEntry("pipeline.cross_validate", "CrossValidateSettings", starts_ray=True),
     "search": StageEntry("tune.search", "SearchSettings", "tune.settings", starts_ray=True),

@@ -317,6 +317,46 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
+class ServeSettings:
+    """Settings of `serve`."""
+
+    model: str = "models:/ast-demo@champion"
+    """Model to serve: a registry URI, a bundle folder such as work/demo/bundles/ensemble, or a model of Hugging Face's
+    hub, hf:ORG/NAME. With an alias such as @champion, a new version is taken over while the server runs."""
+    host: str = "127.0.0.1"
+    """Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for all networks."""
+    port: int = 8000
+    """Port to listen on; 0 for a free one."""
+    tokens: Annotated[Path | None, _show_default("none; requests need no token")] = None
+    """File with the clients' tokens, which only you may read: lines NAME TOKEN [LIMIT], where LIMIT is the number of
+    concurrent requests (default 16)."""
+    cors: tuple[str, ...] = ()
+    """Origins of other web pages that may use the server, such as https://example.org."""
+    replicas: tuple[int, int] = (1, 1)
+    """Lowest and highest number of copies of the model; between them it follows the load."""
+    gpus: Gpus = "auto"
+    """Use of GPUs, one a replica: `auto` if the nodes have any, `yes` or an error, `no` for CPUs."""
+    threads: Annotated[int, _show_default("cores / highest number of replicas")] = 0
+    """Threads of each replica on CPUs."""
+    max_request_mib: float = 64
+    """Largest request in MiB; larger ones get HTTP 413."""
+    max_seconds: float = 3600
+    """Longest recording in seconds; longer ones get HTTP 422."""
+    max_waiting: int = 256
+    """Requests that a replica holds at the same time; more get HTTP 503 with Retry-After."""
+    drain_s: float = 30
+    """Seconds to answer the requests that run when SIGTERM comes; new ones get HTTP 503 meanwhile."""
+    refresh_s: float = 15
+    """Seconds between two looks at the registry for a new version of the model's alias."""
+    address: Annotated[str, _show_default("RAY_ADDRESS, else a new one on this machine")] = ""
+    """Ray cluster to join: `auto` or `ray://host:port`."""
+    tracking: Annotated[str, _show_default("MLFLOW_TRACKING_URI, else sqlite in work/mlflow.db")] = field(
+        default="", repr=False
+    )
+    """MLflow tracking URI of the registry."""
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """Settings of `export`."""
 

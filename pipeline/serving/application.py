@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ast_core.errors import UserError
@@ -22,7 +22,8 @@ from pipeline.serving import api_routes
 from pipeline.serving.answers import JSONAnswer
 from pipeline.serving.refusals import RefusedError
 from pipeline.serving.serve_options import ServeOptions
-from pipeline.serving.server_state import ServerState
+from pipeline.serving.server_metrics import CountRequests, ServerMetrics, render
+from pipeline.serving.server_state import Board, ServerState
 
 PAGE = Path(__file__).with_name("page")
 """Folder of the page's files."""
@@ -31,21 +32,25 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 """What a browser may load for the page: nothing from other servers."""
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+"""Media type of Prometheus' text format."""
 logger = logging.getLogger("ray.serve")
 
 
-def build_app(options: ServeOptions, load_first: bool = False) -> FastAPI:
+def build_app(options: ServeOptions, load_first: bool = False, board: Board | None = None) -> FastAPI:
     """Return the application of one replica. Its lifespan loads the model.
 
     Args:
         options: settings of the server.
         load_first: whether the lifespan begins only when the model is loaded, and fails with it. Otherwise the
             application answers 503 until then.
+        board: what collects the counts of all replicas.
     """
+    metrics = ServerMetrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(own: FastAPI) -> AsyncIterator[None]:
-        state = ServerState(options)
+        state = ServerState(options, metrics, board)
         own.state.server = state
         try:
             await state.start(load_first)
@@ -59,12 +64,14 @@ def build_app(options: ServeOptions, load_first: bool = False) -> FastAPI:
     )  # fmt: skip
     app.include_router(api_routes.router)
     _add_page(app)
+    _add_health(app)
     _add_errors(app)
     if options.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(options.cors), allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"],
         )  # fmt: skip
+    app.add_middleware(CountRequests, metrics=metrics)
     return app
 
 
@@ -78,6 +85,13 @@ def _add_page(app: FastAPI) -> None:
             return JSONAnswer({"status": "ok"})
         return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
+    if PAGE.is_dir():
+        app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _add_health(app: FastAPI) -> None:
+    """Add what probes and Prometheus ask for; none of it needs a token."""
+
     @app.get("/healthz", tags=["health"], summary="Say whether the process works")
     async def healthz(request: Request) -> Response:
         healthy = request.app.state.server.models.windows.healthy
@@ -90,8 +104,9 @@ def _add_page(app: FastAPI) -> None:
         _require_ready(request)
         return JSONAnswer({"status": "ok"})
 
-    if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE))
+    @app.get("/metrics", tags=["health"], summary="Count requests and windows, for Prometheus")
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(render(await request.app.state.server.collect()), media_type=PROMETHEUS)
 
 
 def _require_ready(request: Request) -> None:

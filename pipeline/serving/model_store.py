@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ KEPT_VERSIONS = 2
 """Versions besides the served one that stay in memory; the one that was used longest ago goes."""
 WINDOWS_A_SECOND = 10
 """Windows of a timeline for each second of the longest recording, at most."""
+LISTED_S = 3.0
+"""Seconds for which a list of versions is used again."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 logger = logging.getLogger("ray.serve")  # Ray Serve sends this one to the logs of its replicas
 
@@ -63,6 +66,7 @@ class ModelStore:
         self._current: ServedModel | None = None
         self._others: OrderedDict[str, ServedModel] = OrderedDict()
         self._loading = threading.Lock()
+        self._listed: tuple[float, list[dict[str, Any]]] = (-LISTED_S, [])
 
     @property
     def current(self) -> ServedModel:
@@ -109,22 +113,28 @@ class ModelStore:
         Raises:
             RefusedError: the version does not exist, or the server serves no registered model.
         """
-        if version is None or version == self.current.version:
-            return self.current
+        current = self.current
+        if version is None or version == current.version:
+            return current
         loaded = self._find_loaded(version)
-        return loaded or await asyncio.to_thread(self._load_other, version)
+        return loaded if loaded is not None else await asyncio.to_thread(self._load_other, version)
 
     def list_versions(self) -> list[dict[str, Any]]:
-        """Return the versions of the registered model with their aliases, the newest first; UserError from MLflow."""
+        """Return the versions of the registered model with their aliases, the newest first, a few seconds old at most.
+
+        Raises:
+            UserError: the registry does not answer.
+        """
         if self._address is None:
             return []
-        from pipeline.tracking import registry  # noqa: PLC0415  # MLflow takes 100 MB
+        if time.monotonic() - self._listed[0] > LISTED_S:
+            from pipeline.tracking import registry  # noqa: PLC0415  # MLflow takes 100 MB
 
-        self._open_registry()
-        return [
-            {"version": str(number), "aliases": list(aliases)}
-            for number, aliases in registry.list_versions(self._address.name).items()
-        ]
+            self._open_registry()
+            found = registry.list_versions(self._address.name)
+            rows = [{"version": str(number), "aliases": list(aliases)} for number, aliases in found.items()]
+            self._listed = (time.monotonic(), rows)
+        return self._listed[1]
 
     def close(self) -> None:
         """End the threads and processes."""

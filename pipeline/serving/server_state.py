@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from ast_core.errors import UserError
 from pipeline.serving.client_tokens import TokenGate, read_tokens
@@ -13,8 +15,22 @@ from pipeline.serving.model_store import ModelStore
 from pipeline.serving.refusals import overload
 from pipeline.serving.request_bodies import BodyReader
 from pipeline.serving.serve_options import ServeOptions
+from pipeline.serving.server_metrics import Counts, Key, MetricsBoard, ServerMetrics
 
 logger = logging.getLogger("ray.serve")
+
+
+BOARD_S = 2.0
+"""Longest wait for the counts of the other replicas."""
+SEND_S = 1.0
+"""Seconds from one sending of counts to the board to the next."""
+
+
+class Board(Protocol):
+    """What collects the counts of all replicas; a `MetricsBoard` here or elsewhere."""
+
+    async def exchange(self, replica: str, counts: Counts) -> Counts:
+        """Store the counts of a replica, and return the sums over all replicas."""
 
 
 class ServerState:
@@ -22,16 +38,21 @@ class ServerState:
 
     Args:
         options: settings of the server.
+        metrics: counts of the replica.
+        board: what collects the counts of all replicas; this one's only if it is None.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, metrics: ServerMetrics, board: Board | None = None) -> None:
         self.options = options
-        self.models = ModelStore(options)
+        self.metrics = metrics
+        self.models = ModelStore(options, self._count_batch)
         self.gate = TokenGate(read_tokens(options.tokens))
         self.bodies = BodyReader(options.max_request_bytes)
         self.draining = False
         self.running = 0
         """Requests that are being answered."""
+        self._board: Board = board or MetricsBoard()
+        self._name = uuid.uuid4().hex
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -52,7 +73,7 @@ class ServerState:
         loading = asyncio.create_task(asyncio.to_thread(self.models.start))
         if load_first:
             await loading
-        self._tasks.append(asyncio.create_task(self._watch(loading)))
+        self._tasks += [asyncio.create_task(self._watch(loading)), asyncio.create_task(self._send_counts())]
 
     async def stop(self) -> None:
         """End tasks, threads and processes."""
@@ -83,6 +104,35 @@ class ServerState:
             finally:
                 self.running -= 1
 
+    async def collect(self) -> Counts:
+        """Return the counts of all replicas; those of this one if the others cannot be asked."""
+        own = self.metrics.snapshot(self._gauges())
+        try:
+            return await asyncio.wait_for(self._board.exchange(self._name, own), BOARD_S)
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises, the requests matter more
+            logger.warning("The counts of the other replicas are missing: %s", error)
+            return own
+
+    def _gauges(self) -> dict[Key, float]:
+        found: dict[Key, float] = {
+            ("ast_serve_requests_running", ()): self.running,
+            ("ast_serve_windows_waiting", ()): self.models.windows.waiting,
+            ("ast_serve_replicas", ()): float(self.ready),
+        }
+        if self.models.ready:
+            labels = {name: str(value or "") for name, value in self.models.current.identity.items()}
+            found["ast_serve_model", tuple(sorted(labels.items()))] = 1.0
+        return found
+
+    def _count_batch(self, windows: int) -> None:
+        self.metrics.add("ast_serve_batches_total")
+        self.metrics.add("ast_serve_windows_total", windows)
+
+    async def _send_counts(self) -> None:
+        while True:
+            await self.collect()
+            await asyncio.sleep(SEND_S)
+
     async def _watch(self, loading: asyncio.Task[None]) -> None:
         """Look for a new champion again and again."""
         try:
@@ -93,6 +143,8 @@ class ServerState:
         while True:
             await asyncio.sleep(self.options.refresh_s)
             try:
-                await asyncio.to_thread(self.models.refresh)
+                if await asyncio.to_thread(self.models.refresh):
+                    self.metrics.add("ast_serve_takeovers_total")
             except Exception as error:  # noqa: BLE001  # whatever a new version raises, the old one serves on
+                self.metrics.add("ast_serve_takeover_failures_total")
                 logger.error("The registry's model was not taken over: %s", error)  # noqa: TRY400
