@@ -32,7 +32,7 @@ from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ServeSettings
 from pipeline.tracking.model_choice import fetch_model_folder, is_model_address
-from pipeline.tracking.store_uri import resolve_store
+from pipeline.tracking.store_uri import choose_store
 
 try:
     from ray import serve as ray_serve
@@ -104,7 +104,7 @@ def _read_options(settings: ServeSettings) -> DeploymentOptions:
     read_tokens(tokens)
     server = ServeOptions(
         model=model,
-        tracking=resolve_store(settings.tracking),
+        tracking=choose_store(settings.tracking),
         tokens=tokens,
         cors=settings.cors,
         gpus=settings.gpus,

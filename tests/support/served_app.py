@@ -6,21 +6,30 @@ import contextlib
 import http.client
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import uvicorn
 from fastapi import FastAPI
+from servers import free_port
 
 from pipeline.serving.application import build_app
 from pipeline.serving.serve_options import ServeOptions
 
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60
+START_S, STOP_S = 150, 90
+"""Longest waits for a process to be ready and to end."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class ServedApp:
+class HttpServer:
     """A server on loopback."""
 
     port: int
-    app: FastAPI
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Send a GET request."""
@@ -64,6 +72,64 @@ class ServedApp:
             return Answer(answer.status, names, answer.read())
         finally:
             connection.close()
+
+
+@dataclass(frozen=True)
+class ServedApp(HttpServer):
+    """The application in a thread of the test."""
+
+    app: FastAPI
+
+
+@dataclass(frozen=True)
+class ServedProcess(HttpServer):
+    """The stage `serve` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> int:
+        """Send SIGTERM, and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
+
+
+@contextlib.contextmanager
+def serve_process(log: Path, *flags: str) -> Iterator[ServedProcess]:
+    """Run `ast-pipeline serve`; yield it once it is ready, and end it and Ray.
+
+    Args:
+        log: file for its output.
+        flags: flags of the stage, without the port.
+    """
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "pipeline.cli.main", "serve", "--port", str(port), *flags]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    own = ServedProcess(port, process, log)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _is_ready(own):
+            assert process.poll() is None, f"the server did not start: {log.read_text()}"
+            assert time.monotonic() < deadline, f"the server is not ready: {log.read_text()}"
+            time.sleep(0.2)
+        yield own
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process.poll() is None:
+                own.stop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _is_ready(own: ServedProcess) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=2)  # Ray Serve's proxy lets it wait
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
