@@ -1,6 +1,8 @@
-"""Errors, wrong answers and latency of a registered model, served by the README's command to many clients at once.
+"""Errors, wrong answers and latency of one registered model, served by `ast-pipeline serve` and by MLflow.
 
-python benchmarks/load_serving.py [--clients 64] [--seconds 300] [--workers 1]
+Both get the same requests, JSON with base64, from 1, 8 and 64 clients at once, one server after the other.
+
+python benchmarks/load_serving.py [--clients 1 8 64] [--seconds 300] [--servers mlflow serve]
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,14 +43,18 @@ from ast_core.weights.bundle import Bundle, write_bundle
 from pipeline.tracking import mlflow_store, registry, runs
 from pipeline.tracking.serving_requests import AUDIO
 
-CLIENTS, SECONDS, QUICK_S = 64, 300.0, 5.0
+CLIENTS, SECONDS, QUICK_S = (1, 8, 64), 300.0, 5.0
+FEWER_SHARE = 0.2
+"""Share of the time for each number of clients but the last."""
+GOAL_REQUESTS, GOAL_P99 = 2.0, 0.5
+"""Requests a second and 99th percentile of `serve` with the most clients, as factors of MLflow's."""
 MODEL = "ast-load"
 LABELS = ("dog", "rain", "siren", "speech", "wind")
 TOLERANCE = 1e-6
 WARM_SHARE = 0.2
 """Share of the time after which memory must not grow: by then all threads and their buffers exist."""
-START_S, ANSWER_S = 180, 600
-"""Longest waits, for the server's start and for one answer."""
+START_S, ANSWER_S, STOP_S = 180, 600, 60
+"""Longest waits, for the server's start, for one answer, and for the server's end."""
 KINDS = (
     ("WAV", "PCM_16", 16_000, 1),
     ("WAV", "PCM_16", 44_100, 2),
@@ -64,10 +70,25 @@ QUESTIONS, BROKEN_EVERY, THREE_EVERY = 48, 6, 8
 class Question:
     """Request and its correct answer."""
 
-    body: bytes
-    """Body of the HTTP request."""
+    bodies: dict[str, bytes]
+    """Body of the HTTP request for each server."""
     expected: tuple[np.ndarray | None, ...]
     """Probabilities [C] of each recording; None for a broken one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """One way to serve a model, and the words of its requests."""
+
+    name: str
+    path: str
+    ready: str
+    command: Callable[[int], list[str]]
+    """Command line for a port."""
+    write: Callable[[list[str]], object]
+    """Body of a request as JSON, for recordings as base64."""
+    read: Callable[[int, bytes, int], list[dict[str, object]]]
+    """Rows of an answer with `error` and `probabilities`, for a status, a content and the number of recordings."""
 
 
 @dataclasses.dataclass
@@ -114,8 +135,9 @@ def make_questions(bundle: Path, seed: int = 0) -> list[Question]:
         expected = [_answer(predictor, content) for content in contents]
         if number % BROKEN_EVERY == 0:
             contents[0], expected[0] = _broken(rng, contents[0], number // BROKEN_EVERY), None
-        rows = [{AUDIO: base64.b64encode(content).decode()} for content in contents]
-        made.append(Question(json.dumps({"dataframe_records": rows}).encode(), tuple(expected)))
+        coded = [base64.b64encode(content).decode() for content in contents]
+        bodies = {own.name: json.dumps(own.write(coded)).encode() for own in SERVERS.values()}
+        made.append(Question(bodies, tuple(expected)))
     known = [scores_C for question in made for scores_C in question.expected if scores_C is not None]
     apart = min(np.abs(a - b).max() for n, a in enumerate(known) for b in known[:n])
     if apart < 10 * TOLERANCE:
@@ -147,29 +169,76 @@ def _answer(predictor: Predictor, content: bytes) -> np.ndarray:
         return predictor.probabilities(load_waveform(file.name, predictor.bundle.front_end.sample_rate_hz))
 
 
+def mlflow_command(port: int) -> list[str]:
+    """Return the command of the documents."""
+    program = str(Path(sys.executable).parent / "mlflow")
+    model = f"models:/{MODEL}@{registry.CHAMPION}"
+    return [program, "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
+
+
+def serve_command(port: int) -> list[str]:
+    """Return the command of the stage."""
+    program = str(Path(sys.executable).parent / "ast-pipeline")
+    return [program, "serve", "--model", f"models:/{MODEL}@{registry.CHAMPION}", "--port", str(port)]
+
+
+def read_mlflow(status: int, content: bytes, count: int) -> list[dict[str, object]]:
+    """Return the rows of an answer of MLflow; ValueError if it is no answer."""
+    if status != http.HTTPStatus.OK:
+        raise ValueError(f"HTTP {status}: {content[:200]!r}")
+    rows: list[dict[str, object]] = json.loads(content)["predictions"]
+    return rows if len(rows) == count else [{}] * count
+
+
+def read_serve(status: int, content: bytes, count: int) -> list[dict[str, object]]:
+    """Return the rows of an answer of `serve`, which refuses a request if all its recordings are broken."""
+    answer = json.loads(content)
+    if status == http.HTTPStatus.UNPROCESSABLE_ENTITY and count == 1:
+        return [{ERROR: answer["error"], PROBABILITIES: None}]
+    if status != http.HTTPStatus.OK:
+        raise ValueError(f"HTTP {status}: {content[:200]!r}")
+    rows: list[dict[str, object]] = answer["results"]
+    return rows if len(rows) == count else [{}] * count
+
+
+SERVERS = {
+    "mlflow": Server(
+        "mlflow", "/invocations", "/ping", mlflow_command,
+        lambda coded: {"dataframe_records": [{AUDIO: own} for own in coded]}, read_mlflow,
+    ),
+    "serve": Server(
+        "serve", "/v1/predict", "/readyz", serve_command,
+        lambda coded: {"files": [{"audio": own} for own in coded]}, read_serve,
+    ),
+}  # fmt: skip
+"""Servers by the name that `--servers` takes."""
+
+
 @contextlib.contextmanager
-def serve(store: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
-    """Run the README's command on loopback, and yield the port and process id of the server.
+def serve(
+    store: str, folder: Path, options: Sequence[str] = (), own: Server = SERVERS["mlflow"]
+) -> Iterator[tuple[int, int]]:
+    """Run a server on loopback, and yield its port and process id.
 
     Args:
         store: MLflow's store with the registered model.
         folder: folder of the server's log.
-        options: further options of `mlflow models serve`.
+        options: further options of its command.
+        own: server to run.
     """
     programs = Path(sys.executable).parent
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = int(taken.getsockname()[1])
-    command = [str(programs / "mlflow"), "models", "serve", "-m", f"models:/{MODEL}@{registry.CHAMPION}"]
-    command += ["--env-manager", "local", "-p", str(port), *options]
+    command = [*own.command(port), *options]
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": store}
-    log = folder / "serve.log"
+    log = folder / f"{own.name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
         deadline = time.monotonic() + START_S
-        while not _ready(port):
+        while not _ready(port, own.ready):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"The server did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
             time.sleep(0.2)
@@ -178,22 +247,24 @@ def serve(store: str, folder: Path, options: Sequence[str] = ()) -> Iterator[tup
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(STOP_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _ready(port: int) -> bool:
+def _ready(port: int, path: str) -> bool:
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/ping")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
     except OSError:
         return False
 
 
-def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds: float) -> Answers:
+def ask(
+    port: int, server: int, asked: Sequence[Question], clients: int, seconds: float, own: Server = SERVERS["mlflow"]
+) -> Answers:
     """Send each question once in order, then let clients send random questions, each one after the other.
 
     Args:
@@ -202,17 +273,18 @@ def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds
         asked: questions to choose from.
         clients: number of clients that ask at the same time.
         seconds: time during which clients send new questions.
+        own: server that answers.
     """
     seen = Answers()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     for question in asked:
-        _ask_once(connection, question, seen)
+        _ask_once(connection, own, question, seen)
     connection.close()
     seen.latencies_s.clear()
     before = open_files(server)
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(clients) as pool:
-        running = [pool.submit(_client, port, asked, until, number, seen) for number in range(clients)]
+        running = [pool.submit(_client, port, own, asked, until, number, seen) for number in range(clients)]
         while time.monotonic() < until:
             seen.server_mb.append(resident_mb(server))
             time.sleep(1)
@@ -224,18 +296,18 @@ def ask(port: int, server: int, asked: Sequence[Question], clients: int, seconds
     return seen
 
 
-def _client(port: int, asked: Sequence[Question], until: float, number: int, seen: Answers) -> None:
+def _client(port: int, own: Server, asked: Sequence[Question], until: float, number: int, seen: Answers) -> None:
     rng = np.random.default_rng(number)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     while time.monotonic() < until:
-        _ask_once(connection, asked[rng.integers(len(asked))], seen)
+        _ask_once(connection, own, asked[rng.integers(len(asked))], seen)
     connection.close()
 
 
-def _ask_once(connection: http.client.HTTPConnection, question: Question, seen: Answers) -> None:
+def _ask_once(connection: http.client.HTTPConnection, own: Server, question: Question, seen: Answers) -> None:
     started = time.monotonic()
     try:
-        connection.request("POST", "/invocations", question.body, {"Content-Type": "application/json"})
+        connection.request("POST", own.path, question.bodies[own.name], {"Content-Type": "application/json"})
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -243,17 +315,19 @@ def _ask_once(connection: http.client.HTTPConnection, question: Question, seen: 
         seen.errors.append(repr(error))
         return
     seen.latencies_s.append(time.monotonic() - started)
-    if response.status != http.HTTPStatus.OK:
-        seen.errors.append(f"HTTP {response.status}: {content[:200]!r}")
+    try:
+        rows = own.read(response.status, content, len(question.expected))
+    except ValueError as error:
+        seen.errors.append(str(error))
         return
-    rows = json.loads(content)["predictions"]
     for row, expected_C in zip(rows, question.expected, strict=True):
+        error, found = row.get(ERROR), row.get(PROBABILITIES)
         if expected_C is None:
-            right = bool(row[ERROR]) and row[PROBABILITIES] is None
+            right = bool(error) and found is None
             seen.refused += right
         else:
-            scores_C = np.array([(row[PROBABILITIES] or {}).get(label, np.nan) for label in LABELS])
-            right = not row[ERROR] and bool(np.abs(scores_C - expected_C).max() <= TOLERANCE)
+            scores_C = np.array([found.get(label, np.nan) if isinstance(found, dict) else np.nan for label in LABELS])
+            right = not error and bool(np.abs(scores_C - expected_C).max() <= TOLERANCE)
         if not right:
             seen.errors.append(f"an answer differs: {row}, not {expected_C}")
 
@@ -269,6 +343,7 @@ def figures(seen: Answers, seconds: float) -> dict[str, float]:
         "errors": len(seen.errors),
         "p50_s": percentiles[49],
         "p90_s": percentiles[89],
+        "p95_s": percentiles[94],
         "p99_s": percentiles[98],
         "slowest_s": max(seen.latencies_s),
         "server_mb_at_first": seen.server_mb[0],
@@ -279,29 +354,65 @@ def figures(seen: Answers, seconds: float) -> dict[str, float]:
     }
 
 
+def measure(
+    own: Server, store: str, folder: Path, asked: Sequence[Question], counts: Sequence[int], seconds: float
+) -> list[tuple[dict[str, float], list[str]]]:
+    """Return the figures and the errors of one server for each number of clients; the last one has all the time."""
+    found = []
+    with serve(store, folder, OPTIONS[own.name], own) as (port, server):
+        for clients in counts:
+            share = seconds if clients == counts[-1] else FEWER_SHARE * seconds
+            seen = ask(port, server, asked, clients, share, own)
+            found.append((figures(seen, share), seen.errors))
+    return found
+
+
+OPTIONS = {"mlflow": ["--timeout", "600"], "serve": ["--gpus", "no"]}
+"""Further options. MLflow gives up after 60 s by default, which 64 clients of a busy machine may reach."""
+COLUMNS = {
+    "requests/s": "requests_per_s", "p50 s": "p50_s", "p95 s": "p95_s", "p99 s": "p99_s", "slowest s": "slowest_s",
+    "requests": "requests", "errors": "errors", "MiB at first": "server_mb_at_first",
+    "MiB at last": "server_mb_at_last",
+}  # fmt: skip
+"""Columns of the table, and the figures that they show."""
+
+
 def main() -> None:
-    """Serve a model, let all clients ask for the given time, and print the figures."""
+    """Serve a model, let all clients ask for the given time, and print the table and the goals."""
     parser = arguments(__doc__)
-    parser.add_argument("--clients", type=int, default=CLIENTS)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--workers", type=int, default=1, help="workers of `mlflow models serve`")
-    parser.add_argument("--timeout", type=int, default=60, help="timeout of `mlflow models serve`, in seconds")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for the last number of clients")
+    parser.add_argument("--servers", nargs="+", choices=tuple(SERVERS), default=tuple(SERVERS))
     args = parser.parse_args()
-    seconds = QUICK_S if args.quick else args.seconds
+    seconds, errors = QUICK_S if args.quick else args.seconds, []
+    last: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = f"sqlite:///{folder / 'mlflow.db'}"
         asked = make_questions(register_model(folder / "bundle", store))
-        options = ["--workers", str(args.workers), "--timeout", str(args.timeout)]
-        with serve(store, folder, options) as (port, server):
-            seen = ask(port, server, asked, args.clients, seconds)
-    for key, value in figures(seen, seconds).items():
-        print(f"{key.replace('_', ' ')}: {value:.4g}")
-    for error in seen.errors[:5]:
+        print(f"| server | clients | {' | '.join(COLUMNS)} |\n|---|{'---|' * (len(COLUMNS) + 1)}")
+        for own in args.servers:
+            found = measure(SERVERS[own], store, folder, asked, args.clients, seconds)
+            for clients, (row, wrong) in zip(args.clients, found, strict=True):
+                print(
+                    f"| {own} | {clients} | {' | '.join(f'{row[key]:.4g}' for key in COLUMNS.values())} |", flush=True
+                )
+                last[own] = row
+                errors += wrong
+    if len(last) == len(SERVERS):
+        print_goals(last["serve"], last["mlflow"], args.clients[-1])
+    for error in errors[:5]:
         print(error)
     print_machine()
-    if seen.errors:
-        raise SystemExit(f"{len(seen.errors)} of {len(seen.latencies_s)} requests went wrong")
+    if errors:
+        raise SystemExit(f"{len(errors)} requests went wrong")
+
+
+def print_goals(own: dict[str, float], peer: dict[str, float], clients: int) -> None:
+    """Print how `serve` compares with MLflow, next to the goals."""
+    more, later = own["requests_per_s"] / peer["requests_per_s"], own["p99_s"] / peer["p99_s"]
+    print(f"{clients} clients: {more:.2f} times the requests a second of MLflow (goal {GOAL_REQUESTS:g})")
+    print(f"{clients} clients: {later:.2f} times the 99th percentile of MLflow (goal {GOAL_P99:g})")
 
 
 if __name__ == "__main__":
