@@ -75,8 +75,8 @@ audit: .venv/.installed  ## Ask PyPI for known weaknesses of the dependencies; n
 	$(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --no-deps -r requirements.lock
 
 lock: .venv/.installed  ## Resolve requirements.lock and the image's lock again
-	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster --group dev -o requirements.lock
-	$(COMPILE) --extra ffmpeg --extra server --extra optuna --extra cluster -c requirements.lock -o k8s/image/requirements.lock
+	$(COMPILE) --extra ffmpeg --extra server --extra serve --extra optuna --extra cluster --group dev -o requirements.lock
+	$(COMPILE) --extra ffmpeg --extra server --extra serve --extra optuna --extra cluster -c requirements.lock -o k8s/image/requirements.lock
 
 manifests: .venv/.installed  ## Write k8s/jobs from k8s/values/values.yaml and the overlays
 	$(BIN)/python k8s/generate_jobs.py

@@ -166,10 +166,11 @@ async def answer_uploads(
         for task in tasks:
             task.cancel()
     if all(own["error"] for own in results):
-        reasons = sorted({own["error"] for own in results})[:3]
-        what = "The recording" if len(results) == 1 else f"None of the {len(results)} recordings"
-        verb = "cannot be used" if len(results) == 1 else "can be used"
-        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{what} {verb}: {'; '.join(reasons)}.")
+        reasons = "; ".join(sorted({own["error"] for own in results})[:3])
+        sentence = f"The recording cannot be used: {reasons}."
+        if len(results) > 1:
+            sentence = f"None of the {len(results)} recordings can be used: {reasons}."
+        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
     return results
 
 

@@ -127,7 +127,7 @@ class TokenGate:
 
 
 def find_token(headers: Mapping[str, str]) -> str:
-    """Return the token in the header `Authorization`, or in a subprotocol of a WebSocket; empty if there is none."""
+    """Return the token in the header `Authorization`, or in a subprotocol of a WebSocket; else an empty text."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()

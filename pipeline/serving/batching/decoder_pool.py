@@ -113,7 +113,7 @@ class _LimitedBlocks(Iterable[np.ndarray]):
 
     def __iter__(self) -> Iterator[Waveform]:
         samples = 0
-        # A decoder that is told to stop early does not notice a file that is cut off, so it is ended here.
+        # A decoder with a limit does not notice a file that is cut off, so the limit is checked here.
         for block_N in self.decoder.blocks(self.content, self.sample_rate_hz):
             samples += len(block_N)
             if samples > self.max_seconds * self.sample_rate_hz:

@@ -85,7 +85,7 @@ def test_a_body_without_recordings_is_refused(
         ("events?hop_s=inf", "hop_s"), ("events?hop_s=nan", "hop_s"), ("events?hop_s=1e-9", "hop"),
         ("events?hop_s=100", "hop_s"), ("events?release=2", "release"), ("events?min_s=-1", "min_s"),
         ("events?gap_s=inf", "gap_s"), ("events?overlap=1", "overlap"), ("events?timeline=maybe", "timeline"),
-        ("embed", "member"), ("embed?member=nobody", "member"), ("embed?member=seed-0&layer=99", "layer"),
+        ("embed", "member"), ("embed?member=seed-9", "member"), ("embed?member=seed-0&layer=99", "layer"),
         ("embed?member=seed-0&layer=x", "layer"),
     ],
 )  # fmt: skip
