@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -162,7 +161,7 @@ async def events(
             return {"duration_s": float(found.ends_s.max()), "events": [describe_event(one) for one in own], **more}
 
         results = await answer_uploads(uploads, run, {"events": None})
-        return JSONAnswer({"model": model.identity, "results": results})
+        return await asyncio.to_thread(JSONAnswer, {"model": model.identity, "results": results})
 
 
 @router.post("/embed", summary="Return the embedding of a recording", response_model=EmbedAnswer, openapi_extra=_BODY)
@@ -194,5 +193,5 @@ async def describe_model(request: Request, version: Version = None) -> Response:
     state: ServerState = request.app.state.server
     with state.admit(request.headers):
         model = await state.models.find(version)
-        versions = await asyncio.to_thread(state.models.list_versions)
-        return JSONAnswer({**model.describe(), "versions": versions}, HTTPStatus.OK)
+        versions = await asyncio.to_thread(state.models.known_versions)
+        return JSONAnswer({**model.describe(), "versions": versions})

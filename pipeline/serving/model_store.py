@@ -136,6 +136,14 @@ class ModelStore:
             self._listed = (time.monotonic(), rows)
         return self._listed[1]
 
+    def known_versions(self) -> list[dict[str, Any]]:
+        """Return `list_versions`, or what it returned last if the registry does not answer."""
+        try:
+            return self.list_versions()
+        except UserError as error:
+            logger.warning("%s", error)
+            return self._listed[1]
+
     def close(self) -> None:
         """End the threads and processes."""
         self.decoders.close()
@@ -156,9 +164,14 @@ class ModelStore:
         with self._loading:
             if (found := self._find_loaded(version)) is not None:
                 return found
-            if version not in {own["version"] for own in self.list_versions()}:
-                raise missing
-            self._others[version] = found = self._load(version)
+            try:
+                if version not in {own["version"] for own in self.list_versions()}:
+                    raise missing
+                found = self._load(version)
+            except UserError as error:
+                logger.error("%s", error)  # noqa: TRY400  # a sentence for the user, no bug
+                raise overload(f"Version {version} cannot be loaded; the server's log has the reason.") from None
+            self._others[version] = found
             while len(self._others) > KEPT_VERSIONS:
                 self._others.popitem(last=False)
             return found

@@ -123,7 +123,7 @@ async def parse_uploads(headers: Mapping[str, str], body: bytes) -> list[Upload]
     if kind == "multipart/form-data":
         return await _parse_multipart(headers, body)
     if kind == "application/json":
-        return _parse_json(body)
+        return await asyncio.to_thread(_parse_json, body) if len(body) > MIB else _parse_json(body)
     if not body:
         raise _bad(f"The request has no recording. {HOW_TO_SEND}")
     return [Upload("recording", body)]

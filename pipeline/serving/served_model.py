@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ast_core.errors import UserError
+from ast_core.errors import ClipError, UserError
 from ast_core.evaluation.audio_tagger import Timeline
 from ast_core.evaluation.embedder import Embedder, find_member
 from ast_core.evaluation.predictor import Predictor
@@ -23,6 +23,9 @@ from ast_core.weights.bundle import Bundle
 from pipeline.serving.batching.decoder_pool import DecoderPool
 from pipeline.serving.batching.recording_jobs import EmbeddedRecording, EmbedJob, PredictJob, RecordingJob, TimelineJob
 from pipeline.serving.batching.window_queue import WindowQueue
+
+FEW_PARTS = 64
+"""Windows whose results are joined in the thread that answers requests."""
 
 
 @dataclass
@@ -146,11 +149,19 @@ class ServedModel:
             fed = await asyncio.wrap_future(self.decoders.submit(content, self.sample_rate_hz, job, stop))
             parts = [part for future in fed.parts for part in await asyncio.wrap_future(future)]
             if len(parts) <= FEW_PARTS:
-                return job.join(parts, fed.length_s)
-            return await asyncio.to_thread(job.join, parts, fed.length_s)
+                return require_finite(job.join(parts, fed.length_s))
+            return require_finite(await asyncio.to_thread(job.join, parts, fed.length_s))
         finally:
             stop.set()
 
 
-FEW_PARTS = 64
-"""Windows whose results are joined in the thread that answers requests."""
+def require_finite(found: Scored | Timeline | EmbeddedRecording) -> Any:
+    """Return a result; ClipError if the model returned values that no JSON can hold."""
+    if isinstance(found, Timeline):
+        values = found.probabilities
+    else:
+        values = found.scores_C if isinstance(found, Scored) else found.clip_E
+    if not np.isfinite(values).all():
+        what = "an embedding" if isinstance(found, EmbeddedRecording) else "a probability"
+        raise ClipError("model", f"{what} is not finite")  # the words of `embed`
+    return found

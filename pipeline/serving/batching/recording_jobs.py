@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ast_core.audio.fbank import Fbank, fit_length
-from ast_core.errors import require
+from ast_core.errors import ClipError
 from ast_core.evaluation.audio_tagger import Timeline
 from ast_core.evaluation.embedder import Embedder
 from ast_core.evaluation.event_windows import cut_with_edges
@@ -115,14 +115,12 @@ class TimelineJob:
         return (self.fbank,)
 
     def cut(self, fbank: Fbank, blocks: Blocks) -> Iterator[Window]:
-        """Yield a window every hop; UserError if they are too many."""
+        """Yield a window every hop; ClipError if they are too many."""
         frames = fbank.config.target_frames
         for start, cut_N in cut_with_edges(fbank, blocks, self.hop_samples):
-            require(
-                len(self.starts) < self.most_windows,
-                f"The recording has more than {self.most_windows} windows at this hop; give a longer hop_s, or a "
-                "shorter recording.",
-            )
+            if len(self.starts) >= self.most_windows:
+                reason = f"it has more than {self.most_windows} windows at this hop; give a longer hop_s"
+                raise ClipError("fbank", reason)
             self.starts.append(start)
             fbank_TM = fit_length(fbank(torch.from_numpy(cut_N)), frames).half().float()
             yield Window(fbank_TM, fbank.num_frames(len(cut_N)))
