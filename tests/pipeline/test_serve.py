@@ -93,7 +93,7 @@ def wait_for(server: ServedProcess, pattern: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_answers_equal_those_of_the_python_api(server: ServedProcess, versions: list[Path], tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(WAV)
     expected = ast_core.load(versions[0]).predict(str(tmp_path / "a.wav"))
@@ -109,7 +109,7 @@ def test_answers_equal_those_of_the_python_api(server: ServedProcess, versions: 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_new_champion_is_taken_over_without_a_failed_request(server: ServedProcess, store: str) -> None:
     with Clients(server, 4) as clients:
         wait_for(server, r"ast_serve_replicas 1")
@@ -121,7 +121,7 @@ def test_a_new_champion_is_taken_over_without_a_failed_request(server: ServedPro
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_killed_replica_fails_only_the_requests_that_it_had(server: ServedProcess, measured) -> None:
     children = psutil.Process(server.process.pid).children(recursive=True)
     (replica,) = [own for own in children if "ServeReplica" in " ".join(own.cmdline())]
@@ -143,7 +143,7 @@ def test_a_killed_replica_fails_only_the_requests_that_it_had(server: ServedProc
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_sigterm_lets_running_requests_end(server: ServedProcess) -> None:
     long = encode_wav(np.tile(WAVE, 300))
     with ThreadPoolExecutor(1) as pool:

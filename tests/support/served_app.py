@@ -28,7 +28,7 @@ from pipeline.serving.serve_options import ServeOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60
-START_S, STOP_S = 150, 90
+START_S, STOP_S = 240, 90
 """Longest waits for a process to be ready and to end."""
 
 
