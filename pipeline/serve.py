@@ -44,8 +44,9 @@ except ModuleNotFoundError as error:
 from ast_core.weights.bundle import Bundle
 from pipeline.ray_runtime import connection, internals
 from pipeline.serving.client_tokens import read_tokens
-from pipeline.serving.serve_deployment import DeploymentOptions, bind, read_board, remove_board
+from pipeline.serving.serve_deployment import DeploymentOptions, bind, drain_replicas, remove_board
 from pipeline.serving.serve_options import ServeOptions
+from pipeline.serving.server_metrics import READY, RUNNING
 
 APPLICATION = "ast-pipeline"
 """Name of the application in Ray Serve."""
@@ -55,8 +56,6 @@ WATCH_S = 5.0
 KEEP_ALIVE_S = 75
 """Seconds that an idle connection stays open; proxies such as nginx keep theirs for 60."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SETTLE_S = 1.5
-"""Seconds until all replicas have reported that they refuse new requests."""
 
 
 def serve(settings: ServeSettings) -> None:
@@ -144,6 +143,7 @@ def _warn(settings: ServeSettings) -> None:
 
 def _deploy(options: DeploymentOptions) -> None:
     """Start the replicas and wait until each has made a prediction."""
+    remove_board()
     try:
         ray_serve.run(bind(options), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -164,10 +164,10 @@ def _watch(stop: threading.Event) -> None:
 def _drain(options: DeploymentOptions) -> None:
     """Refuse new requests and wait for the answers of those that run."""
     deadline = time.monotonic() + options.drain_s
-    with contextlib.suppress(RuntimeError):  # the replicas end in any case
-        ray_serve.run(bind(options, draining=True), name=APPLICATION, route_prefix="/")
-    time.sleep(min(SETTLE_S, options.drain_s))
-    while time.monotonic() < deadline and read_board().get(("ast_serve_requests_running", ()), 0) > 0:
+    while time.monotonic() < deadline:
+        counts = drain_replicas()
+        if not counts.get(READY) and not counts.get(RUNNING):
+            break
         time.sleep(LOOK_S)
 
 

@@ -11,6 +11,7 @@ import ray
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
 
 from ast_core.errors import require
 from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE
@@ -26,8 +27,6 @@ BOARD = "ast-serve-board"
 DEPLOYMENT = "model"
 EXTRA_REQUESTS = 64
 """Requests besides the waiting ones that reach a replica, so that it refuses them itself, with a reason."""
-DRAINING = "draining"
-"""Key of the settings that Ray Serve sends to running replicas."""
 MOST_REPLICAS = 1000
 UP_S, DOWN_S = 5.0, 120.0
 """Seconds of more or less load after which the number of replicas changes."""
@@ -56,11 +55,6 @@ class DeploymentOptions:
 class Replica:
     """What Ray Serve asks of a replica besides HTTP."""
 
-    def reconfigure(self, settings: dict[str, Any]) -> None:
-        """Refuse new requests if the server is being stopped."""
-        state = self.app.state.server  # type: ignore[attr-defined]  # Ray Serve adds `app`
-        state.draining = bool(settings.get(DRAINING))
-
     async def check_health(self) -> None:
         """Raise RuntimeError if the model does not compute any more; Ray Serve then replaces the replica."""
         if not self.app.state.server.models.windows.healthy:  # type: ignore[attr-defined]
@@ -71,24 +65,29 @@ class RayBoard:
     """The board of all replicas, which is an actor."""
 
     def __init__(self) -> None:
-        self._actor: Any = (
-            ray.remote(MetricsBoard)
-            .options(name=BOARD, namespace="serve", get_if_exists=True, lifetime="detached", num_cpus=0)
-            .remote()
-        )
+        self._actor = self._find()
 
     async def exchange(self, replica: str, counts: Counts) -> Counts:
         """Store the counts of a replica, and return the sums over all replicas."""
-        merged: Counts = await self._actor.exchange.remote(replica, counts)
+        try:
+            merged: Counts = await self._actor.exchange.remote(replica, counts)
+        except RayActorError:
+            self._actor = self._find()  # for the next time
+            raise
         return merged
 
+    @staticmethod
+    def _find() -> Any:
+        """Return the actor, started if it does not run."""
+        options = {"name": BOARD, "namespace": "serve", "get_if_exists": True, "lifetime": "detached", "num_cpus": 0}
+        return ray.remote(MetricsBoard).options(**options).remote()
 
-def bind(options: DeploymentOptions, draining: bool = False) -> serve.Application:
+
+def bind(options: DeploymentOptions) -> serve.Application:
     """Return the application for `serve.run`.
 
     Args:
         options: settings of the server and its replicas.
-        draining: whether the replicas refuse new requests.
     """
     low, high = options.replicas
     server, threads = options.server, options.server.threads or max(1, (os.cpu_count() or 1) // high)
@@ -107,7 +106,6 @@ def bind(options: DeploymentOptions, draining: bool = False) -> serve.Applicatio
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(uses_gpu(server.gpus))},
         max_ongoing_requests=server.max_waiting + EXTRA_REQUESTS,
-        user_config={DRAINING: draining},
         graceful_shutdown_timeout_s=options.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
@@ -132,17 +130,17 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     return bind(from_dict(DeploymentOptions, {"server": server, **own}))
 
 
-def read_board() -> Counts:
-    """Return the sums over all replicas, from a process that is no replica; nothing if there is no board."""
+def drain_replicas() -> Counts:
+    """Let all replicas refuse new requests, and return the sums over them; nothing if there is no board."""
     try:
         board: Any = ray.get_actor(BOARD, namespace="serve")
     except ValueError:  # Ray knows no such actor
         return {}
-    counts: Counts = ray.get(board.merge.remote())
+    counts: Counts = ray.get([board.drain.remote(), board.merge.remote()])[1]
     return counts
 
 
 def remove_board() -> None:
-    """End the board of a cluster that goes on."""
+    """End the board of a cluster, which may be of an earlier server."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(BOARD, namespace="serve"))

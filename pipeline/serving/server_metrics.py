@@ -22,6 +22,7 @@ KINDS = {
     "ast_serve_windows_waiting": ("gauge", "Windows that wait for the model."),
     "ast_serve_model": ("gauge", "Number of replicas that serve this version."),
     "ast_serve_replicas": ("gauge", "Number of replicas that are ready."),
+    "ast_serve_draining": ("gauge", "Whether the server is being stopped."),
     "ast_serve_takeovers_total": ("counter", "New versions that a replica took over."),
     "ast_serve_takeover_failures_total": ("counter", "New versions that could not be taken over, or looked up."),
 }
@@ -32,6 +33,10 @@ STALE_S = 15.0
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """Name of a value, and its labels."""
 Counts = dict[Key, float]
+DRAINING: Key = ("ast_serve_draining", ())
+RUNNING: Key = ("ast_serve_requests_running", ())
+READY: Key = ("ast_serve_replicas", ())
+"""Keys of gauges that other modules read."""
 
 
 class ServerMetrics:
@@ -62,9 +67,10 @@ class ServerMetrics:
 
 
 class MetricsBoard:
-    """The newest counts of each replica; an actor of Ray, or an object of the only replica."""
+    """The newest counts of each replica, and the order to stop; an actor of Ray, or an object of the only replica."""
 
     def __init__(self) -> None:
+        self._draining = False
         self._newest: dict[str, tuple[float, Counts]] = {}
 
     async def exchange(self, replica: str, counts: Counts) -> Counts:
@@ -72,9 +78,13 @@ class MetricsBoard:
         self._newest[replica] = (time.monotonic(), counts)
         return self.merge()
 
+    def drain(self) -> None:
+        """Let the replicas refuse new requests; they read it in the counts."""
+        self._draining = True
+
     def merge(self) -> Counts:
-        """Return the sums over the replicas."""
-        total: Counts = {}
+        """Return the sums over the replicas, and whether they are to refuse new requests."""
+        total: Counts = {DRAINING: float(self._draining)}
         for sent, counts in self._newest.values():
             stale = time.monotonic() - sent > STALE_S
             for key, value in counts.items():

@@ -15,7 +15,7 @@ from pipeline.serving.model_store import ModelStore
 from pipeline.serving.refusals import overload
 from pipeline.serving.request_bodies import BodyReader
 from pipeline.serving.serve_options import ServeOptions
-from pipeline.serving.server_metrics import Counts, Key, MetricsBoard, ServerMetrics
+from pipeline.serving.server_metrics import DRAINING, READY, RUNNING, Counts, Key, MetricsBoard, ServerMetrics
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,6 +53,8 @@ class ServerState:
         """Requests that are being answered."""
         self._board: Board = board or MetricsBoard()
         self._name = uuid.uuid4().hex
+        self._alone = False
+        """Whether the board did not answer last."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -105,19 +107,24 @@ class ServerState:
                 self.running -= 1
 
     async def collect(self) -> Counts:
-        """Return the counts of all replicas; those of this one if the others cannot be asked."""
+        """Return the counts of all replicas, or of this one if the board fails; drain if the board says so."""
         own = self.metrics.snapshot(self._gauges())
         try:
-            return await asyncio.wait_for(self._board.exchange(self._name, own), BOARD_S)
+            found = await asyncio.wait_for(self._board.exchange(self._name, own), BOARD_S)
         except Exception as error:  # noqa: BLE001  # whatever Ray raises, the requests matter more
-            logger.warning("The counts of the other replicas are missing: %s", error)
+            if not self._alone:
+                logger.warning("The counts of the other replicas are missing: %s", error)
+            self._alone = True
             return own
+        self._alone = False
+        self.draining = self.draining or found.get(DRAINING, 0) > 0
+        return found
 
     def _gauges(self) -> dict[Key, float]:
         found: dict[Key, float] = {
-            ("ast_serve_requests_running", ()): self.running,
+            RUNNING: self.running,
             ("ast_serve_windows_waiting", ()): self.models.windows.waiting,
-            ("ast_serve_replicas", ()): float(self.ready),
+            READY: float(self.ready),
         }
         if self.models.ready:
             labels = {name: str(value or "") for name, value in self.models.current.identity.items()}
