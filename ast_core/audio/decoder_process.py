@@ -40,7 +40,7 @@ def serve(limit_s: float, content: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the Decoder's process
     # libsndfile takes a file `._` in the current folder for a part of every file. The paths in requests are absolute.
     os.chdir("/")
-    _limit_memory()
+    limit_memory()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each broken file would fill the disk
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in requests:
@@ -87,7 +87,7 @@ def _write(answers: BinaryIO, kind: int, content: bytes) -> None:
     answers.flush()
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """Limit the address space to what this process has now and `MEMORY_MB` more."""
     # macOS has no /proc and its kernel does not enforce RLIMIT_AS. Files are decoded without the limit there, as in
     # containers without /proc: a crash or hang still costs only its file, and the system may kill a process that takes

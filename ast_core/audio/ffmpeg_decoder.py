@@ -34,6 +34,8 @@ _WITH_LENGTH = {"ape", "dsf", "mp4", "mpc", "mpc8", "ogg", "tak", "tta", "wv"}
 """Containers whose headers say the audio's length. For others FFmpeg estimates it, or means the longest stream."""
 _TOLERANCE_S = 0.5
 """Longest difference between a track's length by its header and its samples: encoders' delays are up to 0.2 s."""
+_OPUS = {"opus", "libopus"}
+"""FFmpeg's decoders of Opus."""
 _LOSSLESS = {"alac", "ape", "flac", "tak", "tta", "wavpack"}
 """Codecs without such a delay."""
 
@@ -70,6 +72,32 @@ def decode_with_ffmpeg(
     finally:
         if view.error is not None:
             raise view.error
+
+
+def decode_opus_stream(source: Any, form: str) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield the sampling rate and the samples, float32 [N, channels], of each packet of an Opus stream as it arrives.
+
+    Args:
+        source: object whose `read` returns what has arrived, and waits only if nothing has.
+        form: FFmpeg's name of the container.
+
+    Raises:
+        ClipError: stage `decode`, if the stream is of another container or codec, or damaged.
+    """
+    import av  # noqa: PLC0415
+
+    options = {"protocol_whitelist": "none", "probesize": "32", "analyzeduration": "1"}
+    try:
+        with av.open(source, format=form, options=options, metadata_errors="replace", buffer_size=4096) as container:
+            stream = container.streams.best("audio")
+            codec = "" if stream is None or stream.codec_context is None else stream.codec_context.name
+            if codec not in _OPUS:
+                raise ClipError("decode", f"the stream holds {codec or 'no audio'}, and not Opus")
+            stream.codec_context.thread_count = 1
+            yield from _to_float(_frames(container, stream))
+    except (av.error.FFmpegError, ValueError) as error:
+        cause = _CONTAINER if getattr(error, "errno", None) == errno.EINVAL else _explain(error)
+        raise ClipError("decode", f"FFmpeg: {cause}") from error
 
 
 def _decode_stream(container: Any, seconds: float | None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:

@@ -76,9 +76,18 @@ def read_blocks(source: Path | str | int, sample_rate_hz: int, max_seconds: floa
     """
     seconds = None if max_seconds is None else max_seconds + _RESAMPLER_REACH_S
     with _open_regular(source) as descriptor:
-        blocks = _mono_blocks(decode(descriptor, seconds))
-        for rate_hz, run in itertools.groupby(blocks, key=operator.itemgetter(0)):  # joined recordings may differ
-            yield from _resample_blocks((mono for _, mono in run), rate_hz, sample_rate_hz)
+        yield from convert_blocks(decode(descriptor, seconds), sample_rate_hz)
+
+
+def convert_blocks(blocks: Iterable[tuple[int, Samples]], sample_rate_hz: int) -> Iterator[Waveform]:
+    """Mix blocks to mono and resample them, each as soon as it is there, as `read_blocks` does with those of a file.
+
+    Args:
+        blocks: sampling rate and samples, float32 [N, channels], of each block.
+        sample_rate_hz: sampling rate of the result.
+    """
+    for rate_hz, run in itertools.groupby(_mono_blocks(blocks), key=operator.itemgetter(0)):  # joined ones may differ
+        yield from _resample_blocks((mono for _, mono in run), rate_hz, sample_rate_hz)
 
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
