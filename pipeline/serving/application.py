@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from ast_core.errors import UserError
 from pipeline.serving import api_routes
 from pipeline.serving.answers import JSONAnswer
+from pipeline.serving.live import build_live_router
 from pipeline.serving.refusals import RefusedError
 from pipeline.serving.serve_options import ServeOptions
 from pipeline.serving.server_metrics import CountRequests, ServerMetrics, render
@@ -63,6 +64,7 @@ def build_app(options: ServeOptions, load_first: bool = False, board: Board | No
         docs_url=None, redoc_url=None,  # both load their scripts from other servers
     )  # fmt: skip
     app.include_router(api_routes.router)
+    app.include_router(build_live_router())
     _add_page(app)
     _add_health(app)
     _add_errors(app)
