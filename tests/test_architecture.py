@@ -18,8 +18,8 @@ NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 MOST_MODULES = 15
 STAGES = {
-    "calibrate", "check", "combine", "cross_validate", "embed", "evaluate", "export", "predict", "prepare", "probe",
-    "register", "report", "run", "serve", "train",
+    "calibrate", "check", "combine", "cross_validate", "embed", "evaluate", "export", "listen", "predict", "prepare",
+    "probe", "register", "report", "run", "serve", "train",
 }  # fmt: skip
 """Stages of `pipeline`: one file each."""
 VAGUE = {"utils", "util", "helpers", "common", "misc", "tools"}

@@ -12,6 +12,7 @@ from typing import Any
 from ast_core.config import DataConfig, PrepareConfig
 from ast_core.errors import require
 from ast_core.storage.places import is_pattern, is_uri, matches_files, require_no_keys
+from pipeline.cli.listen_settings import MICROPHONE, PIPE, ListenSettings
 from pipeline.cli.stages import (
     CalibrateSettings,
     CombineSettings,
@@ -49,7 +50,9 @@ def require_inputs(settings: Any) -> None:
     elif isinstance(settings, RegisterSettings) and not settings.storage:
         run = settings.run_dir
         require(run.is_dir(), f"The run folder {run} does not exist; run the stages before, or give --run-dir.")
-    takes_model = isinstance(settings, PredictSettings | EmbedSettings | ProbeSettings | ExportSettings | ServeSettings)
+    takes_model = isinstance(
+        settings, PredictSettings | EmbedSettings | ProbeSettings | ExportSettings | ServeSettings | ListenSettings
+    )
     if takes_model and not is_model_address(settings.model):
         require(
             Path(settings.model).exists(),
@@ -60,6 +63,11 @@ def require_inputs(settings: Any) -> None:
         require(bool(settings.inputs), "There is nothing to predict; give audio files or folders.")
         _require_event_place(settings)
         _require_recordings(settings.inputs)
+    if isinstance(settings, ListenSettings):
+        require(
+            settings.source in {MICROPHONE, PIPE} or Path(settings.source).is_file(),
+            f"{settings.source} is not a file; give one, `{PIPE}` for a pipe, or nothing for the microphone.",
+        )
     if isinstance(settings, EmbedSettings):
         require(bool(settings.inputs), "There is nothing to embed; give audio files or folders.")
         _require_embedding_place(settings.output)

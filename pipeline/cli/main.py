@@ -76,6 +76,7 @@ STAGES = {
     "register": StageEntry("pipeline.register", "RegisterSettings"),
     "report": StageEntry("pipeline.report", "ReportSettings"),
     "predict": StageEntry("pipeline.predict", "PredictSettings"),
+    "listen": StageEntry("pipeline.listen", "ListenSettings", "pipeline.cli.listen_settings"),
     "embed": StageEntry("pipeline.embed", "EmbedSettings"),
     "probe": StageEntry("pipeline.probe", "ProbeSettings"),
     "serve": StageEntry("pipeline.serve", "ServeSettings"),

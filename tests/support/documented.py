@@ -26,6 +26,7 @@ TESTED = {
     "probe": "tests/pipeline/test_probe.py",
     "register": "tests/pipeline/test_register.py",
     "serve": "tests/pipeline/test_serve.py",
+    "listen": "tests/pipeline/test_listen.py",
     "report": "tests/pipeline/test_report.py",
     "cross-validate": "tests/pipeline/test_cross_validate.py",
     "search": "tests/tune/test_search.py",

@@ -115,7 +115,7 @@ def test_a_fast_client_is_answered_in_order_and_little_is_read_ahead(monkeypatch
     ends_s = [own["end_s"] for own in socket.sent[:-1]]
     assert ends_s == sorted(ends_s)
     assert socket.sent[-1] == {"end": True, "seconds": 100.0, "windows": len(ends_s)}
-    assert ends_s[-1] == 100.0
+    assert ends_s[-1] == pytest.approx(100.0, abs=0.01)  # a frame
     assert sum(model.batches) == len(ends_s) >= 100
     assert max(model.batches) > 1  # a model that is behind computes several windows at a time
 
@@ -202,7 +202,7 @@ def test_a_new_model_answers_from_the_next_window_on_if_it_has_the_same_classes(
     async def find() -> FakeModel:
         return models.pop(0) if len(models) > 1 else models[0]
 
-    run(FakeSocket([audio(SECOND)] * 6 + [END]), find_model=find)
+    run(FakeSocket([audio(SECOND)] * 50 + [END]), find_model=find)
     assert first.batches
     assert second.batches
     models[:] = [first, other]
