@@ -54,6 +54,7 @@ NOT_RUN = {
     r"make (check|light|test|test-all|lint|style|types|imports|audit|lock|clean)": "this test is a part of it",
     r"export ": "it sets variables for the commands after it",
     r"docker |kind |kubectl |tar .*\| kubectl ": "it needs a container engine or a cluster; see tests/kubernetes",
+    r"ffmpeg .*\| ast-pipeline listen": "it needs the program ffmpeg; tests/pipeline/test_listen.py writes such PCM",
     r"printf .*\| curl|curl ": "it needs a server that runs; tests/reliability/test_load.py sends such requests",
     r"(\S*/)?mlflow ui": "it is the program of `mlflow server`, and waits for a browser",
     r"mkdir -p crds|AST_CRDS=": "the definitions are a cluster's; see tests/kubernetes/test_definitions.py",
