@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import threading
@@ -19,6 +20,8 @@ import psutil
 import pytest
 from served_app import ServedProcess, encode_wav, serve_process
 from served_versions import MODEL, add_versions, set_champion
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 import ast_core
 from ast_core.errors import UserError
@@ -105,6 +108,27 @@ def test_answers_equal_those_of_the_python_api(server: ServedProcess, versions: 
     assert server.post("/v1/predict", WAV).status == 401
     assert server.post("/v1/predict", b"no audio", AUTHORIZED).status == 422
     assert server.get("/").status == 200
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_live_audio_goes_through_the_proxy_to_a_replica(server: ServedProcess, versions: list[Path]) -> None:
+    samples_N = (WAVE * 32768).astype("<i2")
+    address = f"ws://127.0.0.1:{server.port}/v1/live?hop_s=0.2&top=3"
+    with connect(address, subprotocols=[Subprotocol(f"bearer.{TOKEN}")]) as socket:
+        for piece in np.split(samples_N, 10):
+            socket.send(piece.tobytes())
+        socket.send("end")
+        *windows, end = (json.loads(message) for message in socket)
+    assert end == {"end": True, "seconds": 1.0, "windows": len(windows)}
+    timeline = ast_core.load(versions[0]).timeline(samples_N, 16_000, hop_s=0.2, edges=True)
+    ends_s = np.round(timeline.starts_s + timeline.window_s, 4).tolist()
+    expected = dict(zip(ends_s, timeline.top(3), strict=True))
+    for own in windows[:-1]:  # the last one ends with the sound
+        assert own["probabilities"] == pytest.approx(expected[own["end_s"]], abs=1e-6)
+    with connect(address) as socket:
+        assert "wants a token" in socket.recv()
 
 
 @pytest.mark.ray
