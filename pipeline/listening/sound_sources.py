@@ -103,6 +103,8 @@ def open_sound(settings: ListenSettings, sample_rate_hz: int) -> Iterator[SoundR
             yield SoundReader(pieces, sample_rate_hz, real_time=False)
         return
     if settings.source == PIPE:
+        if os.isatty(sys.stdin.fileno()):
+            raise UserError(f"Standard input is a terminal; send sound through a pipe: {CONVERT}")
         pcm = PcmFormat(settings.sample_rate_hz, settings.channels)
         pieces = read_pipe(sys.stdin.fileno(), pcm, sample_rate_hz)
     else:

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ast_core.audio.live.opus_stream import CONTAINERS, has_ffmpeg
 from ast_core.audio.live.pcm_stream import PcmFormat
@@ -95,6 +95,8 @@ async def _run_session(websocket: WebSocket, threads: ThreadPoolExecutor) -> Non
         raise LiveError(AGAINST_RULES, str(error)) from error
     except (LiveError, ClientLeftError):
         raise
+    except WebSocketDisconnect as error:
+        raise ClientLeftError from error
     except Exception as error:
         logger.exception("A live session failed.")
         raise LiveError(FAILED, "The server failed to answer; its log has the reason.") from error

@@ -180,6 +180,15 @@ def test_a_pipe_that_cannot_be_used_is_refused_by_a_sentence(
         listen(ListenSettings("-", str(folder), HOP_S, gpus="no"))
 
 
+def test_a_terminal_in_place_of_a_pipe_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = os.openpty()
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(fileno=lambda: ends[1]))
+    with pytest.raises(UserError, match="Standard input is a terminal; send sound through a pipe: ffmpeg"):
+        listen(ListenSettings("-", str(folder), HOP_S, gpus="no"))
+    for own in ends:
+        os.close(own)
+
+
 def fake_sounddevice(chunks: list[bytes], after: BaseException | None = None) -> types.ModuleType:
     """Return a package sounddevice whose microphone records these chunks at 48 kHz."""
     module: Any = types.ModuleType("sounddevice")

@@ -169,6 +169,22 @@ def test_pages_of_other_servers_are_refused_unless_the_settings_name_them(server
         assert ("error" in messages[-1]) != allowed
 
 
+def test_a_client_that_leaves_while_it_is_answered_is_no_failure(
+    server: ServedApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        socket = open_socket(server, "hop_s=0.1")
+        for _ in range(20):
+            socket.send(sound(1).tobytes())
+        socket.recv(30)
+        socket.socket.close()
+    deadline = time.monotonic() + 30
+    while server.app.state.server.running:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "failed" not in caplog.text
+
+
 def test_a_token_is_taken_from_the_header_or_the_subprotocol(folder: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"client {TOKEN} 1\n")
