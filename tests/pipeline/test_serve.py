@@ -116,7 +116,7 @@ def test_answers_equal_those_of_the_python_api(server: ServedProcess, versions: 
 def test_live_audio_goes_through_the_proxy_to_a_replica(server: ServedProcess, versions: list[Path]) -> None:
     samples_N = (WAVE * 32768).astype("<i2")
     address = f"ws://127.0.0.1:{server.port}/v1/live?hop_s=0.2&top=3"
-    with connect(address, subprotocols=[Subprotocol(f"bearer.{TOKEN}")]) as socket:
+    with connect(address, open_timeout=60, subprotocols=[Subprotocol(f"bearer.{TOKEN}")]) as socket:
         for piece in np.split(samples_N, 10):
             socket.send(piece.tobytes())
         socket.send("end")
@@ -127,7 +127,7 @@ def test_live_audio_goes_through_the_proxy_to_a_replica(server: ServedProcess, v
     expected = dict(zip(ends_s, timeline.top(3), strict=True))
     for own in windows[:-1]:  # the last one ends with the sound
         assert own["probabilities"] == pytest.approx(expected[own["end_s"]], abs=1e-6)
-    with connect(address) as socket:
+    with connect(address, open_timeout=60) as socket:
         assert "wants a token" in socket.recv()
 
 
