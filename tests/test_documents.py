@@ -78,8 +78,9 @@ def test_old_imports_have_new_ones() -> None:
 
 @functools.cache
 def texts_of_the_sources() -> str:
-    """Return every string of the packages, a line each; values of f-strings are left out."""
-    found = []
+    """Return every string of the packages, a line each, and the page; values of f-strings are left out."""
+    page = ROOT / "pipeline" / "serving" / "page"
+    found = [path.read_text() for path in page.iterdir() if path.suffix in {".html", ".js"}]
     for path in (path for package in TOPS[:3] for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):

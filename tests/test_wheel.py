@@ -33,7 +33,12 @@ def test_wheel_has_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == expected
-    assert {"ast_core/py.typed", "pipeline/recipes/demo.toml", "pipeline/reporting/report.html"} <= found
+    assert {
+        "ast_core/py.typed",
+        "pipeline/recipes/demo.toml",
+        "pipeline/reporting/report.html",
+        "pipeline/serving/page/page.js",
+    } <= found
 
 
 def test_wheel_requires_every_package_that_the_code_imports(installed: Installed) -> None:

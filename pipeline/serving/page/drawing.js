@@ -28,20 +28,13 @@ export function drawWaveform(canvas, sound, view) {
   const { context, width, height } = place;
   const perPixel = ((view.toS - view.fromS) * sound.rateHz) / width;
   const first = (view.fromS - sound.startS) * sound.rateHz;
-  const loudest = Math.max(0.02, ...sound.peaks.length < 1e5 ? extremes(sound.peaks) : [1]);
-  const scale = (height / 2 - 3) / loudest;
+  const scale = (height / 2 - 3) / Math.max(0.02, sound.loudest);
   context.fillStyle = colour("--wave");
   for (let x = 0; x < width; x += 1) {
-    if (first + x * perPixel < 0) continue;
+    if (first + x * perPixel < 0 || first + x * perPixel >= sound.samples.length) continue;
     const [low, high] = sound.range(first + x * perPixel, first + (x + 1) * perPixel);
     context.fillRect(x, height / 2 - high * scale - 0.5, 1, (high - low) * scale + 1);
   }
-}
-
-function extremes(peaks) {
-  let most = 0;
-  for (let n = 0; n < peaks.length; n += 1) most = Math.max(most, Math.abs(peaks[n]));
-  return [most];
 }
 
 /** Draw the log-mel spectrogram of the view. */

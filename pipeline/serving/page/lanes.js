@@ -31,12 +31,13 @@ export function pickLanes(lanes, events) {
 }
 
 /**
- * Return the lanes of live audio.
+ * Return the lanes of live audio. A lane is `loud` while its newest probability reaches the threshold.
  *
  * @param {{start_s: number, end_s: number, probabilities: object}[]} windows what the server has sent
  * @param {number} fromS beginning of the view
+ * @param {number} threshold probability
  */
-export function pickLiveLanes(windows, fromS) {
+export function pickLiveLanes(windows, fromS, threshold) {
   const seen = windows.filter((own) => own.end_s >= fromS);
   const peaks = new Map();
   for (const own of seen) {
@@ -45,7 +46,8 @@ export function pickLiveLanes(windows, fromS) {
   const labels = [...peaks.keys()].sort((one, two) => peaks.get(two) - peaks.get(one)).slice(0, USUAL_LANES);
   return labels.map((label) => {
     const values = seen.map((own) => own.probabilities[label] ?? 0);
-    return { label, peak: values.at(-1), times: seen.map((own) => own.end_s), values, events: [], growing: true };
+    const newest = values.at(-1);
+    return { label, peak: newest, loud: newest >= threshold, times: seen.map((own) => own.end_s), values, events: [], growing: true };
   });
 }
 
@@ -59,7 +61,7 @@ export function showLanes(list, lanes) {
     name.title = lane.label;
     peak.textContent = lane.peak.toFixed(2);
     const count = lane.events.length;
-    list.children[n].classList.toggle("found", count > 0);
+    list.children[n].classList.toggle("found", count > 0 || Boolean(lane.loud));
     const end = lane.growing ? "now" : `at most, ${count} ${count === 1 ? "event" : "events"}`;
     canvas.setAttribute("aria-label", `${lane.label}: ${lane.peak.toFixed(2)} ${end}`);
   });

@@ -129,7 +129,7 @@ function showRecording(title) {
 
 function show(lengthS) {
   if (player.address && Math.abs(player.lengthS - lengthS) < 0.5) return;
-  byId("length").textContent = formatTime(lengthS);
+  byId("length").textContent = `of ${formatTime(lengthS)}`;
   byId("seek").setAttribute("aria-valuemax", lengthS.toFixed(1));
   player.open(recording.file, lengthS);
 }
@@ -256,10 +256,10 @@ function drawLive() {
   const seconds = live.seconds;
   live.view = { fromS: Math.max(0, seconds - VIEW_S), toS: Math.max(VIEW_S, seconds) };
   live.sound = live.newest(VIEW_S);
-  live.lanes = pickLiveLanes(live.windows, live.view.fromS);
+  live.lanes = pickLiveLanes(live.windows, live.view.fromS, settings.rule.threshold);
   showLanes(byId("lanes"), live.lanes);
   byId("now").textContent = formatTime(seconds);
-  byId("length").textContent = live.lag === null ? "the first window fills" : `lag ${live.lag.toFixed(2)} s`;
+  byId("length").textContent = live.lag === null ? "· waiting for the first answer" : `· answers ${live.lag.toFixed(2)} s after the sound`;
   draw();
 }
 

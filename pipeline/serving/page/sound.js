@@ -13,6 +13,7 @@ export class Sound {
     this.startS = startS;
     this.lengthS = samples.length / rateHz;
     this.peaks = blockPeaks(samples);
+    this.loudest = this.peaks.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
   }
 
   /** Decode a file with the browser; it rejects formats that the browser does not know. */

@@ -1,0 +1,319 @@
+"""The page at `/` in headless Chromium, with the real application and a small model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import bundles
+import numpy as np
+import pytest
+from browser import ELSEWHERE, Visit, open_browser, visit
+from playwright.sync_api import Browser, Route
+from served_app import ServedApp, encode_wav, serve_app
+
+import ast_core
+from ast_core.evaluation.audio_tagger import Timeline
+from pipeline.serving.serve_options import ServeOptions
+
+pytestmark = pytest.mark.slow  # a browser
+SECONDS = 6.0
+TOKEN = "a-token-of-the-tests"
+NEAR = 1e-6
+FIND_EVENTS = """async (cases) => {
+    const { findEvents, prepare } = await import("./page/events.js");
+    return cases.map(([timeline, rule]) => findEvents(prepare(timeline), rule));
+}"""
+UNNAMED = """() => [...document.querySelectorAll("button, input, select, summary")]
+    .filter((own) => own.offsetParent && !own.textContent.trim() && !own.labels?.length && !own.ariaLabel)
+    .map((own) => own.outerHTML)"""
+
+
+@pytest.fixture(scope="module")
+def recording() -> bytes:
+    """Noise whose loudness changes, so that windows differ."""
+    rng = np.random.default_rng(0)
+    parts = int(SECONDS * 4)
+    wave_N = rng.normal(0, 0.1, parts * 4000) * np.repeat(rng.uniform(0, 2, parts), 4000)
+    return encode_wav(wave_N.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    bundles.write_run(run)
+    return run / "bundles" / "ensemble"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServedApp]:
+    with serve_app(ServeOptions(str(folder), max_seconds=30, max_request_mib=1)) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory, recording: bytes) -> Iterator[Browser]:
+    sound = tmp_path_factory.mktemp("sound") / "microphone.wav"
+    sound.write_bytes(recording)
+    with open_browser(sound) as own:
+        yield own
+
+
+@pytest.fixture
+def own(browser: Browser, server: ServedApp) -> Iterator[Visit]:
+    """Open the page. At its end it must not have asked another host, and no script may have failed."""
+    address = f"http://127.0.0.1:{server.port}"
+    with visit(browser, address) as found:
+        found.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        yield found
+        assert found.hosts() == {address}
+        assert found.complaints == []
+
+
+@pytest.fixture(scope="module")
+def timeline(folder: Path, recording: bytes, tmp_path_factory: pytest.TempPathFactory) -> Timeline:
+    path = tmp_path_factory.mktemp("audio") / "recording.wav"
+    path.write_bytes(recording)
+    return ast_core.load(folder, device="cpu").timeline(str(path), hop_s=0.1, edges=True)
+
+
+def drop(own: Visit, recording: bytes, name: str = "recording.wav") -> None:
+    own.drop(name, recording)
+    own.page.wait_for_selector("#results:not([hidden])")
+
+
+def move(own: Visit, slider: str, value: float) -> None:
+    """Move a slider to a value."""
+    own.page.locator(f"#{slider}").fill(str(value))
+
+
+def show_time(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
+
+
+def test_dropped_file_shows_the_events_of_the_python_api(own: Visit, recording: bytes, timeline: Timeline) -> None:
+    drop(own, recording)
+    threshold = round(float(np.median(timeline.probabilities)), 2)
+    move(own, "threshold", threshold)
+    expected = timeline.events(threshold)
+    assert len(expected) > 3
+    assert [row[:1] + row[3:] for row in own.rows()] == [
+        [event.label, f"{event.end_s - event.start_s:.2f}", f"{event.peak:.2f}"] for event in expected
+    ]
+    assert own.text("#events-count").startswith(f"{len(expected)} events")
+    assert own.text("#listen-title") == "recording.wav"
+    assert own.page.locator("#lanes canvas").count() == len(timeline.labels)
+    assert own.page.evaluate("document.getElementById('spectrogram').toDataURL().length") > 5000  # it is drawn
+
+
+def test_sliders_change_the_events_without_a_request(own: Visit, recording: bytes, timeline: Timeline) -> None:
+    drop(own, recording)
+    for threshold, release, shortest, gap in [(0.5, 0.5, 0, 0), (0.45, 1, 0, 0), (0.55, 0.9, 0.2, 0), (0.5, 1, 0, 1)]:
+        for slider, value in zip(
+            ("threshold", "release", "shortest", "gap"), (threshold, release, shortest, gap), strict=True
+        ):
+            move(own, slider, value)
+        expected = timeline.events(threshold, release=release, min_s=shortest, gap_s=gap)
+        assert [row[0] for row in own.rows()] == [event.label for event in expected]
+    assert own.asked("/v1/events") == 1
+    move(own, "threshold", 0.99)
+    assert own.rows() == []
+    assert own.page.is_visible("#no-events")
+
+
+def test_rule_of_the_page_is_that_of_the_package(own: Visit) -> None:
+    rng = np.random.default_rng(1)
+    cases, expected = [], []
+    for _ in range(150):
+        window_s, hop_s, length_s = rng.uniform(0.3, 3), rng.uniform(0.1, 0.3), rng.uniform(0.2, 9)
+        starts_s = np.arange(-window_s + 0.025, length_s - 0.02, hop_s)
+        ends_s = np.minimum(starts_s + window_s, length_s)
+        scores_WC = np.round(rng.uniform(0, 1, (len(starts_s), 2)) ** rng.uniform(0.5, 3), 1).astype(np.float32)
+        rule = [round(float(rng.uniform(0.1, 0.9)), 1), float(rng.choice([0.5, 1])), *rng.choice([0, 0.3], 2).tolist()]
+        own_timeline = Timeline(starts_s, ends_s, scores_WC, ("b", "a"), float(window_s))
+        found = own_timeline.events(rule[0], release=rule[1], min_s=rule[2], gap_s=rule[3])
+        expected.append([(event.label, event.start_s, event.end_s, event.peak) for event in found])
+        form = {"starts_s": starts_s.tolist(), "ends_s": ends_s.tolist(), "labels": ["b", "a"]}
+        names = dict(zip(("threshold", "release", "minS", "gapS"), rule, strict=True))
+        cases.append([{**form, "probabilities": scores_WC.tolist()}, names])
+    answers = own.page.evaluate(FIND_EVENTS, cases)
+    assert sum(map(len, expected)) > 300
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert [event["label"] for event in answer] == [label for label, *_ in wanted]
+        values = [[event[name] for name in ("start_s", "end_s", "score")] for event in answer]
+        assert np.allclose(np.array(values).ravel(), [number for _, *row in wanted for number in row], atol=NEAR)
+
+
+def test_page_is_used_by_keyboard(own: Visit, recording: bytes) -> None:
+    page = own.page
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "choose"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files({"name": "own.wav", "mimeType": "audio/wav", "buffer": recording})
+    page.wait_for_selector("#events tr")
+    page.focus("#seek")
+    for key, seconds in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", SECONDS), ("Home", 0)]:
+        page.keyboard.press(key)
+        assert float(page.get_attribute("#seek", "aria-valuenow") or "") == pytest.approx(seconds, abs=0.06)
+    page.keyboard.press("Space")
+    page.wait_for_function("document.getElementById('play').ariaLabel === 'Pause'")
+    page.wait_for_function("Number(document.getElementById('seek').ariaValueNow) > 0.2")
+    page.keyboard.press("Space")
+    page.wait_for_function("document.getElementById('play').ariaLabel === 'Play'")
+    page.locator("#events .jump").last.focus()
+    page.keyboard.press("Enter")
+    assert own.text("#now") == own.rows()[-1][1]
+    assert page.locator("#events tr.sounding").count() > 0
+    drawn = page.evaluate("document.getElementById('waveform').toDataURL()")
+    page.keyboard.press("+")
+    assert page.evaluate("document.getElementById('waveform').toDataURL()") != drawn
+    page.keyboard.press("0")
+    assert page.evaluate("document.getElementById('waveform').toDataURL()") == drawn
+    assert page.evaluate(UNNAMED) == []
+
+
+def test_click_jumps_and_a_longer_hop_asks_again(own: Visit, recording: bytes) -> None:
+    drop(own, recording)
+    box = own.page.locator("#seek").bounding_box()
+    assert box is not None
+    own.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 40)
+    assert own.text("#now") == show_time(SECONDS / 2)
+    with own.page.expect_response(lambda answer: "hop_s=0.25" in answer.url):
+        own.page.select_option("#hop", "0.25")
+    assert own.text("#now") == show_time(SECONDS / 2)
+
+
+def test_events_are_downloaded_as_csv_and_json(own: Visit, recording: bytes) -> None:
+    drop(own, recording, 'dawn, "loud".wav')
+    shown = own.rows()
+    contents = {}
+    for kind in ("csv", "json"):
+        with own.page.expect_download() as saved:
+            own.page.click(f"#{kind}")
+        assert saved.value.suggested_filename.endswith(f"-events.{kind}")
+        contents[kind] = saved.value.path().read_text()
+    table = list(csv.DictReader(io.StringIO(contents["csv"])))
+    assert [row["label"] for row in table] == [row[0] for row in shown]
+    assert {row["path"] for row in table} == {'dawn, "loud".wav'}
+    found = json.loads(contents["json"])
+    assert [(event["label"], f"{event['score']:.2f}") for event in found["events"]] == [
+        (row[0], row[4]) for row in shown
+    ]
+    assert found["rule"]["threshold"] == 0.5
+    assert re.fullmatch(r"[0-9a-f]{64}", found["model"]["digest"])
+
+
+def test_format_that_only_the_server_decodes_still_shows_events(own: Visit, recording: bytes) -> None:
+    samples_N = np.frombuffer(recording[44:], "<i2").astype(np.float32) / 32768
+    drop(own, encode_wav(samples_N, file_format="AIFF"), "recording.aiff")
+    assert own.rows()
+    assert own.page.is_visible("#unplayable")
+    assert not own.page.is_visible("#waveform")
+    assert own.text("#length") == f"of {show_time(SECONDS)}"
+
+
+def test_errors_of_the_server_are_readable(browser: Browser, server: ServedApp, recording: bytes) -> None:
+    with visit(browser, f"http://127.0.0.1:{server.port}") as own:
+        own.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        own.drop("broken.wav", b"no audio at all")
+        own.page.wait_for_selector("#alert:not([hidden])")
+        assert own.text("#alert-text").startswith("The recording cannot be used: decode: ")
+        assert not own.page.is_visible("#retry")
+        own.drop("large.wav", bytes(1_200_000))
+        own.page.wait_for_function("/larger|large|MiB/.test(document.getElementById('alert-text').textContent)")
+
+        def refuse(route: Route) -> None:
+            route.fulfill(
+                status=503, json={"error": "The server has 9 requests already."}, headers={"Retry-After": "7"}
+            )
+
+        own.page.route("**/v1/events*", refuse)
+        own.drop("recording.wav", recording)
+        own.page.wait_for_selector("#retry:visible")
+        assert own.text("#alert-text") == "The server has 9 requests already. Try again in 7 s."
+        own.page.unroute("**/v1/events*")
+        own.page.click("#retry")
+        own.page.wait_for_selector("#events tr")
+        assert not own.page.is_visible("#alert")
+        own.page.route("**/v1/events*", lambda route: route.abort())
+        own.drop("recording.wav", recording)
+        own.page.wait_for_selector("#retry:visible")
+        assert own.text("#alert-text").startswith("The server does not answer.")
+
+
+def test_token_is_asked_for_and_kept_in_the_tab(
+    browser: Browser, folder: Path, recording: bytes, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"tests {TOKEN}\n")
+    tokens.chmod(0o600)
+    with (
+        serve_app(ServeOptions(str(folder), tokens=str(tokens))) as server,
+        visit(browser, f"http://127.0.0.1:{server.port}") as own,
+    ):
+        own.page.wait_for_selector("#token:focus")
+        assert own.text("#alert-text") == "This server wants a token. Enter it above."
+        own.page.keyboard.type("wrong")
+        own.page.keyboard.press("Enter")
+        own.page.wait_for_function("document.getElementById('alert-text').textContent.includes('does not know')")
+        own.page.fill("#token", TOKEN)
+        own.page.keyboard.press("Enter")
+        own.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        drop(own, recording)
+        assert own.rows()
+        assert own.page.evaluate("[JSON.stringify(sessionStorage), localStorage.length, document.cookie]") == [
+            json.dumps({"ast-token": TOKEN}, separators=(",", ":")), 0, "",
+        ]  # fmt: skip
+        assert not any(TOKEN in address for address in own.requests)
+
+
+def test_chosen_version_is_asked(browser: Browser, server: ServedApp, recording: bytes) -> None:
+    versions = [{"version": "2", "aliases": ["champion"]}, {"version": "1", "aliases": []}]
+    described = {**server.get("/v1/model").json, "version": "2", "versions": versions}
+    with visit(browser, "about:blank") as own:
+        own.page.route("**/v1/model*", lambda route: route.fulfill(json=described))
+        own.page.goto(f"http://127.0.0.1:{server.port}")
+        own.page.wait_for_selector("#version-field:visible")
+        assert own.page.locator("#version option").all_inner_texts() == [
+            "as served (2 · champion)",
+            "2 · champion",
+            "1",
+        ]
+        drop(own, recording)
+        with own.page.expect_response(lambda answer: "/v1/events" in answer.url) as answered:
+            own.page.select_option("#version", "1")
+        assert "version=1" in answered.value.url
+        own.page.wait_for_selector("#alert:not([hidden])")
+        assert own.text("#alert-text").startswith("There is no version '1'")
+
+
+def test_microphone_needs_https_or_loopback(browser: Browser, server: ServedApp) -> None:
+    with visit(browser, f"http://{ELSEWHERE}:{server.port}") as own:
+        own.page.wait_for_selector("#microphone-hint:visible")
+        assert own.page.is_disabled("#microphone")
+        assert "only over HTTPS, or from the machine itself" in own.text("#microphone-hint")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_fits_the_screen_and_the_theme(
+    browser: Browser, server: ServedApp, recording: bytes, scheme: str, width: int
+) -> None:
+    settings = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}, "reduced_motion": "reduce"}
+    with visit(browser, f"http://127.0.0.1:{server.port}", **settings) as own:
+        drop(own, recording)
+        assert own.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        ground = own.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground))) < 380) == (scheme == "dark")
+        own.page.evaluate("document.getElementById('busy').hidden = false")
+        assert own.page.evaluate("getComputedStyle(document.querySelector('.bar')).animationName") == "none"
+        assert own.complaints == []
