@@ -13,7 +13,7 @@ import bundles
 import numpy as np
 import pytest
 from browser import ELSEWHERE, Visit, open_browser, visit
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Browser, Route, WebSocketRoute
 from served_app import ServedApp, encode_wav, serve_app
 
 import ast_core
@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow  # a browser
 SECONDS = 6.0
 TOKEN = "a-token-of-the-tests"
 NEAR = 1e-6
+MODEL_SHOWN = "#model:has-text('labels')"
+"""Selector, because the page's policy forbids to evaluate the text of a waiting function."""
 FIND_EVENTS = """async (cases) => {
     const { findEvents, prepare } = await import("./page/events.js");
     return cases.map(([timeline, rule]) => findEvents(prepare(timeline), rule));
@@ -68,7 +70,7 @@ def own(browser: Browser, server: ServedApp) -> Iterator[Visit]:
     """Open the page. At its end it must not have asked another host, and no script may have failed."""
     address = f"http://127.0.0.1:{server.port}"
     with visit(browser, address) as found:
-        found.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        found.page.wait_for_selector(MODEL_SHOWN)
         yield found
         assert found.hosts() == {address}
         assert found.complaints == []
@@ -150,12 +152,12 @@ def test_rule_of_the_page_is_that_of_the_package(own: Visit) -> None:
 
 def test_page_is_used_by_keyboard(own: Visit, recording: bytes) -> None:
     page = own.page
-    for _ in range(3):
+    focused = []
+    while "choose" not in focused and len(focused) < 9:
         page.keyboard.press("Tab")
-    page.keyboard.press("Shift+Tab")
-    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "choose"
+        focused.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert focused[0] == "Skip to the recording"
+    assert focused[-2:] == ["Token", "choose"]
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files({"name": "own.wav", "mimeType": "audio/wav", "buffer": recording})
@@ -165,13 +167,13 @@ def test_page_is_used_by_keyboard(own: Visit, recording: bytes) -> None:
         page.keyboard.press(key)
         assert float(page.get_attribute("#seek", "aria-valuenow") or "") == pytest.approx(seconds, abs=0.06)
     page.keyboard.press("Space")
-    page.wait_for_function("document.getElementById('play').ariaLabel === 'Pause'")
-    page.wait_for_function("Number(document.getElementById('seek').ariaValueNow) > 0.2")
+    page.wait_for_selector("#play[aria-label='Pause']")
+    page.wait_for_selector("#seek:not([aria-valuenow='0.0'])")
     page.keyboard.press("Space")
-    page.wait_for_function("document.getElementById('play').ariaLabel === 'Play'")
-    page.locator("#events .jump").last.focus()
+    page.wait_for_selector("#play[aria-label='Play']")
+    page.locator("#events .jump").nth(1).focus()
     page.keyboard.press("Enter")
-    assert own.text("#now") == own.rows()[-1][1]
+    assert own.text("#now") == own.rows()[1][1]
     assert page.locator("#events tr.sounding").count() > 0
     drawn = page.evaluate("document.getElementById('waveform').toDataURL()")
     page.keyboard.press("+")
@@ -223,13 +225,13 @@ def test_format_that_only_the_server_decodes_still_shows_events(own: Visit, reco
 
 def test_errors_of_the_server_are_readable(browser: Browser, server: ServedApp, recording: bytes) -> None:
     with visit(browser, f"http://127.0.0.1:{server.port}") as own:
-        own.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        own.page.wait_for_selector(MODEL_SHOWN)
         own.drop("broken.wav", b"no audio at all")
         own.page.wait_for_selector("#alert:not([hidden])")
         assert own.text("#alert-text").startswith("The recording cannot be used: decode: ")
         assert not own.page.is_visible("#retry")
         own.drop("large.wav", bytes(1_200_000))
-        own.page.wait_for_function("/larger|large|MiB/.test(document.getElementById('alert-text').textContent)")
+        own.page.wait_for_selector("#alert-text:has-text('MiB')")
 
         def refuse(route: Route) -> None:
             route.fulfill(
@@ -264,10 +266,10 @@ def test_token_is_asked_for_and_kept_in_the_tab(
         assert own.text("#alert-text") == "This server wants a token. Enter it above."
         own.page.keyboard.type("wrong")
         own.page.keyboard.press("Enter")
-        own.page.wait_for_function("document.getElementById('alert-text').textContent.includes('does not know')")
+        own.page.wait_for_selector("#alert-text:has-text('does not know')")
         own.page.fill("#token", TOKEN)
         own.page.keyboard.press("Enter")
-        own.page.wait_for_function("document.getElementById('model').textContent.includes('labels')")
+        own.page.wait_for_selector(MODEL_SHOWN)
         drop(own, recording)
         assert own.rows()
         assert own.page.evaluate("[JSON.stringify(sessionStorage), localStorage.length, document.cookie]") == [
@@ -294,6 +296,69 @@ def test_chosen_version_is_asked(browser: Browser, server: ServedApp, recording:
         assert "version=1" in answered.value.url
         own.page.wait_for_selector("#alert:not([hidden])")
         assert own.text("#alert-text").startswith("There is no version '1'")
+
+
+class LiveServer:
+    """The server's side of a live session: it answers four times a second of sound.
+
+    Args:
+        label: label whose probability it sends.
+        most: answers before it closes the connection with an error.
+    """
+
+    def __init__(self, label: str, most: int = 1000) -> None:
+        self.label, self.most = label, most
+        self.address = ""
+        self.heard = b""
+        self.answers = 0
+
+    def open(self, socket: WebSocketRoute) -> None:
+        """Take a connection of the page."""
+        self.address = socket.url
+        socket.on_message(lambda message: self.read(socket, message))
+
+    def read(self, socket: WebSocketRoute, message: str | bytes) -> None:
+        """Answer a message of the page."""
+        if isinstance(message, str):
+            assert message == "end"
+            socket.send(json.dumps({"end": True, "seconds": len(self.heard) / 32_000, "windows": self.answers}))
+            return
+        self.heard += message
+        while self.answers < len(self.heard) // 8000:
+            if self.answers == self.most:
+                socket.send(json.dumps({"error": "The model is gone."}))
+                socket.close(code=1011)
+                return
+            self.answers += 1
+            end_s = self.answers / 4
+            scores = {self.label: 0.75, "other": 0.25}
+            answer = {"start_s": max(0, end_s - 1), "end_s": end_s, "probabilities": scores, "lag_s": 0.125}
+            socket.send(json.dumps(answer))
+
+
+def test_microphone_is_sent_as_pcm_and_then_shown_as_a_recording(own: Visit) -> None:
+    live = LiveServer("rain, heavy")
+    own.page.route_web_socket("**/v1/live*", live.open)
+    own.page.click("#microphone")
+    own.page.wait_for_selector("#length:has-text('0.12 s after the sound'), #length:has-text('0.13 s after the sound')")
+    own.page.wait_for_selector("#lanes .lane.found:has-text('rain, heavy')")
+    assert own.page.locator("#lanes .lane").count() == 2
+    assert own.text("#microphone") == "Stop"
+    own.page.click("#microphone")
+    own.page.wait_for_selector("#results:not([hidden])")
+    assert own.text("#listen-title").startswith("microphone-")
+    assert own.text("#length") == f"of {show_time(len(live.heard) / 32_000)}"
+    assert "format=pcm_s16le&sample_rate_hz=16000" in live.address
+    assert np.frombuffer(live.heard, "<i2").std() > 100  # it is the sound of the file
+    assert own.text("#microphone") == "Use the microphone"
+
+
+def test_live_session_that_the_server_ends_keeps_what_was_heard(own: Visit) -> None:
+    own.page.route_web_socket("**/v1/live*", LiveServer("dog", most=2).open)
+    own.page.click("#microphone")
+    own.page.wait_for_selector("#results:not([hidden])")
+    assert own.text("#alert-text") == "The model is gone."
+    assert own.text("#listen-title").startswith("microphone-")
 
 
 def test_microphone_needs_https_or_loopback(browser: Browser, server: ServedApp) -> None:
