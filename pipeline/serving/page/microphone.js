@@ -3,7 +3,6 @@
 import { describeClose, openLive } from "./server.js";
 import { Sound, toWav } from "./sound.js";
 
-export const VIEW_S = 20;
 const KEPT_S = 600;
 const LAST_WORD_MS = 8000;
 
@@ -28,12 +27,11 @@ function describeRefusal(error) {
 /**
  * A live session.
  *
- * @param {{onWindow: function(), onEnd: function(File | null, string)}} listener `onEnd` gets what was heard, and the
- *     reason if the session ended by itself
+ * @param {function(File | null, string)} onEnd gets what was heard, and the reason if the session ended by itself
  */
 export class LiveSession {
-  constructor(listener) {
-    this.listener = listener;
+  constructor(onEnd) {
+    this.onEnd = onEnd;
     this.windows = [];
     this.chunks = [];
     this.samples = 0;
@@ -85,7 +83,6 @@ export class LiveSession {
     else {
       this.windows.push(message);
       this.lag = message.lag_s;
-      this.listener.onWindow();
     }
   }
 
@@ -139,6 +136,6 @@ export class LiveSession {
     this.socket?.close();
     const name = `microphone-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.wav`;
     const heard = this.samples ? new File([toWav(this.chunks, this.context.sampleRate)], name, { type: "audio/wav" }) : null;
-    this.listener.onEnd(heard, reason);
+    this.onEnd(heard, reason);
   }
 }

@@ -35,7 +35,6 @@ export class Player {
 
   /** Show another recording from its beginning. */
   open(file, lengthS) {
-    this.close();
     this.address = URL.createObjectURL(file);
     this.audio.src = this.address;
     this.lengthS = lengthS;
@@ -44,6 +43,7 @@ export class Player {
   }
 
   close() {
+    this.playable = false;
     this.audio.pause();
     if (this.address) URL.revokeObjectURL(this.address);
     this.audio.removeAttribute("src");

@@ -47,6 +47,11 @@ export class Settings {
     return this.calibrated && byId("own").checked;
   }
 
+  /** Height of the line in the lanes; null for a calibrated model, whose thresholds are for calibrated values. */
+  get line() {
+    return this.calibrated ? null : this.rule.threshold;
+  }
+
   get hopS() {
     return Number(byId("hop").value);
   }
@@ -60,7 +65,7 @@ export class Settings {
   /** The rule as the query of `/v1/events`. */
   get query() {
     const { threshold, release, minS, gapS } = this.rule;
-    return { hop_s: this.hopS, threshold: this.own || !this.calibrated ? null : threshold, release, min_s: minS, gap_s: gapS };
+    return { hop_s: this.hopS || null, threshold: this.own || !this.calibrated ? null : threshold, release, min_s: minS, gap_s: gapS };
   }
 
   #show() {

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import bundles
 import numpy as np
 import pytest
 from browser import ELSEWHERE, Visit, open_browser, visit
+from matplotlib.image import imread
 from playwright.sync_api import Browser, Route, WebSocketRoute
 from served_app import ServedApp, encode_wav, serve_app
 
@@ -21,6 +23,7 @@ from ast_core.evaluation.audio_tagger import Timeline
 from pipeline.serving.serve_options import ServeOptions
 
 pytestmark = pytest.mark.slow  # a browser
+IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
 SECONDS = 6.0
 TOKEN = "a-token-of-the-tests"
 NEAR = 1e-6
@@ -298,6 +301,27 @@ def test_chosen_version_is_asked(browser: Browser, server: ServedApp, recording:
         assert own.text("#alert-text").startswith("There is no version '1'")
 
 
+def test_calibrated_model_is_asked_again_for_other_thresholds(
+    browser: Browser, server: ServedApp, recording: bytes
+) -> None:
+    described = {**server.get("/v1/model").json, "calibrated": True}
+    with visit(browser, "about:blank") as own:
+        own.page.route("**/v1/model*", lambda route: route.fulfill(json=described))
+        own.page.goto(f"http://127.0.0.1:{server.port}")
+        own.page.wait_for_selector(MODEL_SHOWN)
+        with own.page.expect_response(lambda answer: "/v1/events" in answer.url) as answered:
+            drop(own, recording)
+        assert "threshold=" not in answered.value.url
+        assert own.page.is_disabled("#threshold")
+        with own.page.expect_response(lambda answer: "threshold=0.5&" in answer.url) as answered:
+            own.page.uncheck("#own")
+        (result,) = answered.value.json()["results"]
+        assert [row[0] for row in own.rows()] == [event["label"] for event in result["events"]]
+        with own.page.expect_response(lambda answer: "threshold=0.99&" in answer.url):
+            move(own, "threshold", 0.99)
+        own.page.wait_for_selector("#no-events:visible")
+
+
 class LiveServer:
     """The server's side of a live session: it answers four times a second of sound.
 
@@ -366,6 +390,16 @@ def test_microphone_needs_https_or_loopback(browser: Browser, server: ServedApp)
         own.page.wait_for_selector("#microphone-hint:visible")
         assert own.page.is_disabled("#microphone")
         assert "only over HTTPS, or from the machine itself" in own.text("#microphone-hint")
+
+
+def test_picture_of_the_guide_is_drawn_from_any_server(
+    browser: Browser, server: ServedApp, recording: bytes, tmp_path: Path
+) -> None:
+    script = runpy.run_path(str(IMAGES / "draw_listening_page.py"))
+    (tmp_path / "recording.wav").write_bytes(recording)
+    out = tmp_path / "page.png"
+    script["draw_page"](browser, f"http://127.0.0.1:{server.port}", tmp_path / "recording.wav", out, 2)
+    assert imread(out).shape[1:] == imread(IMAGES / "listening-page.png").shape[1:]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
