@@ -102,7 +102,8 @@ export function openLive(rateHz, query) {
   const url = address("v1/live", { ...query, format: "pcm_s16le", sample_rate_hz: rateHz });
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   const token = readToken();
-  const socket = token ? new WebSocket(url, [`bearer.${token}`]) : new WebSocket(url); // browsers set no headers here
+  // Browsers set no headers here. The server answers with a subprotocol that was offered, and need not repeat the token.
+  const socket = token ? new WebSocket(url, ["ast", `bearer.${token}`]) : new WebSocket(url);
   socket.binaryType = "arraybuffer";
   return socket;
 }

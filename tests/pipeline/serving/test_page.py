@@ -278,6 +278,11 @@ def test_token_is_asked_for_and_kept_in_the_tab(
         assert own.page.evaluate("[JSON.stringify(sessionStorage), localStorage.length, document.cookie]") == [
             json.dumps({"ast-token": TOKEN}, separators=(",", ":")), 0, "",
         ]  # fmt: skip
+        own.page.click("#microphone")
+        own.page.wait_for_selector("#length:has-text('after the sound')")
+        own.page.click("#microphone")
+        own.page.wait_for_selector("#results:not([hidden])")
+        assert not own.page.is_visible("#alert")
         assert not any(TOKEN in address for address in own.requests)
 
 
@@ -358,6 +363,16 @@ class LiveServer:
             scores = {self.label: 0.75, "other": 0.25}
             answer = {"start_s": max(0, end_s - 1), "end_s": end_s, "probabilities": scores, "lag_s": 0.125}
             socket.send(json.dumps(answer))
+
+
+def test_microphone_is_heard_by_the_model(own: Visit) -> None:
+    own.page.click("#microphone")
+    own.page.wait_for_selector("#length:has-text('after the sound')")
+    assert own.page.locator("#lanes .lane").count() == len(bundles.LABELS)
+    own.page.click("#microphone")
+    own.page.wait_for_selector("#results:not([hidden])")
+    assert own.asked("/v1/live") == 1
+    assert not own.page.is_visible("#alert")
 
 
 def test_microphone_is_sent_as_pcm_and_then_shown_as_a_recording(own: Visit) -> None:
