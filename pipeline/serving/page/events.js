@@ -32,7 +32,7 @@ function longest(values) {
  * Return the events of a prepared timeline, the earliest first.
  *
  * @param {object} timeline what `prepare` returns
- * @param {{threshold: number, release: number, minS: number, gapS: number}} rule as the query of `/v1/events`
+ * @param {{threshold: number, release: number, minS: number, gapS: number, overlap: number}} rule as the query of `/v1/events`
  */
 export function findEvents(timeline, rule) {
   const high = Math.fround(rule.threshold); // the probabilities are of single precision, and so is the comparison
@@ -45,7 +45,7 @@ export function findEvents(timeline, rule) {
       .map(([first, last]) => {
         const run = scores.subarray(first, last + 1);
         const onset = first + run.findIndex((score) => score >= high);
-        const [start_s, end_s] = locate(timeline, onset, last);
+        const [start_s, end_s] = locate(timeline, onset, last, rule);
         return { label, start_s, end_s, score: longest(run) };
       });
     return join(found, rule.gapS).filter((own) => own.end_s - own.start_s >= rule.minS);
@@ -70,9 +70,11 @@ function findRuns(scores, low) {
 }
 
 /** Return start and end of the event that the windows from `first` to `last` report. */
-function locate({ starts, ends, lengthS, hopS }, first, last) {
-  let start = first > 0 ? (ends[first - 1] + ends[first]) / 2 : 0;
-  let end = last + 1 < starts.length ? (Math.max(0, starts[last]) + Math.max(0, starts[last + 1])) / 2 : lengthS;
+function locate({ starts, ends, lengthS, windowS, hopS }, first, last, rule) {
+  const overlapS = rule.overlap * windowS;
+  let [start, end] = [0, lengthS];
+  if (first > 0) start = (ends[first - 1] + ends[first]) / 2 - overlapS;
+  if (last + 1 < starts.length) end = (Math.max(0, starts[last]) + Math.max(0, starts[last + 1])) / 2 + overlapS * rule.release;
   if (start > end + hopS) {
     start = (start + end - hopS) / 2;
     end = start + hopS;

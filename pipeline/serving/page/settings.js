@@ -2,7 +2,7 @@
 
 const HOPS_S = [0.1, 0.25, 0.5, 1, 2, 5];
 const byId = (id) => document.getElementById(id);
-const SLIDERS = { threshold: (value) => value.toFixed(2), release: (value) => value.toFixed(2), shortest: formatSeconds, gap: formatSeconds };
+const SLIDERS = { threshold: (value) => value.toFixed(2), release: (value) => value.toFixed(2), shortest: formatSeconds, gap: formatSeconds, overlap: (value) => value.toFixed(2) };
 
 function formatSeconds(value) {
   return `${value.toFixed(2)} s`;
@@ -59,13 +59,14 @@ export class Settings {
   /** Values of the rule as `findEvents` takes them. */
   get rule() {
     const value = (id) => Number(byId(id).value);
-    return { threshold: value("threshold"), release: value("release"), minS: value("shortest"), gapS: value("gap") };
+    return { threshold: value("threshold"), release: value("release"), minS: value("shortest"), gapS: value("gap"), overlap: value("overlap") };
   }
 
   /** The rule as the query of `/v1/events`. */
   get query() {
-    const { threshold, release, minS, gapS } = this.rule;
-    return { hop_s: this.hopS || null, threshold: this.own || !this.calibrated ? null : threshold, release, min_s: minS, gap_s: gapS };
+    const { threshold, release, minS, gapS, overlap } = this.rule;
+    const own = this.own || !this.calibrated; // without calibration the page finds the events
+    return { hop_s: this.hopS || null, threshold: own ? null : threshold, release, min_s: minS, gap_s: gapS, overlap };
   }
 
   #show() {

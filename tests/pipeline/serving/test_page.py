@@ -117,13 +117,17 @@ def test_dropped_file_shows_the_events_of_the_python_api(own: Visit, recording: 
 
 def test_sliders_change_the_events_without_a_request(own: Visit, recording: bytes, timeline: Timeline) -> None:
     drop(own, recording)
-    for threshold, release, shortest, gap in [(0.5, 0.5, 0, 0), (0.45, 1, 0, 0), (0.55, 0.9, 0.2, 0), (0.5, 1, 0, 1)]:
-        for slider, value in zip(
-            ("threshold", "release", "shortest", "gap"), (threshold, release, shortest, gap), strict=True
-        ):
+    names = ("threshold", "release", "shortest", "gap", "overlap")
+    low, middle, high = (round(float(own), 2) for own in np.quantile(timeline.probabilities, [0.2, 0.5, 0.8]))
+    counts = set()
+    for values in [(low, 0.5, 0, 0, 0), (middle, 1, 0, 0, 0), (high, 1, 0.2, 0, 0.3), (middle, 1, 0, 1, 0)]:
+        for slider, value in zip(names, values, strict=True):
             move(own, slider, value)
-        expected = timeline.events(threshold, release=release, min_s=shortest, gap_s=gap)
+        threshold, release, shortest, gap, overlap = values
+        expected = timeline.events(threshold, release=release, min_s=shortest, gap_s=gap, overlap=overlap)
         assert [row[0] for row in own.rows()] == [event.label for event in expected]
+        counts.add(len(expected))
+    assert len(counts) > 2
     assert own.asked("/v1/events") == 1
     move(own, "threshold", 0.99)
     assert own.rows() == []
@@ -138,12 +142,12 @@ def test_rule_of_the_page_is_that_of_the_package(own: Visit) -> None:
         starts_s = np.arange(-window_s + 0.025, length_s - 0.02, hop_s)
         ends_s = np.minimum(starts_s + window_s, length_s)
         scores_WC = np.round(rng.uniform(0, 1, (len(starts_s), 2)) ** rng.uniform(0.5, 3), 1).astype(np.float32)
-        rule = [round(float(rng.uniform(0.1, 0.9)), 1), float(rng.choice([0.5, 1])), *rng.choice([0, 0.3], 2).tolist()]
+        rule = [round(float(rng.uniform(0.1, 0.9)), 1), float(rng.choice([0.5, 1])), *rng.choice([0, 0.3], 3).tolist()]
         own_timeline = Timeline(starts_s, ends_s, scores_WC, ("b", "a"), float(window_s))
-        found = own_timeline.events(rule[0], release=rule[1], min_s=rule[2], gap_s=rule[3])
+        found = own_timeline.events(rule[0], release=rule[1], min_s=rule[2], gap_s=rule[3], overlap=rule[4])
         expected.append([(event.label, event.start_s, event.end_s, event.peak) for event in found])
         form = {"starts_s": starts_s.tolist(), "ends_s": ends_s.tolist(), "labels": ["b", "a"]}
-        names = dict(zip(("threshold", "release", "minS", "gapS"), rule, strict=True))
+        names = dict(zip(("threshold", "release", "minS", "gapS", "overlap"), rule, strict=True))
         cases.append([{**form, "probabilities": scores_WC.tolist()}, names])
     answers = own.page.evaluate(FIND_EVENTS, cases)
     assert sum(map(len, expected)) > 300
