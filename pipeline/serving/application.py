@@ -15,12 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from ast_core.errors import UserError
 from pipeline.serving import api_routes
 from pipeline.serving.answers import JSONAnswer
 from pipeline.serving.live import build_live_router
+from pipeline.serving.page_files import ASK_AGAIN, PageFiles
 from pipeline.serving.refusals import RefusedError
 from pipeline.serving.serve_options import ServeOptions
 from pipeline.serving.server_metrics import CountRequests, ServerMetrics, render
@@ -85,10 +85,10 @@ def _add_page(app: FastAPI) -> None:
         _require_ready(request)
         if not (PAGE / "index.html").is_file():
             return JSONAnswer({"status": "ok"})
-        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY, **ASK_AGAIN})
 
     if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE))
+        app.mount("/page", PageFiles(directory=PAGE))
 
 
 def _add_health(app: FastAPI) -> None:

@@ -115,6 +115,17 @@ def test_dropped_file_shows_the_events_of_the_python_api(own: Visit, recording: 
     assert own.page.evaluate("document.getElementById('spectrogram').toDataURL().length") > 5000  # it is drawn
 
 
+def test_files_of_the_page_are_strict_and_never_stale(server: ServedApp) -> None:
+    page = server.get("/")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(rb"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", page.body)
+    for answer in (page, server.get("/page/page.js"), server.get("/page/page.css")):
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-cache")
+    again = server.get("/page/page.js", {"If-None-Match": server.get("/page/page.js").headers["etag"]})
+    assert (again.status, again.headers["cache-control"]) == (304, "no-cache")
+    assert server.get("/page/..%2fapplication.py").status == 404
+
+
 def test_sliders_change_the_events_without_a_request(own: Visit, recording: bytes, timeline: Timeline) -> None:
     drop(own, recording)
     names = ("threshold", "release", "shortest", "gap", "overlap")
