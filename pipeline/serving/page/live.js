@@ -32,7 +32,7 @@ export class Live {
   }
 
   /** End live audio because a recording takes its place. */
-  leave() {
+  close() {
     const session = this.session;
     this.#show(null);
     session?.stop();

@@ -30,7 +30,7 @@ function openModel(model) {
   live.query = { version: header.version };
 }
 
-/** Leave the recording that is shown. */
+/** Close the recording that is shown. */
 function close() {
   request?.abort();
   clearTimeout(waiting);
@@ -40,7 +40,7 @@ function close() {
 
 /** Show a recording, and ask the server for its events. */
 async function open(file, count = 1) {
-  live.leave();
+  live.close();
   close();
   hideError();
   const own = { file, sound: null, timeline: null, events: [], lanes: [] };
