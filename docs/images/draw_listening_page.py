@@ -30,7 +30,7 @@ def draw_page(browser: Browser, address: str, recording: Path, out: Path, second
     page = context.new_page()
     page.goto(address)
     page.set_input_files("#file", recording)
-    page.wait_for_selector("#results:not([hidden])")
+    page.wait_for_selector("#listen:has(#stage[aria-busy='false']) ~ #results:not([hidden])")
     page.focus("#seek")
     for _ in range(seconds):
         page.keyboard.press("ArrowRight")

@@ -53,6 +53,7 @@ async function open(file, count = 1) {
     own.sound = null; // the server knows more formats than the browser
   }
   if (recording !== own) return;
+  byId("stage").setAttribute("aria-busy", "false");
   player.playable = Boolean(own.sound);
   byId("unplayable").hidden = player.playable;
   byId("listen").classList.toggle("mute", !player.playable);

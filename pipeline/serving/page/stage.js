@@ -11,6 +11,7 @@ export function openStage(title, isLive) {
   byId("listen").classList.remove("mute");
   byId("listen").classList.toggle("live", isLive);
   byId("listen-title").textContent = title;
+  byId("stage").setAttribute("aria-busy", String(!isLive)); // until the browser has decoded the recording
   byId("unplayable").hidden = true;
   byId("results").hidden = true;
   byId("lanes").replaceChildren();

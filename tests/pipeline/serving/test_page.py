@@ -27,6 +27,8 @@ IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
 SECONDS = 6.0
 TOKEN = "a-token-of-the-tests"
 NEAR = 1e-6
+SHOWN = "#listen:has(#stage[aria-busy='false']) ~ #results:not([hidden])"
+"""Selector of a recording whose events and sound are there."""
 MODEL_SHOWN = "#model:has-text('labels')"
 """Selector, because the page's policy forbids to evaluate the text of a waiting function."""
 FIND_EVENTS = """async (cases) => {
@@ -88,7 +90,7 @@ def timeline(folder: Path, recording: bytes, tmp_path_factory: pytest.TempPathFa
 
 def drop(own: Visit, recording: bytes, name: str = "recording.wav") -> None:
     own.drop(name, recording)
-    own.page.wait_for_selector("#results:not([hidden])")
+    own.page.wait_for_selector(SHOWN)
 
 
 def move(own: Visit, slider: str, value: float) -> None:
@@ -179,7 +181,7 @@ def test_page_is_used_by_keyboard(own: Visit, recording: bytes) -> None:
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files({"name": "own.wav", "mimeType": "audio/wav", "buffer": recording})
-    page.wait_for_selector("#events tr")
+    page.wait_for_selector(SHOWN)
     page.focus("#seek")
     for key, seconds in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", SECONDS), ("Home", 0)]:
         page.keyboard.press(key)
