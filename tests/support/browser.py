@@ -96,7 +96,7 @@ def visit(browser: Browser, address: str, **settings: Any) -> Iterator[Visit]:
         settings: settings of the context, such as its colour scheme.
     """
     context = browser.new_context(**settings)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     own = Visit(context.new_page())
     own.page.on("request", lambda request: own.requests.append(request.url))
     own.page.on("websocket", lambda socket: own.requests.append(socket.url.replace("ws://", "http://")))
