@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 import signal
 import socket
@@ -67,6 +68,7 @@ def serve(settings: ServeSettings) -> None:
     options = _read_options(settings)
     _check_model(options.server)
     port = _choose_port(settings.host, settings.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connection.connect(settings.address, options.replicas[1], settings.gpus):
         _warn(settings)
         ray_serve.start(

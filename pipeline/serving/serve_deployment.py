@@ -105,6 +105,7 @@ def bind(options: DeploymentOptions) -> serve.Application:
         serve.ingress(build)(Replica),
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(uses_gpu(server.gpus))},
+        logging_config={"enable_access_log": False},  # each line would go to the terminal; `/metrics` counts requests
         max_ongoing_requests=server.max_waiting + EXTRA_REQUESTS,
         graceful_shutdown_timeout_s=options.drain_s,
         graceful_shutdown_wait_loop_s=0.5,

@@ -22,6 +22,7 @@ logger = logging.getLogger("ray.serve")
 
 BOARD_S = 2.0
 """Longest wait for the counts of the other replicas."""
+WARN_AFTER = 5
 SEND_S = 1.0
 """Seconds from one sending of counts to the board to the next."""
 
@@ -53,8 +54,8 @@ class ServerState:
         """Requests that are being answered."""
         self._board: Board = board or MetricsBoard()
         self._name = uuid.uuid4().hex
-        self._alone = False
-        """Whether the board did not answer last."""
+        self._alone = 0
+        """Number of times in a row that the board did not answer."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -112,11 +113,11 @@ class ServerState:
         try:
             found = await asyncio.wait_for(self._board.exchange(self._name, own), BOARD_S)
         except Exception as error:  # noqa: BLE001  # whatever Ray raises, the requests matter more
-            if not self._alone:
-                logger.warning("The counts of the other replicas are missing: %s", error)
-            self._alone = True
+            self._alone += 1
+            if self._alone == WARN_AFTER:  # the board starts with the first replica
+                logger.warning("The counts of the other replicas are missing: %r", error)
             return own
-        self._alone = False
+        self._alone = 0
         self.draining = self.draining or found.get(DRAINING, 0) > 0
         return found
 
