@@ -159,7 +159,7 @@ class ReportSettings(GpuCommon):
     review_member: Annotated[str, _show_default("the only one; of the run's own ensemble, the first")] = ""
     """Member of an ensemble whose embeddings the review compares."""
     corrections: Path | None = None
-    """CSV file with corrected labels: review/clips.csv, filled in. With it, the stage writes only --manifest."""
+    """CSV file with corrected labels: review/clips.csv, filled in. With it, only --manifest is written."""
     manifest: Path | None = None
     """New CSV file for the data set with the corrections, for --data.source of prepare. The data set is not changed."""
     data: DataConfig = field(default_factory=DataConfig)
