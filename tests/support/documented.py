@@ -50,7 +50,7 @@ RUN_BY = {
 NOT_RUN = {
     r"git clone|cd ": "the test is in a clone already",
     r"make( demo)?( [A-Z]+=\S+)*$": "it installs all packages first; a test runs its stages, which are those of `run`",
-    r"make test-kubernetes|apt-get install containerd": "it makes a cluster as root, for an hour",
+    r"make test-kubernetes|apt-get install containerd": "it makes a cluster as root",
     r"make (check|light|test|test-all|lint|style|types|imports|audit|lock|clean)": "this test is a part of it",
     r"export ": "it sets variables for the commands after it",
     r"docker |kind |kubectl |tar .*\| kubectl ": "it needs a container engine or a cluster; see tests/kubernetes",

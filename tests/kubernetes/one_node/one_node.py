@@ -20,7 +20,7 @@ from build_programs import MODULES, build_programs
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("ONE_NODE_CACHE", "~/.cache/ast-pipeline/one-node")).expanduser()
-"""Programs and images, some 12 GB. They stay, so that a second start takes a minute."""
+"""Programs and images, some 12 GB. They stay for the next start."""
 NEEDED = (
     "go", "git", "containerd", "runc", "buildah", "debootstrap", "iptables", "ipset", "ip", "unshare", "nsenter",
     "openssl",

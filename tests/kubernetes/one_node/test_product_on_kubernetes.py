@@ -68,7 +68,7 @@ def test_demo_job_completes_and_mlflow_shows_the_registered_ensemble(cluster: Cl
     job = _create(cluster, Path("k8s/jobs/demo.yaml"))
 
     _wait_for_end(cluster, job, "Complete", limit_s=1800)
-    assert "ast-demo" in _read_mlflow(cluster, "/api/2.0/mlflow/registered-models/get?name=ast-demo")
+    assert _is_registered(cluster, "ast-demo")
     assert "MLflow" in _read_mlflow(cluster, "/")
 
 
@@ -93,6 +93,7 @@ def test_training_continues_after_its_worker_was_deleted(cluster: Cluster, tmp_p
 
     _wait_for_end(cluster, job, "Complete", limit_s=1800)
     assert _pod(cluster, WORKER) != old
+    assert "Resumed at step" in _log(cluster, job)
 
 
 def test_training_that_lost_its_head_resumes_when_its_job_is_created_again(cluster: Cluster, tmp_path: Path):
@@ -106,7 +107,7 @@ def test_training_that_lost_its_head_resumes_when_its_job_is_created_again(clust
     again = _create(cluster, file)
 
     _wait_for_end(cluster, again, "Complete", limit_s=1800)
-    assert "resum" in _log(cluster, again).lower()
+    assert "Resumed at step" in _log(cluster, again)
 
 
 def test_drain_of_the_node_waits_for_the_head_and_the_training_continues_after_it(cluster: Cluster, tmp_path: Path):
@@ -148,7 +149,7 @@ def test_kubeflow_steps_submit_ray_jobs_from_their_own_namespace(cluster: Cluste
     said = cluster.kubectl("exec", "-n=kubeflow", "steps", "--", "sh", "-c", line, limit_s=1800)
 
     assert "RayJob ast/pipeline-register-" in said
-    assert "kubeflow" in _read_mlflow(cluster, "/api/2.0/mlflow/registered-models/get?name=kubeflow")
+    assert _is_registered(cluster, "kubeflow")
 
 
 def test_job_with_its_own_cluster_makes_and_deletes_it(cluster: Cluster, tmp_path: Path):
@@ -249,6 +250,12 @@ def _read_mlflow(cluster: Cluster, path: str) -> str:
         "kubectl port-forward -n ast svc/mlflow 5000 >/dev/null 2>&1 & trap 'kill %1' EXIT; "
         f"curl -s --retry 20 --retry-delay 1 --retry-connrefused 'http://127.0.0.1:5000{path}'"
     )
+
+
+def _is_registered(cluster: Cluster, name: str) -> bool:
+    """Return whether MLflow has a model; its answer about a missing one names it, too."""
+    answer = json.loads(_read_mlflow(cluster, f"/api/2.0/mlflow/registered-models/get?name={name}"))
+    return bool(answer.get("registered_model", {}).get("latest_versions"))
 
 
 def _probe_pod(name: str, label: str) -> dict[str, object]:
