@@ -185,18 +185,23 @@ class AudioTagger:
 
     @overload
     def timeline(  # type: ignore[overload-overlap]  # a str is one recording, although it is iterable
-        self, audio: Audio, sample_rate_hz: float | None = None, *, hop_s: float = 1.0, edges: bool = False
+        self, audio: Audio, sample_rate_hz: float | None = None, *, hop_s: float | None = None, edges: bool = False
     ) -> Timeline: ...
     @overload
     def timeline(
-        self, audio: Iterable[Audio], sample_rate_hz: float | None = None, *, hop_s: float = 1.0, edges: bool = False
+        self,
+        audio: Iterable[Audio],
+        sample_rate_hz: float | None = None,
+        *,
+        hop_s: float | None = None,
+        edges: bool = False,
     ) -> list[Timeline]: ...
     def timeline(
         self,
         audio: Audio | Iterable[Audio],
         sample_rate_hz: float | None = None,
         *,
-        hop_s: float = 1.0,
+        hop_s: float | None = None,
         edges: bool = False,
     ) -> Timeline | list[Timeline]:
         """Predict probabilities over time, of windows as long as a training clip.
@@ -207,6 +212,7 @@ class AudioTagger:
             audio: recording or recordings, as `predict` takes them.
             sample_rate_hz: sampling rate of the arrays.
             hop_s: seconds from the start of one window to the start of the next; it is rounded to whole frames.
+                By default 1, or the length of a window if that is shorter.
             edges: whether windows may begin before the recording, and end after it. `Timeline.events` needs them to
                 locate sounds in the first and the last window.
 
@@ -228,7 +234,7 @@ class AudioTagger:
         sample_rate_hz: float | None = None,
         *,
         threshold: float | None = None,
-        hop_s: float = 1.0,
+        hop_s: float | None = None,
         release: float = EventRule.release,
         min_s: float = EventRule.min_s,
         gap_s: float = EventRule.gap_s,
@@ -241,7 +247,7 @@ class AudioTagger:
         sample_rate_hz: float | None = None,
         *,
         threshold: float | None = None,
-        hop_s: float = 1.0,
+        hop_s: float | None = None,
         release: float = EventRule.release,
         min_s: float = EventRule.min_s,
         gap_s: float = EventRule.gap_s,
@@ -253,7 +259,7 @@ class AudioTagger:
         sample_rate_hz: float | None = None,
         *,
         threshold: float | None = None,
-        hop_s: float = 1.0,
+        hop_s: float | None = None,
         release: float = EventRule.release,
         min_s: float = EventRule.min_s,
         gap_s: float = EventRule.gap_s,
@@ -268,7 +274,8 @@ class AudioTagger:
             sample_rate_hz: sampling rate of the arrays.
             threshold: probability at which an event of any class begins. By default the thresholds of a calibrated
                 model, else 0.5.
-            hop_s: seconds from the start of one window to the start of the next, at most a window.
+            hop_s: seconds from the start of one window to the start of the next, at most a window. By default 1, or
+                the length of a window if that is shorter.
             release: share of the threshold below which an event ends.
             min_s: shortest event in seconds.
             gap_s: two events of a class with a shorter gap between them are one.
@@ -345,7 +352,7 @@ class AudioTagger:
         chosen = {self.labels[c] for c in np.flatnonzero(chosen_C)}
         return {name: score for name, score in named.items() if name in chosen}
 
-    def _follow_one(self, own: FileInput | ArrayInput, hop_s: float, edges: bool) -> Timeline:
+    def _follow_one(self, own: FileInput | ArrayInput, hop_s: float | None, edges: bool) -> Timeline:
         with self._lock, name_errors(own):
             blocks = MeasuredBlocks(own.to_blocks(self.sample_rate_hz, self._decoder))
             if edges:
@@ -357,8 +364,10 @@ class AudioTagger:
         return Timeline(starts_s, ends_s, scores_WC, self.labels, self.window_s, self.bundle.decisions)
 
 
-def _read_hop(hop_s: float) -> float:
+def _read_hop(hop_s: float | None) -> float | None:
     """Return the hop of a call as a float; UserError if it is no finite number."""
+    if hop_s is None:
+        return None
     number = isinstance(hop_s, int | float | np.integer | np.floating) and math.isfinite(hop_s)
     require(number, f"hop_s is {hop_s!r}; give a number of seconds, for example 1.0.")
     return float(hop_s)

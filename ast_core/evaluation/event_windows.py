@@ -26,13 +26,13 @@ DEFAULT_THRESHOLD = 0.5
 """Threshold of every class if neither the bundle nor the user has one."""
 
 
-def detect_events(predictor: Predictor, recording: Blocks, hop_s: float, rule: EventRule) -> list[Event]:
+def detect_events(predictor: Predictor, recording: Blocks, hop_s: float | None, rule: EventRule) -> list[Event]:
     """Return the events of one recording, the earliest first.
 
     Args:
         predictor: bundle on a device.
         recording: float32 [N] at the front end's rate, or blocks of it.
-        hop_s: seconds from the start of one window to the start of the next.
+        hop_s: seconds from the start of one window to the start of the next; None as `Predictor.measure_hop`.
         rule: thresholds and durations.
 
     Raises:
@@ -69,13 +69,13 @@ def decide_events(
     return find_events(windows, scores_WC, labels, threshold_C, rule)
 
 
-def score_with_edges(predictor: Predictor, recording: Blocks, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
+def score_with_edges(predictor: Predictor, recording: Blocks, hop_s: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities of windows every `hop_s` seconds, of which some cross an end of the recording.
 
     Args:
         predictor: bundle on a device.
         recording: float32 [N] at the front end's rate, or blocks of it.
-        hop_s: seconds from the start of one window to the start of the next.
+        hop_s: seconds from the start of one window to the start of the next; None as `Predictor.measure_hop`.
 
     Returns:
         Starts of the windows in seconds, float64 [W], and their probabilities, float32 [W, C].

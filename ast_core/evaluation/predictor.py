@@ -19,6 +19,9 @@ from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, Blocks, Window, cut
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.ensemble_mean import mean_probabilities, member_probabilities
 
+USUAL_HOP_S = 1.0
+"""Hop of timelines and events unless the user names one; a shorter window takes its place."""
+
 
 class Predictor:
     """Bundle on one device, ready to predict.
@@ -58,12 +61,13 @@ class Predictor:
         """
         return mean_probabilities([scores_WC.mean(axis=0) for scores_WC in self._score_windows(recording, None)])
 
-    def timeline(self, recording: Blocks, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
+    def timeline(self, recording: Blocks, hop_s: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities over time, of windows of the training length, one every `hop_s` seconds.
 
         Args:
             recording: float32 [N] at the front end's rate, or blocks of it.
-            hop_s: seconds from the start of one window to the start of the next.
+            hop_s: seconds from the start of one window to the start of the next; None for 1, or a window if that is
+                shorter.
 
         Returns:
             Starts of the windows in seconds, float64 [W], and their probabilities, float32 [W, C].
@@ -91,11 +95,12 @@ class Predictor:
         found = self.bundle.members[find_member(self.bundle, member)]
         return Embedder(found, self._front_ends[found.front_end], layer).embed(recording)
 
-    def measure_hop(self, hop_s: float) -> tuple[Fbank, int]:
+    def measure_hop(self, hop_s: float | None) -> tuple[Fbank, int]:
         """Return the filterbank of all members, and a hop in samples, which is rounded to whole frames.
 
         Args:
-            hop_s: seconds from the start of one window to the start of the next.
+            hop_s: seconds from the start of one window to the start of the next; None for 1, or a window if that is
+                shorter.
 
         Raises:
             UserError: the members have different front ends, so their windows differ; or the hop is below one frame.
@@ -107,6 +112,9 @@ class Predictor:
         )
         fbank = next(iter(self._front_ends.values()))
         frame_ms = fbank.config.frame_shift_ms
+        if hop_s is None:
+            seconds = round(1000 * USUAL_HOP_S / frame_ms) * fbank.hop_samples
+            return fbank, min(seconds, fbank.clip_samples // fbank.hop_samples * fbank.hop_samples)
         hop_frames = round(1000 * hop_s / frame_ms)
         require(hop_frames >= 1, f"A hop of {hop_s} s is less than one frame; give at least {frame_ms / 1000} s.")
         return fbank, hop_frames * fbank.hop_samples

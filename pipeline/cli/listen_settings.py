@@ -22,7 +22,9 @@ class ListenSettings:
     model: str = "models:/ast-demo@champion"
     """Model to use: a registry URI, a bundle folder such as work/demo/bundles/ensemble, or a model of Hugging Face's
     hub, hf:ORG/NAME."""
-    hop_s: float = 1.0
+    hop_s: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 1, or a window if that is shorter)")] = (
+        None
+    )
     """Seconds between two results. Each is of a window as long as a training clip, which ends with the newest sound."""
     top_k: int = 5
     """Number of classes to show."""

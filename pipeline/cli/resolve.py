@@ -74,8 +74,8 @@ def _require_counts(settings: Any) -> None:
     for name, least in (("workers", 0), ("bootstrap", 0), ("top_k", 1), ("layer", 1), ("review_clips", 1)):
         value = getattr(settings, name, least)
         require(value is None or value >= least, f"--{name.replace('_', '-')} is {value}; give {least} or more.")
-    hop_s = getattr(settings, "hop_s", 1.0)
-    require(0 < hop_s < math.inf, f"--hop-s is {hop_s}; give a number of seconds above 0.")
+    hop_s = getattr(settings, "hop_s", None)
+    require(hop_s is None or 0 < hop_s < math.inf, f"--hop-s is {hop_s}; give a number of seconds above 0.")
     if isinstance(settings, PredictSettings):
         lowest = settings.min_probability
         require(0 <= lowest <= 1, f"--min-probability is {lowest}; give a number from 0 to 1.")

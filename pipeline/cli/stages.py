@@ -251,7 +251,7 @@ class PredictSettings:
     """Ray cluster to join: `auto` or `ray://host:port`."""
     timeline: Path | None = None
     """Folder to write each file's probabilities over time to, as CSV and as a picture; in this process."""
-    hop_s: float = 1.0
+    hop_s: Annotated[float | None, _show_default("1, or a window if that is shorter")] = None
     """Seconds between the starts of the windows of timelines and events. Each window is as long as a training clip."""
     events: Path | None = None
     """Place to write the sounds of each recording to, with their beginnings and ends: a .csv or .parquet file of all

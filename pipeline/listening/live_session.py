@@ -63,7 +63,7 @@ class ScoringModel(Protocol):
     def bundle(self) -> Bundle:
         """Members, labels and settings."""
 
-    def measure_hop(self, hop_s: float) -> tuple[Fbank, int]:
+    def measure_hop(self, hop_s: float | None) -> tuple[Fbank, int]:
         """Return the filterbank of all members and a hop in samples; UserError if it cannot be."""
 
     def score_windows(self, windows: Sequence[Window]) -> np.ndarray:
@@ -76,7 +76,7 @@ class LiveRequest:
 
     form: str
     rate_hz: int
-    hop_s: float
+    hop_s: float | None
     top: int
 
 

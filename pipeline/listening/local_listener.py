@@ -65,13 +65,13 @@ class LocalListener:
 
     Args:
         predictor: bundle on its device.
-        hop_s: seconds from one window to the next.
+        hop_s: seconds from one window to the next; None as `Predictor.measure_hop`.
 
     Raises:
         UserError: the members have different front ends, or the hop is below one frame or longer than a window.
     """
 
-    def __init__(self, predictor: Predictor, hop_s: float) -> None:
+    def __init__(self, predictor: Predictor, hop_s: float | None) -> None:
         self._predictor = predictor
         fbank, hop_samples = predictor.measure_hop(hop_s)
         self._live = LiveWindows(fbank, hop_samples)

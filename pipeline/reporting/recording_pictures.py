@@ -29,7 +29,9 @@ def write_pictures(
         _write_attention(path.with_name(f"{path.name}.png"), predictor, recording)
 
 
-def _write_timeline(stem: Path, hop_s: float, predictor: Predictor, recording: Recording, labelling: Labelling) -> None:
+def _write_timeline(
+    stem: Path, hop_s: float | None, predictor: Predictor, recording: Recording, labelling: Labelling
+) -> None:
     measured = MeasuredBlocks(recording)
     starts_s, scores_WC = predictor.timeline(measured, hop_s)
     length_s = measured.samples / recording.sample_rate_hz

@@ -136,7 +136,10 @@ async def events(
         float | None,
         Query(gt=0, le=1, description="Probability at which an event begins; by default the model's, else 0.5."),
     ] = None,
-    hop_s: Annotated[float, Query(gt=0, lt=1e6, description="Seconds from one window to the next.")] = 1.0,
+    hop_s: Annotated[
+        float | None,
+        Query(gt=0, lt=1e6, description="Seconds from one window to the next; by default 1, or a shorter window."),
+    ] = None,
     release: Annotated[float, Query(gt=0, le=1, description="Share of the threshold at which an event ends.")] = 0.5,
     min_s: Annotated[float, Query(ge=0, lt=1e9, description="Shortest event in seconds.")] = 0.0,
     gap_s: Annotated[float, Query(ge=0, lt=1e9, description="Shorter gaps within a class are closed.")] = 0.0,

@@ -39,7 +39,7 @@ MOST_SESSIONS = 32
 """Sessions of a replica at most; each Opus stream has a process of 40 MB."""
 SHORTEST_HOP_S = 0.1
 MOST_LABELS = 10_000
-DEFAULTS = {"format": "pcm_s16le", "sample_rate_hz": "16000", "hop_s": "1.0", "top": "5", "version": ""}
+DEFAULTS = {"format": "pcm_s16le", "sample_rate_hz": "16000", "hop_s": "", "top": "5", "version": ""}
 """Values of the query."""
 PCM = "pcm_s16le"
 _REASON_BYTES = 123
@@ -120,7 +120,7 @@ def read_request(query: Mapping[str, str]) -> LiveRequest:
     if form in CONTAINERS and not has_ffmpeg():
         sentence = f"This server does not decode Opus: `pip install 'ast-pipeline[ffmpeg]'` is missing. Send {PCM}."
         raise LiveError(AGAINST_RULES, sentence)
-    hop_s = _read_number("hop_s", values["hop_s"], SHORTEST_HOP_S, math.inf)
+    hop_s = _read_number("hop_s", values["hop_s"], SHORTEST_HOP_S, math.inf) if values["hop_s"] else None
     top = int(_read_number("top", values["top"], 1, MOST_LABELS, whole=True))
     rate_hz = int(_read_number("sample_rate_hz", values["sample_rate_hz"], 1, math.inf, whole=True))
     try:

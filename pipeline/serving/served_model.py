@@ -81,7 +81,7 @@ class ServedModel:
         found: Scored = await self._run(content, PredictJob(self._probabilities))
         return found
 
-    async def follow(self, content: bytes, hop_s: float) -> Timeline:
+    async def follow(self, content: bytes, hop_s: float | None) -> Timeline:
         """Return the probabilities of a recording over time, with windows across its ends.
 
         Raises:
@@ -98,7 +98,7 @@ class ServedModel:
         found: EmbeddedRecording = await self._run(content, EmbedJob(self.find_embedder(member, layer)))
         return found
 
-    def measure_hop(self, hop_s: float) -> tuple[Any, int]:
+    def measure_hop(self, hop_s: float | None) -> tuple[Any, int]:
         """Return the filterbank of all members and a hop in samples.
 
         Raises:

@@ -16,6 +16,7 @@ export class Header {
     this.onModel = onModel;
     this.onChange = onChange;
     this.model = null;
+    this.asked = null;
     byId("version").addEventListener("change", () => this.#change());
     this.#connectToken();
   }
@@ -25,8 +26,13 @@ export class Header {
     return byId("version").value;
   }
 
-  /** Ask the server for the model; return whether it has one. */
-  async open() {
+  /** Ask the server for the model; return whether it has one. `asked` is the promise of that. */
+  open() {
+    this.asked = this.#ask();
+    return this.asked;
+  }
+
+  async #ask() {
     try {
       this.model = await askModel(this.version);
     } catch (error) {

@@ -46,6 +46,8 @@ async function open(file, count = 1) {
   const own = { file, sound: null, timeline: null, events: [], lanes: [] };
   recording = own;
   openStage(count > 1 ? `${file.name} (first of ${count})` : file.name, false);
+  await header.asked; // the model says which hops and sampling rate are right
+  if (recording !== own) return;
   const asked = listen();
   try {
     own.sound = await Sound.decode(file, header.model?.sample_rate_hz ?? 16000);

@@ -231,7 +231,14 @@ def test_a_list_is_checked_before_the_first_recording_is_predicted(
     assert not asked
 
 
-@pytest.mark.parametrize("hop_s", [0.0, 0.001, -1.0, np.nan, np.inf, "1", None])
+def test_without_a_hop_windows_shorter_than_a_second_leave_no_gaps(model: AudioTagger) -> None:
+    assert model.window_s == 0.335
+    found = model.timeline(noise(32_000), RATE_HZ)
+    assert np.diff(found.starts_s) == pytest.approx(0.33)  # whole frames
+    assert model.events(noise(32_000), RATE_HZ, threshold=0.01)
+
+
+@pytest.mark.parametrize("hop_s", [0.0, 0.001, -1.0, np.nan, np.inf, "1"])
 def test_a_hop_that_is_no_time_is_refused(model: AudioTagger, hop_s: object) -> None:
     with pytest.raises(UserError, match=r"give a number of seconds|less than one frame; give at least 0.01 s"):
         model.timeline(noise(9_000), RATE_HZ, hop_s=hop_s)  # type: ignore[call-overload]

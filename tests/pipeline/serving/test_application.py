@@ -71,15 +71,17 @@ def test_concurrent_requests_get_their_own_answers(server: ServedApp, folder: Pa
         assert answer.json["results"][0]["probabilities"] == pytest.approx(expected[path], abs=1e-6)
 
 
-@pytest.mark.parametrize("hop_s", [0.1, 0.25])
+@pytest.mark.parametrize("hop_s", [None, 0.1, 0.25])
 def test_events_and_timeline_equal_those_of_the_python_api(
-    server: ServedApp, folder: Path, recordings: list[Path], hop_s: float
+    server: ServedApp, folder: Path, recordings: list[Path], hop_s: float | None
 ) -> None:
     model = ast_core.load(folder)
     for path in recordings[1:3]:
         timeline = model.timeline(str(path), hop_s=hop_s, edges=True)
         threshold = float(np.median(timeline.probabilities))
-        query = f"?hop_s={hop_s}&threshold={threshold}&min_s=0.05&gap_s=0.1&overlap=0.1&release=0.9"
+        query = f"?threshold={threshold}&min_s=0.05&gap_s=0.1&overlap=0.1&release=0.9" + (
+            f"&hop_s={hop_s}" if hop_s else ""
+        )
         answer = server.post(f"/v1/events{query}&timeline=true", path.read_bytes())
         assert answer.status == 200, answer.body
         (result,) = answer.json["results"]

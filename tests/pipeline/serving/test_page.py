@@ -95,7 +95,8 @@ def timeline(folder: Path, recording: bytes, tmp_path_factory: pytest.TempPathFa
 
 def drop(own: Visit, recording: bytes, name: str = "recording.wav") -> None:
     own.drop(name, recording)
-    own.page.wait_for_selector(SHOWN)
+    own.page.wait_for_selector(f"{SHOWN}, #alert:not([hidden])")
+    assert not own.page.is_visible("#alert"), own.text("#alert-text")
 
 
 def move(own: Visit, slider: str, value: float) -> None:
@@ -328,6 +329,22 @@ def test_chosen_version_is_asked(browser: Browser, server: ServedApp, recording:
         assert "version=1" in answered.value.url
         own.page.wait_for_selector("#alert:not([hidden])")
         assert own.text("#alert-text").startswith("There is no version '1'")
+
+
+def test_file_that_is_dropped_before_the_model_is_known_waits_for_it(
+    browser: Browser, server: ServedApp, recording: bytes
+) -> None:
+    held: list[Route] = []
+    with visit(browser, "about:blank") as own:
+        own.page.route("**/v1/model*", lambda route: [held.append(route)])
+        own.page.goto(f"http://127.0.0.1:{server.port}")
+        own.drop("recording.wav", recording)
+        own.page.wait_for_selector("#stage[aria-busy='true']")
+        assert own.asked("/v1/events") == 0
+        held.pop().continue_()
+        own.page.wait_for_selector(SHOWN)
+        assert "hop_s=0.1&" in next(address for address in own.requests if "/v1/events" in address)
+        assert own.complaints == []
 
 
 def test_calibrated_model_is_asked_again_for_other_thresholds(
