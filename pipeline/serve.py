@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 import signal
 import socket
@@ -45,6 +46,7 @@ except ModuleNotFoundError as error:
 from ast_core.weights.bundle import Bundle
 from pipeline.ray_runtime import connection, internals
 from pipeline.serving.client_tokens import read_tokens
+from pipeline.serving.listening_replica import KEEP_ALIVE_S, Listener
 from pipeline.serving.serve_deployment import DeploymentOptions, bind, drain_replicas, remove_board
 from pipeline.serving.serve_options import ServeOptions
 from pipeline.serving.server_metrics import READY, RUNNING
@@ -54,8 +56,6 @@ APPLICATION = "ast-pipeline"
 LOOK_S = 0.2
 WATCH_S = 5.0
 """Seconds between two looks at the state of the application."""
-KEEP_ALIVE_S = 75
-"""Seconds that an idle connection stays open; proxies such as nginx keep theirs for 60."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -69,14 +69,17 @@ def serve(settings: ServeSettings) -> None:
     _check_model(options.server)
     port = _choose_port(settings.host, settings.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    alone = options.replicas[1] == 1 and connection.starts_local(settings.address)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a model's idle threads leave the cores to those that decode
     with connection.connect(settings.address, options.replicas[1], settings.gpus):
         _warn(settings)
         ray_serve.start(
+            proxy_location="Disabled" if alone else None,
             http_options={"host": settings.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_S},
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         try:
-            _deploy(options)
+            _deploy(options, Listener(settings.host, port, settings.drain_s) if alone else None)
             with _catch_stop() as stop:  # after `ray.init`, which sets a handler of its own
                 _announce(f"{settings.model} is served at http://{settings.host}:{port}. Ctrl-C or SIGTERM stops it.")
                 _watch(stop)
@@ -143,11 +146,11 @@ def _warn(settings: ServeSettings) -> None:
         )
 
 
-def _deploy(options: DeploymentOptions) -> None:
-    """Start the replicas and wait until each has made a prediction."""
+def _deploy(options: DeploymentOptions, listener: Listener | None) -> None:
+    """Start the replicas and wait until each has made a prediction; a listener is for the only one."""
     remove_board()
     try:
-        ray_serve.run(bind(options), name=APPLICATION, route_prefix="/")
+        ray_serve.run(bind(options, listener), name=APPLICATION, route_prefix="/" if listener is None else None)
     except RuntimeError as error:
         reason = re.findall(r"UserError: (.+)", str(error))
         raise UserError(reason[-1].strip() if reason else f"The server did not start: {error}") from error

@@ -75,7 +75,8 @@ class Fbank:
         num_frames = self.num_frames(wave_BN.shape[1])
         if not num_frames:
             raise ClipError("fbank", f"{wave_BN.shape[1]} samples are less than one window of {self.window_samples}")
-        wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True)
+        # In double precision the mean does not depend on the number of threads; bins near silence would show it.
+        wave_BN = wave_BN - wave_BN.mean(dim=1, keepdim=True, dtype=torch.float64).float()
         raw_BTW = wave_BN.unfold(1, self.window_samples, self.hop_samples)
         emphasised_BN = torch.empty_like(wave_BN)  # the first sample of each frame is written by `_window`
         torch.sub(wave_BN[:, 1:], wave_BN[:, :-1], alpha=PREEMPHASIS, out=emphasised_BN[:, 1:])

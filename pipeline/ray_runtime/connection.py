@@ -54,6 +54,15 @@ def connect(address: str, workers: int = 0, gpus: Gpus = "auto") -> Iterator[Non
             yield
 
 
+def starts_local(address: str) -> bool:
+    """Return whether `connect` would start a local cluster.
+
+    Args:
+        address: value of `--address`.
+    """
+    return not _address(address) and not ray.is_initialized()
+
+
 @contextlib.contextmanager
 def start_early(address: str, workers: int) -> Iterator[None]:
     """Start a local Ray in a thread while this context imports and begins its stage; it ends with the context.
@@ -62,7 +71,7 @@ def start_early(address: str, workers: int) -> Iterator[None]:
     Where a cluster is named, this does nothing.
     """
     global _early  # noqa: PLW0603
-    if _address(address) or ray.is_initialized():
+    if not starts_local(address):
         yield
         return
     _early = early = _EarlyStart(workers)

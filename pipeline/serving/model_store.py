@@ -60,7 +60,7 @@ class ModelStore:
 
     def __init__(self, options: ServeOptions, on_batch: Callable[[int], None] = lambda _: None) -> None:
         self.options = options
-        self.windows = WindowQueue(on_batch=on_batch)
+        self.windows = WindowQueue(options.threads, on_batch=on_batch)
         self.decoders = DecoderPool(self.windows, options.max_seconds)
         self._address = parse_address(options.model)
         self._current: ServedModel | None = None

@@ -168,7 +168,7 @@ def _parse_row(row: Any, number: int, count: int) -> Upload:
     if name is not None and not isinstance(name, str):
         raise _bad(f"The name of recording {number} is of type {type(name).__name__}; send text.")
     try:
-        content = base64.b64decode("".join(row["audio"].split()), validate=True)  # encoders may break lines
+        content = _decode_base64(row["audio"])
     except ValueError as error:
         sentence = (
             f"The audio of recording {number} is not base64 ({_shorten(str(error))}). Send standard base64, with + and "
@@ -176,6 +176,14 @@ def _parse_row(row: Any, number: int, count: int) -> Upload:
         )
         raise _bad(sentence) from None
     return Upload(_name(name, number, count), content)
+
+
+def _decode_base64(text: str) -> bytes:
+    """Return the bytes of base64, which may have line breaks; ValueError if it is no base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return base64.b64decode("".join(text.split()), validate=True)
 
 
 def _name(given: str | None, number: int, count: int) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -19,6 +19,7 @@ from ast_core.serialization import from_dict
 from pipeline.cli.user_environment import complete_environment
 from pipeline.ray_runtime.cluster_size import uses_gpu
 from pipeline.serving.application import build_app
+from pipeline.serving.listening_replica import Listener, ListeningReplica
 from pipeline.serving.serve_options import DAY_S, ServeOptions
 from pipeline.serving.server_metrics import Counts, MetricsBoard
 
@@ -83,18 +84,19 @@ class RayBoard:
         return ray.remote(MetricsBoard).options(**options).remote()
 
 
-def bind(options: DeploymentOptions) -> serve.Application:
+def bind(options: DeploymentOptions, listener: Listener | None = None) -> serve.Application:
     """Return the application for `serve.run`.
 
     Args:
         options: settings of the server and its replicas.
+        listener: where the only replica listens; None if requests come through Ray Serve's proxy.
     """
     low, high = options.replicas
-    server, threads = options.server, options.server.threads or max(1, (os.cpu_count() or 1) // high)
+    threads = options.server.threads or max(1, (os.cpu_count() or 1) // high)
+    server = dataclasses.replace(options.server, threads=threads)
 
     def build() -> FastAPI:
         complete_environment()
-        torch.set_num_threads(threads)  # Ray allows each actor one
         return build_app(server, load_first=True, board=RayBoard())
 
     number: dict[str, Any] = {"num_replicas": low}
@@ -102,7 +104,7 @@ def bind(options: DeploymentOptions) -> serve.Application:
         scaling = {"target_ongoing_requests": WINDOWS_AT_ONCE, "upscale_delay_s": UP_S, "downscale_delay_s": DOWN_S}
         number = {"autoscaling_config": {"min_replicas": low, "max_replicas": high, **scaling}}
     deployment: Any = serve.deployment(
-        serve.ingress(build)(Replica),
+        serve.ingress(build)(Replica) if listener is None else ListeningReplica,
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(uses_gpu(server.gpus))},
         logging_config={"enable_access_log": False},  # each line would go to the terminal; `/metrics` counts requests
@@ -113,7 +115,8 @@ def bind(options: DeploymentOptions) -> serve.Application:
         health_check_timeout_s=60,
         **number,
     )
-    application: serve.Application = deployment.bind()
+    arguments = () if listener is None else (server, RayBoard(), listener)
+    application: serve.Application = deployment.bind(*arguments)
     return application
 
 

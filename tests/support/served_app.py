@@ -125,7 +125,7 @@ def serve_process(log: Path, *flags: str) -> Iterator[ServedProcess]:
 
 def _is_ready(own: ServedProcess) -> bool:
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=2)  # Ray Serve's proxy lets it wait
+        connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=2)
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.HTTPStatus.OK
     except OSError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ast_core.audio.decoder import Decoder
 from ast_core.audio.waveform import Waveform
@@ -90,7 +91,7 @@ class _Decoders:
     """Threads, and as many decoders, which start their processes when they are needed."""
 
     def __init__(self, count: int, name: str) -> None:
-        self.threads = ThreadPoolExecutor(count, name)
+        self.threads = ThreadPoolExecutor(count, name, _use_one_thread)
         self.idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         self._all = [Decoder() for _ in range(count)]
         for decoder in self._all:
@@ -100,6 +101,12 @@ class _Decoders:
         self.threads.shutdown(cancel_futures=True)
         for decoder in self._all:
             decoder.close()
+
+
+def _use_one_thread() -> None:
+    """Let torch compute in the calling thread alone: the filterbanks of several recordings are computed at once."""
+    torch.get_num_threads()  # the first call in a thread would set the number of the process again
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A batch takes one window from each request in turn, so a long recording does not
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import torch
 
 from ast_core.audio.fbank import Fbank
 from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, Window
@@ -52,11 +55,15 @@ class WindowQueue:
     """A queue of windows, and the thread that runs models on them.
 
     Args:
+        threads: threads of torch for a batch on a CPU; 0 for one a core.
         batch: windows of a batch at most.
         on_batch: function that is called with the number of windows of each batch that was computed.
     """
 
-    def __init__(self, batch: int = WINDOWS_AT_ONCE, on_batch: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, threads: int = 0, batch: int = WINDOWS_AT_ONCE, on_batch: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._threads = threads or os.cpu_count() or 1
         self._batch, self._on_batch = batch, on_batch
         self._changed = threading.Condition()  # its lock is reentrant
         self._turns: deque[_Stream] = deque()
@@ -151,6 +158,7 @@ class WindowQueue:
     def _work(self) -> None:
         while batch := self._take():
             windows, first = [window for _, window in batch], batch[0][0]
+            torch.set_num_threads(self._threads)  # Ray allows an actor one, and MKL has one number for all threads
             try:
                 parts: Sequence[Any] = first.runner.run_windows(first.fbank, windows)
             except Exception as error:  # noqa: BLE001  # each request of the batch reports it

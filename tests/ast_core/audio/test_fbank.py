@@ -157,3 +157,15 @@ def test_fit_length_pads_with_zero_and_cuts_the_end() -> None:
     assert torch.equal(padded[:5], fbank_TM)
     assert not padded[5:].any()
     assert torch.equal(fit_length(fbank_TM, 3), fbank_TM[:3])
+
+
+def test_the_number_of_threads_changes_no_bit_of_a_shard() -> None:
+    tone_N = 0.5 * torch.sin(torch.arange(90_000) * 0.17) + 0.01  # most bins are near silence
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(Fbank(FrontEndConfig())(tone_N).half())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(own, found[0]) for own in found)

@@ -43,7 +43,7 @@ def windows(first: int, count: int) -> Iterator[Window]:
 
 @pytest.fixture
 def queue() -> Iterator[WindowQueue]:
-    own = WindowQueue(BATCH)
+    own = WindowQueue(batch=BATCH)
     yield own
     own.close()
 
@@ -125,7 +125,7 @@ def test_a_client_that_left_stops_its_recording(queue: WindowQueue) -> None:
 
 
 def test_whatever_waits_fails_when_the_queue_is_closed() -> None:
-    queue, model = WindowQueue(BATCH), Recorder()
+    queue, model = WindowQueue(batch=BATCH), Recorder()
     fed = queue.feed(model, FBANK, windows(0, 9))
     model.go.release()
     queue.close()
