@@ -34,6 +34,8 @@ _WITH_LENGTH = {"ape", "dsf", "mp4", "mpc", "mpc8", "ogg", "tak", "tta", "wv"}
 """Containers whose headers say the audio's length. For others FFmpeg estimates it, or means the longest stream."""
 _TOLERANCE_S = 0.5
 """Longest difference between a track's length by its header and its samples: encoders' delays are up to 0.2 s."""
+_GAP_S = 0.5
+"""Longest time without a packet in a stream: encoders of Opus send one every 0.4 s in silence."""
 _OPUS = {"opus", "libopus"}
 """FFmpeg's decoders of Opus."""
 _LOSSLESS = {"alac", "ape", "flac", "tak", "tta", "wavpack"}
@@ -77,27 +79,70 @@ def decode_with_ffmpeg(
 def decode_opus_stream(source: Any, form: str) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Yield the sampling rate and the samples, float32 [N, channels], of each packet of an Opus stream as it arrives.
 
+    FFmpeg skips damaged parts and only logs them, so its log is read. Call this in a process of its own: it sets the
+    level of the log.
+
     Args:
         source: object whose `read` returns what has arrived, and waits only if nothing has.
         form: FFmpeg's name of the container.
 
     Raises:
-        ClipError: stage `decode`, if the stream is of another container or codec, or damaged.
+        ClipError: stage `decode`, if the stream is of another container or codec, is damaged, or lacks a part.
     """
     import av  # noqa: PLC0415
 
+    av.logging.set_level(av.logging.ERROR)
     options = {"protocol_whitelist": "none", "probesize": "32", "analyzeduration": "1"}
     try:
-        with av.open(source, format=form, options=options, metadata_errors="replace", buffer_size=4096) as container:
-            stream = container.streams.best("audio")
+        with (
+            av.logging.Capture() as damage,
+            av.open(
+                _Undamaged(source, damage), format=form, options=options, metadata_errors="replace", buffer_size=4096
+            ) as container,
+        ):
+            stream: Any = container.streams.best("audio")
             codec = "" if stream is None or stream.codec_context is None else stream.codec_context.name
             if codec not in _OPUS:
                 raise ClipError("decode", f"the stream holds {codec or 'no audio'}, and not Opus")
             stream.codec_context.thread_count = 1
-            yield from _to_float(_frames(container, stream))
+            yield from _to_float(_require_unbroken(_frames(container, stream), damage))
     except (av.error.FFmpegError, ValueError) as error:
         cause = _CONTAINER if getattr(error, "errno", None) == errno.EINVAL else _explain(error)
         raise ClipError("decode", f"FFmpeg: {cause}") from error
+
+
+class _Undamaged:
+    """A stream that ends for FFmpeg at its first damage, so that it does not search all that follows.
+
+    Args:
+        source: the stream.
+        damage: what FFmpeg logs while it reads, as level, name and message.
+    """
+
+    def __init__(self, source: Any, damage: list[tuple[int, str, str]]) -> None:
+        self._source, self._damage = source, damage
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes of the stream."""
+        content: bytes = b"" if self._damage else self._source.read(count)
+        return content
+
+
+def _require_unbroken(frames: Iterable[Any], damage: list[tuple[int, str, str]]) -> Iterator[Any]:
+    """Yield the frames of a stream up to the first damage, or the first missing part; then raise ClipError."""
+    end_s = None
+    for frame in frames:
+        _require_no_damage(damage)
+        if end_s is not None and frame.time is not None and frame.time - end_s > _GAP_S:
+            raise ClipError("decode", f"{frame.time - end_s:.2f} s of the stream are missing")
+        end_s = None if frame.time is None else frame.time + frame.samples / frame.sample_rate
+        yield frame
+    _require_no_damage(damage)
+
+
+def _require_no_damage(damage: list[tuple[int, str, str]]) -> None:
+    if damage:
+        raise ClipError("decode", f"FFmpeg: {damage[0][2].strip().rstrip('.!')}")
 
 
 def _decode_stream(container: Any, seconds: float | None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:

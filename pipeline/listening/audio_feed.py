@@ -16,6 +16,7 @@ from typing import TypeVar
 from ast_core.audio.live.opus_stream import CONTAINERS, OpusStream
 from ast_core.audio.live.pcm_stream import PcmFormat, PcmStream
 from ast_core.audio.waveform import Waveform
+from ast_core.errors import ClipError
 
 HELD_BLOCKS = 8
 """Blocks of samples that wait for the model at most."""
@@ -103,41 +104,60 @@ class AudioDecoding:
     """
 
     def __init__(self, form: str, rate_hz: int, sample_rate_hz: int, threads: Executor) -> None:
-        self.blocks: asyncio.Queue[Block | None] = asyncio.Queue(HELD_BLOCKS)
-        """The samples; None is the end."""
+        self._blocks: asyncio.Queue[Block | ClipError | None] = asyncio.Queue(HELD_BLOCKS)
+        """The samples, and then None at the end, or why they end before it."""
         self._threads = threads
         self._opus = OpusStream(form, sample_rate_hz) if form in CONTAINERS else None
         self._pcm = PcmStream(PcmFormat(rate_hz), sample_rate_hz)
         self._places: deque[tuple[int, float]] = deque()
         """Place in the Opus stream at which each message ends, and its arrival."""
 
-    async def run(self, waiting: WaitingAudio) -> None:
-        """Decode the messages until they end.
+    @property
+    def empty(self) -> bool:
+        """Whether `take` would wait."""
+        return self._blocks.empty()
+
+    async def take(self) -> Block | None:
+        """Wait for the next samples; return None at the end.
 
         Raises:
-            ClipError: the audio cannot be used.
+            ClipError: the audio after the samples so far cannot be used.
         """
-        if self._opus is None:
-            await self._convert(waiting)
-        else:
-            write = asyncio.create_task(self._write(self._opus, waiting))
-            try:
-                await self._read(self._opus)
-            finally:
-                write.cancel()
-        await self.blocks.put(None)
+        found = await self._blocks.get()
+        if isinstance(found, ClipError):
+            raise found
+        return found
+
+    async def run(self, waiting: WaitingAudio) -> None:
+        """Decode the messages until they end, or cannot be used."""
+        end = None
+        try:
+            await self._decode(waiting)
+        except ClipError as error:
+            end = error
+        await self._blocks.put(end)
 
     def close(self) -> None:
         """End the decoder's process; this also ends the threads that wait for it."""
         if self._opus is not None:
             self._opus.close()
 
+    async def _decode(self, waiting: WaitingAudio) -> None:
+        if self._opus is None:
+            await self._convert(waiting)
+            return
+        write = asyncio.create_task(self._write(self._opus, waiting))
+        try:
+            await self._read(self._opus)
+        finally:
+            write.cancel()
+
     async def _convert(self, waiting: WaitingAudio) -> None:
         arrived_s = 0.0
         while (piece := await waiting.get()) is not None:
             arrived_s = piece.arrived_s
-            await self.blocks.put(Block(await self._call(self._pcm.add, piece.content), arrived_s))
-        await self.blocks.put(Block(self._pcm.finish(), arrived_s))
+            await self._blocks.put(Block(await self._call(self._pcm.add, piece.content), arrived_s))
+        await self._blocks.put(Block(self._pcm.finish(), arrived_s))
 
     async def _write(self, opus: OpusStream, waiting: WaitingAudio) -> None:
         done = 0
@@ -151,7 +171,7 @@ class AudioDecoding:
         while (block := await self._call(opus.read)) is not None:
             while len(self._places) > 1 and self._places[0][0] < block.read_bytes:
                 self._places.popleft()
-            await self.blocks.put(Block(block.wave_N, self._places[0][1]))
+            await self._blocks.put(Block(block.wave_N, self._places[0][1]))
 
     async def _call(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
         call = functools.partial(function, *arguments)

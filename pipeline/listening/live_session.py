@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ast_core.audio.fbank import Fbank
+from ast_core.errors import ClipError
 from ast_core.evaluation.live.live_windows import LiveWindow, LiveWindows
 from ast_core.evaluation.prediction_table import top_classes
 from ast_core.evaluation.window_cuts import WINDOWS_AT_ONCE, Window
@@ -184,27 +185,32 @@ class LiveSession:
             receiving.cancel()
 
     async def _answer(self, model: ScoringModel, live: LiveWindows, decoding: AudioDecoding) -> None:
-        """Send the probabilities of each window; of several in one batch if the model is behind."""
+        """Send the probabilities of each window, also of those before audio that cannot be used."""
         ready: list[tuple[LiveWindow, float]] = []
         arrived_s = 0.0
-        while (block := await decoding.blocks.get()) is not None:
-            arrived_s = block.arrived_s
-            live.add(block.wave_N)
-            while live.ready:
-                ready += [(own, arrived_s) for own in await self._call(live.cut, WINDOWS_AT_ONCE - len(ready))]
-                if len(ready) == WINDOWS_AT_ONCE:
+        try:
+            while (block := await decoding.take()) is not None:
+                arrived_s = block.arrived_s
+                live.add(block.wave_N)
+                while live.ready:
+                    ready += [(own, arrived_s) for own in await self._call(live.cut, WINDOWS_AT_ONCE - len(ready))]
+                    if len(ready) == WINDOWS_AT_ONCE:
+                        model, ready = await self._score(model, ready), []
+                if decoding.empty:
                     model, ready = await self._score(model, ready), []
-            if ready and decoding.blocks.empty():
-                model, ready = await self._score(model, ready), []
+        except ClipError:
+            await self._score(model, ready)
+            raise
         if (last := await self._call(live.finish)) is not None:
             ready.append((last, arrived_s))
-        if ready:
-            await self._score(model, ready)
+        await self._score(model, ready)
         seconds = live.samples / model.bundle.front_end.sample_rate_hz
         await self._send({"end": True, "seconds": seconds, "windows": self.windows})
 
     async def _score(self, model: ScoringModel, ready: Sequence[tuple[LiveWindow, float]]) -> ScoringModel:
-        """Send the probabilities of windows, and return the model that made them."""
+        """Send the probabilities of windows in one batch, and return the model that made them."""
+        if not ready:
+            return model
         now = await self._server.find_model()
         if now.bundle.front_end != model.bundle.front_end or now.bundle.labels != model.bundle.labels:
             raise LiveError(GOING_AWAY, "Another model with other classes or windows is served now; connect again.")

@@ -35,6 +35,8 @@ class Feed:
         self.read_bytes = 0
         self.limit = MOST_SILENT_BYTES
         """Place at which the stream is refused."""
+        self.ended = False
+        """Whether the stream was read to its end."""
         self.error: ClipError | None = None
 
     def read(self, count: int) -> bytes:
@@ -44,6 +46,7 @@ class Feed:
             return b""
         content = os.read(self._descriptor, count)
         self.read_bytes += len(content)
+        self.ended = not content
         return content
 
 
@@ -57,24 +60,34 @@ def serve(form: str, sample_rate_hz: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     limit_memory()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    feed, answers = Feed(sys.stdin.fileno()), sys.stdout.buffer
+    feed, answers, samples = Feed(sys.stdin.fileno()), sys.stdout.buffer, 0
     try:
         for block_N in convert_blocks(decode_opus_stream(feed, form), sample_rate_hz):
             feed.limit = feed.read_bytes + MOST_SILENT_BYTES
+            samples += len(block_N)
             _write(answers, BLOCK, block_N.tobytes(), feed)
-        if feed.error is not None:
-            raise feed.error
+        _require_end(feed)
         _write(answers, END, b"", feed)
     except ClipError as error:
-        _refuse(answers, feed.error or error, feed)
+        _refuse(answers, feed.error or error, feed, samples / sample_rate_hz)
     except MemoryError:
-        _refuse(answers, ClipError("decode", f"decoding it takes more than {MEMORY_MB} MB of memory"), feed)
+        large = ClipError("decode", f"decoding it takes more than {MEMORY_MB} MB of memory")
+        _refuse(answers, large, feed, samples / sample_rate_hz)
     except BrokenPipeError:
         return
 
 
-def _refuse(answers: BinaryIO, error: ClipError, feed: Feed) -> None:
-    _write(answers, REFUSED, json.dumps([error.stage, error.reason]).encode(), feed)
+def _require_end(feed: Feed) -> None:
+    """Raise ClipError if FFmpeg stopped before the end of the stream."""
+    if feed.error is not None:
+        raise feed.error
+    if not feed.ended:
+        raise ClipError("decode", f"FFmpeg reads nothing after byte {feed.read_bytes} of the stream")
+
+
+def _refuse(answers: BinaryIO, error: ClipError, feed: Feed, decoded_s: float) -> None:
+    where = f"the decoder stopped at about {decoded_s:.1f} s: " if decoded_s else ""
+    _write(answers, REFUSED, json.dumps([error.stage, where + error.reason]).encode(), feed)
 
 
 def _write(answers: BinaryIO, kind: int, content: bytes, feed: Feed) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +142,50 @@ def test_a_stream_that_is_no_opus_is_refused_with_a_reason(form: str) -> None:
 @pytest.mark.parametrize("form", CONTAINERS)
 def test_a_stream_that_goes_on_without_sound_is_refused(form: str) -> None:
     content = encode(CONTAINERS[form], "libopus", tone(48_000, rate_hz=48_000), 48_000, pipe=True)
-    _, reason = decode(form, content + bytes(3 * MOST_SILENT_BYTES), 1 << 16)
+    length = 3 * MOST_SILENT_BYTES
+    void = b"\xec\x01" + length.to_bytes(7)  # an element of WebM without a meaning
+    _, reason = decode(form, content + (void if form == "webm_opus" else b"") + bytes(length), 1 << 16)
     assert ("have no sound" if form == "webm_opus" else "Invalid data") in reason
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "zeros": lambda content: content[: len(content) // 2] + bytes(300) + content[len(content) // 2 + 300 :],
+    "noise to the end": lambda content: (
+        content[: len(content) // 2] + np.random.default_rng(0).bytes(len(content) // 2)
+    ),
+    "bytes that are missing": lambda content: content[: len(content) // 2] + content[len(content) // 2 + 500 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("form", CONTAINERS)
+def test_a_stream_that_is_damaged_in_the_middle_is_refused_with_the_place(form: str, damage: str) -> None:
+    wave_N, short = tone(4 * 48_000, rate_hz=48_000), SHORT_PAGES[form]
+    content = encode(CONTAINERS[form], "libopus", wave_N, 48_000, pipe=True, options=short)
+    found_N, reason = decode(form, DAMAGES[damage](content))
+    found_s = len(found_N) / RATE_HZ
+    assert found_s == pytest.approx(2, abs=0.15)
+    assert reason.startswith(f"the decoder stopped at about {found_s:.1f} s: FFmpeg: ")
+
+
+def test_damage_is_reported_before_the_stream_ends() -> None:
+    content = encode("webm", "libopus", tone(2 * 48_000, rate_hz=48_000), 48_000, pipe=True)
+    stream = OpusStream("webm_opus", RATE_HZ)
+    stream.write(content[: len(content) // 2] + bytes(20_000))
+    with pytest.raises(ClipError, match="the decoder stopped at about"):
+        list(iter(stream.read, None))
+    stream.close()
+
+
+@pytest.mark.parametrize("form", CONTAINERS)
+def test_a_stream_that_lacks_a_second_is_refused(form: str) -> None:
+    wave_N, short = tone(4 * 48_000, rate_hz=48_000), SHORT_PAGES[form]
+    content = encode(CONTAINERS[form], "libopus", wave_N, 48_000, pipe=True, options=short)
+    mark = b"OggS" if form == "ogg_opus" else b"\x1f\x43\xb6\x75"  # where a page or a cluster begins
+    first, *parts = content.split(mark)
+    cut = len(parts) // 4
+    _, reason = decode(form, mark.join([first, *parts[: 2 * cut], *parts[3 * cut :]]))
+    assert re.fullmatch(r"the decoder stopped at about (1\.9|2\.0) s: [01]\.\d\d s of the stream are missing", reason)
 
 
 def test_a_killed_decoder_is_an_error_of_its_stream_and_close_leaves_no_process() -> None:

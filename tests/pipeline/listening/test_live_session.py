@@ -192,6 +192,18 @@ def test_opus_is_answered_while_it_comes(form: str) -> None:
     assert all(list(own["probabilities"]) == ["low", "high"] for own in windows)
 
 
+@pytest.mark.parametrize("form", ["ogg_opus", "webm_opus"])
+def test_damaged_opus_is_answered_up_to_the_damage_and_then_refused(form: str) -> None:
+    content = encode(form.partition("_")[0], "libopus", tone(10 * 48_000, rate_hz=48_000), 48_000, pipe=True)
+    damaged = content[: len(content) // 2] + bytes(500) + content[len(content) // 2 + 500 :]
+    socket = FakeSocket([audio(damaged[place : place + 1000]) for place in range(0, len(damaged), 1000)] + [END])
+    with pytest.raises(ClipError, match=r"the decoder stopped at about [45]\.\d s: FFmpeg: "):
+        run(socket, form=form)
+    ends_s = [own["end_s"] for own in socket.sent]
+    assert ends_s == [pytest.approx(n + 0.995, abs=0.05) for n in range(len(ends_s))]
+    assert len(ends_s) in {3, 4}  # the resampler holds the last samples of a page
+
+
 def test_a_new_model_answers_from_the_next_window_on_if_it_has_the_same_classes() -> None:
     first, second, other = FakeModel(), FakeModel(), FakeModel()
     object.__setattr__(other.bundle, "labels", ("low", "deep"))

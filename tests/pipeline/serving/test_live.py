@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -147,6 +148,15 @@ def test_audio_that_cannot_be_used_is_refused_with_a_reason(server: ServedApp) -
         ((message,), code) = read_all(socket)
     assert message["error"].startswith("The audio cannot be used (decode): FFmpeg: ")
     assert code == 1003
+    content = encode("webm", "libopus", sound(4).astype(np.float32) / 32768, pipe=True)
+    with open_socket(server, "format=webm_opus&hop_s=0.2") as socket:
+        socket.send(content[: len(content) // 2] + bytes(500))  # the client goes on, and does not say `end`
+        (*windows, message), code = read_all(socket)
+    assert re.match(
+        r"The audio cannot be used \(decode\): the decoder stopped at about [12]\.\d s: FFmpeg: 0x00 ", message["error"]
+    )
+    assert code == 1003
+    assert len(windows) > 5
     with open_socket(server) as socket:
         socket.send(bytes(1 << 19))
         ((message,), code) = read_all(socket)
