@@ -54,7 +54,7 @@ class FoundEvent(BaseModel):
     label: str
     start_s: float
     end_s: float
-    score: float
+    peak: float
 
 
 class TimelineAnswer(BaseModel):
@@ -186,7 +186,7 @@ def describe_scores(labels: tuple[str, ...], scored: Scored, top: int) -> dict[s
 
 def describe_event(own: Event) -> dict[str, Any]:
     """Return the fields of an event."""
-    return {"label": own.label, "start_s": own.start_s, "end_s": own.end_s, "score": own.peak}
+    return {"label": own.label, "start_s": own.start_s, "end_s": own.end_s, "peak": own.peak}
 
 
 def describe_timeline(own: Timeline) -> dict[str, Any]:

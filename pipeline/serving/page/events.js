@@ -46,7 +46,7 @@ export function findEvents(timeline, rule) {
         const run = scores.subarray(first, last + 1);
         const onset = first + run.findIndex((score) => score >= high);
         const [start_s, end_s] = locate(timeline, onset, last, rule);
-        return { label, start_s, end_s, score: longest(run) };
+        return { label, start_s, end_s, peak: longest(run) };
       });
     return join(found, rule.gapS).filter((own) => own.end_s - own.start_s >= rule.minS);
   });
@@ -91,7 +91,7 @@ function join(events, gapS) {
     const before = joined.at(-1);
     if (before && (own.start_s <= before.end_s || own.start_s - before.end_s < gapS)) {
       before.end_s = Math.max(before.end_s, own.end_s);
-      before.score = Math.max(before.score, own.score);
+      before.peak = Math.max(before.peak, own.peak);
     } else joined.push({ ...own });
   }
   return joined;
@@ -99,7 +99,7 @@ function join(events, gapS) {
 
 /** Return events as a table with the columns of `predict --events`. */
 export function toCsv(recording, events) {
-  const rows = events.map((own) => [recording, own.label, own.start_s.toFixed(3), own.end_s.toFixed(3), own.score.toFixed(4)]);
+  const rows = events.map((own) => [recording, own.label, own.start_s.toFixed(3), own.end_s.toFixed(3), own.peak.toFixed(4)]);
   return [["path", "label", "start_s", "end_s", "peak"], ...rows].map((row) => `${row.map(quote).join(",")}\r\n`).join("");
 }
 

@@ -36,10 +36,10 @@ function makeRow(own, onJump) {
   jump.setAttribute("aria-label", `Jump to ${own.label} at ${formatTime(own.start_s)}`);
   jump.addEventListener("click", () => onJump(own));
   const meter = document.createElement("meter");
-  meter.value = own.score;
+  meter.value = own.peak;
   meter.setAttribute("aria-hidden", "true");
   const peak = document.createElement("span");
-  peak.textContent = own.score.toFixed(2);
+  peak.textContent = own.peak.toFixed(2);
   addCells(row, [own.label, jump, formatTime(own.end_s), (own.end_s - own.start_s).toFixed(2), [meter, peak]]);
   return row;
 }

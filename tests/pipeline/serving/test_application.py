@@ -94,7 +94,7 @@ def test_events_and_timeline_equal_those_of_the_python_api(
             assert own["label"] == event.label
             assert own["start_s"] == pytest.approx(event.start_s, abs=1e-6)
             assert own["end_s"] == pytest.approx(event.end_s, abs=1e-6)
-            assert own["score"] == pytest.approx(event.peak, abs=1e-6)
+            assert own["peak"] == pytest.approx(event.peak, abs=1e-6)
 
 
 def test_embeddings_equal_those_of_the_python_api(server: ServedApp, folder: Path, recordings: list[Path]) -> None:

@@ -173,7 +173,7 @@ def test_rule_of_the_page_is_that_of_the_package(own: Visit) -> None:
     assert sum(map(len, expected)) > 300
     for answer, wanted in zip(answers, expected, strict=True):
         assert [event["label"] for event in answer] == [label for label, *_ in wanted]
-        values = [[event[name] for name in ("start_s", "end_s", "score")] for event in answer]
+        values = [[event[name] for name in ("start_s", "end_s", "peak")] for event in answer]
         assert np.allclose(np.array(values).ravel(), [number for _, *row in wanted for number in row], atol=NEAR)
 
 
@@ -235,7 +235,7 @@ def test_events_are_downloaded_as_csv_and_json(own: Visit, recording: bytes) -> 
     assert [row["label"] for row in table] == [row[0] for row in shown]
     assert {row["path"] for row in table} == {'dawn, "loud".wav'}
     found = json.loads(contents["json"])
-    assert [(event["label"], f"{event['score']:.2f}") for event in found["events"]] == [
+    assert [(event["label"], f"{event['peak']:.2f}") for event in found["events"]] == [
         (row[0], row[4]) for row in shown
     ]
     assert found["rule"]["threshold"] == 0.5
