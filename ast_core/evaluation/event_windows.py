@@ -60,13 +60,25 @@ def decide_events(
         decisions: calibration and thresholds of the bundle, if it has them.
         rule: thresholds and durations.
     """
-    threshold_C = np.full(len(labels), DEFAULT_THRESHOLD)
-    if decisions is not None:
-        scores_WC = decisions.calibrated(scores_WC)
-        threshold_C = np.array(decisions.threshold_C)
+    scores_WC, threshold_C = calibrate_windows(scores_WC, decisions)
     if rule.threshold is not None:
         threshold_C = np.full(len(labels), rule.threshold)
     return find_events(windows, scores_WC, labels, threshold_C, rule)
+
+
+def calibrate_windows(scores_WC: np.ndarray, decisions: Decisions | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities in which events are found, and the threshold of each class unless a rule has one.
+
+    Args:
+        scores_WC: probabilities of the bundle, not calibrated.
+        decisions: calibration and thresholds of the bundle, if it has them.
+
+    Returns:
+        float32 [W, C], calibrated if the bundle is, and float64 [C].
+    """
+    if decisions is None:
+        return scores_WC, np.full(scores_WC.shape[1], DEFAULT_THRESHOLD)
+    return decisions.calibrated(scores_WC), np.array(decisions.threshold_C)
 
 
 def score_with_edges(predictor: Predictor, recording: Blocks, hop_s: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ast_core.errors import ClipError
 from ast_core.evaluation.audio_tagger import Timeline
+from ast_core.evaluation.event_windows import calibrate_windows
 from ast_core.evaluation.events import Event
 from ast_core.evaluation.prediction_table import top_classes
 from ast_core.evaluation.recording_batches import Scored
@@ -58,11 +59,12 @@ class FoundEvent(BaseModel):
 
 
 class TimelineAnswer(BaseModel):
-    """Probabilities of each window."""
+    """Probabilities of each window, calibrated if the model is, and the threshold of each label."""
 
     starts_s: list[float]
     ends_s: list[float]
     labels: list[str]
+    thresholds: list[float]
     probabilities: list[list[float]]
 
 
@@ -190,16 +192,18 @@ def describe_event(own: Event) -> dict[str, Any]:
 
 
 def describe_timeline(own: Timeline) -> dict[str, Any]:
-    """Return the fields of a timeline; RefusedError if it has too many values."""
+    """Return what `Timeline.events` finds events in; RefusedError if it has too many values."""
     if own.probabilities.size > MOST_VALUES:
         raise RefusedError(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             f"The timeline has {own.probabilities.size} probabilities, more than {MOST_VALUES}; give a longer hop_s, a "
             "shorter recording, or timeline=false.",
         )
+    scores_WC, threshold_C = calibrate_windows(own.probabilities, own.decisions)
     return {
         "starts_s": own.starts_s.tolist(),
         "ends_s": own.ends_s.tolist(),
         "labels": list(own.labels),
-        "probabilities": own.probabilities.tolist(),
+        "thresholds": threshold_C.tolist(),
+        "probabilities": scores_WC.tolist(),
     }

@@ -146,7 +146,9 @@ async def events(
     overlap: Annotated[
         float, Query(ge=0, lt=1, description="Share of a window that a sound fills at the threshold.")
     ] = 0.0,
-    timeline: Annotated[bool, Query(description="Whether to return the probabilities of each window, too.")] = False,
+    timeline: Annotated[
+        bool, Query(description="Whether to return the probabilities of each window, too, calibrated.")
+    ] = False,
     version: Version = None,
 ) -> Response:
     """Return the events of windows that overlap, as `ast-pipeline predict --events` does."""

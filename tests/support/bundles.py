@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ast_core.config import FrontEndConfig, ModelConfig
+from ast_core.evaluation.calibration import fit_decisions
 from ast_core.model.transformer import AST
 from ast_core.serialization import to_dict
 from ast_core.storage.json_files import write_json
-from ast_core.weights.bundle import write_bundle
+from ast_core.weights.bundle import Bundle, write_bundle
 from ast_core.weights.bundle_description import BundleFacts
 
 FRONT_END = FrontEndConfig(target_frames=32, num_mel_bins=16)
@@ -24,6 +27,24 @@ def make_member(seed: int, weights_seed: int) -> tuple[str, dict[str, torch.Tens
     model = AST(MODEL, FRONT_END.num_mel_bins, FRONT_END.target_frames, len(LABELS))
     identity = {"model": to_dict(MODEL), "front_end": to_dict(FRONT_END), "labels": LABELS, "mean": -5.0, "std": 4.0}
     return f"seed-{seed}", model.state_dict(), {**identity, "loss": "bce"}
+
+
+def calibrate_copy(source: Path, folder: Path) -> Path:
+    """Copy a bundle and write decisions into it, as `calibrate` fits them; return the copy's folder.
+
+    They are fitted on clips whose scores are like those of the random weights, which are close to 0.5.
+
+    Args:
+        source: folder of the bundle, with `LABELS`.
+        folder: folder of the copy.
+    """
+    shutil.copytree(source, folder)
+    rng = np.random.default_rng(0)
+    scores_NC = np.clip(0.5 + 0.1 * rng.normal(0, 1, (500, len(LABELS))), 0.01, 0.99).astype(np.float32)
+    hidden_NC = scores_NC + 0.05 * rng.normal(0, 1, scores_NC.shape)
+    labels_NC = (hidden_NC > np.quantile(hidden_NC, [0.3, 0.5, 0.6], axis=0)[np.arange(3), np.arange(3)]).astype(int)
+    fit_decisions(scores_NC, labels_NC, False, Bundle.load(folder).digest, {"split": "validation"}).write(folder)
+    return folder
 
 
 def write_run(

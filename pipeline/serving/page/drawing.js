@@ -99,11 +99,10 @@ function formatMark(seconds, step) {
  * Draw the probability of a label over time, its threshold, and its events.
  *
  * @param {HTMLCanvasElement} canvas place
- * @param {{times: number[], values: number[], events: object[]}} lane what is drawn
+ * @param {{times: number[], values: number[], events: object[], threshold: number | null}} lane what is drawn
  * @param {{fromS: number, toS: number}} view seconds that are shown
- * @param {number | null} threshold height of the dashed line
  */
-export function drawLane(canvas, lane, view, threshold) {
+export function drawLane(canvas, lane, view) {
   const place = open(canvas);
   if (!place) return;
   const { context, width, height } = place;
@@ -134,13 +133,13 @@ export function drawLane(canvas, lane, view, threshold) {
     context.fillStyle = colour("--curve-area");
     context.fill();
   }
-  if (threshold !== null) {
+  if (lane.threshold !== null) {
     context.setLineDash([3, 4]);
     context.strokeStyle = colour("--threshold");
     context.lineWidth = 1;
     context.beginPath();
-    context.moveTo(0, Math.round(toY(threshold)) + 0.5);
-    context.lineTo(width, Math.round(toY(threshold)) + 0.5);
+    context.moveTo(0, Math.round(toY(lane.threshold)) + 0.5);
+    context.lineTo(width, Math.round(toY(lane.threshold)) + 0.5);
     context.stroke();
   }
 }

@@ -2,7 +2,8 @@
  * Events in time, from the probabilities of overlapping windows.
  *
  * This is the rule of `ast_core/evaluation/events.py`, number for number, so that a slider changes the events without
- * another request. A timeline is `{starts_s, ends_s, labels, probabilities}`, as `/v1/events?timeline=true` returns it.
+ * another request. A timeline is `{starts_s, ends_s, labels, thresholds, probabilities}`, as `/v1/events?timeline=true`
+ * returns it; the probabilities of a calibrated model are calibrated.
  */
 
 /** Shortest event in hops: two edges in the same hop may have the same estimate. */
@@ -14,14 +15,14 @@ const SHORTEST = 0.1;
  * @param {object} timeline as the server sends it
  */
 export function prepare(timeline) {
-  const { starts_s: starts, ends_s: ends, labels, probabilities } = timeline;
+  const { starts_s: starts, ends_s: ends, labels, thresholds, probabilities } = timeline;
   const lengthS = longest(ends);
   const windowS = longest(starts.map((start, w) => ends[w] - start)); // the recording cuts the others at its end
   const hopS = starts.length > 1 ? longest(starts.slice(1).map((start, w) => start - starts[w])) : windowS;
   const least = Math.min(windowS / 2, lengthS) - 1e-9;
   const canBegin = starts.map((start, w) => ends[w] - Math.max(start, 0) >= least);
   const scores = labels.map((_, c) => Float32Array.from(probabilities, (row) => row[c]));
-  return { starts, ends, labels, scores, lengthS, windowS, hopS, canBegin };
+  return { starts, ends, labels, thresholds, scores, lengthS, windowS, hopS, canBegin };
 }
 
 function longest(values) {
@@ -32,12 +33,14 @@ function longest(values) {
  * Return the events of a prepared timeline, the earliest first.
  *
  * @param {object} timeline what `prepare` returns
- * @param {{threshold: number, release: number, minS: number, gapS: number, overlap: number}} rule as the query of `/v1/events`
+ * @param {{threshold: number | null, release: number, minS: number, gapS: number, overlap: number}} rule as the query of `/v1/events`;
+ *   without a threshold, each label has its own
  */
 export function findEvents(timeline, rule) {
-  const high = Math.fround(rule.threshold); // the probabilities are of single precision, and so is the comparison
-  const low = Math.fround(high * Math.fround(rule.release));
   const events = timeline.labels.flatMap((label, c) => {
+    // The probabilities are of single precision, and so is the comparison.
+    const high = Math.fround(rule.threshold ?? timeline.thresholds[c]);
+    const low = Math.fround(high * Math.fround(rule.release));
     const scores = timeline.scores[c];
     const begins = (w) => scores[w] >= high && timeline.canBegin[w];
     const found = findRuns(scores, low)

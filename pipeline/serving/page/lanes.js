@@ -16,18 +16,24 @@ export function rankLanes(timeline) {
   const times = shown.map((w) => (Math.max(0, timeline.starts[w]) + timeline.ends[w]) / 2);
   const lanes = timeline.labels.map((label, c) => {
     const values = Float32Array.from(shown, (w) => timeline.scores[c][w]);
-    return { label, times, values, peak: values.reduce((most, value) => Math.max(most, value), 0), lengthS: timeline.lengthS };
+    return { label, times, values, own: timeline.thresholds[c], peak: values.reduce((most, value) => Math.max(most, value), 0), lengthS: timeline.lengthS };
   });
   return lanes.sort((one, two) => two.peak - one.peak);
 }
 
-/** Return the lanes to show, with their events: the most probable labels, and others that have events. */
-export function pickLanes(lanes, events) {
+/**
+ * Return the lanes to show, with their events: the most probable labels, and others that have events.
+ *
+ * @param {object[]} lanes what `rankLanes` returns
+ * @param {object[]} events what `findEvents` returns
+ * @param {number | null} threshold of all lanes; null for each label's own
+ */
+export function pickLanes(lanes, events, threshold) {
   const found = new Set(events.map((own) => own.label));
   return lanes
     .filter((lane, n) => n < USUAL_LANES || found.has(lane.label))
     .slice(0, MOST_LANES)
-    .map((lane) => ({ ...lane, events: events.filter((own) => own.label === lane.label) }));
+    .map((lane) => ({ ...lane, threshold: threshold ?? lane.own, events: events.filter((own) => own.label === lane.label) }));
 }
 
 /**
@@ -35,7 +41,7 @@ export function pickLanes(lanes, events) {
  *
  * @param {{start_s: number, end_s: number, probabilities: object}[]} windows what the server has sent
  * @param {number} fromS beginning of the view
- * @param {number} threshold probability
+ * @param {number | null} threshold probability; null if there is none
  */
 export function pickLiveLanes(windows, fromS, threshold) {
   const seen = windows.filter((own) => own.end_s >= fromS);
@@ -47,7 +53,8 @@ export function pickLiveLanes(windows, fromS, threshold) {
   return labels.map((label) => {
     const values = seen.map((own) => own.probabilities[label] ?? 0);
     const newest = values.at(-1);
-    return { label, peak: newest, loud: newest >= threshold, times: seen.map((own) => own.end_s), values, events: [], growing: true };
+    const loud = threshold !== null && newest >= threshold;
+    return { label, peak: newest, loud, threshold, times: seen.map((own) => own.end_s), values, events: [], growing: true };
   });
 }
 
@@ -62,7 +69,7 @@ export function showLanes(list, lanes) {
     peak.textContent = lane.peak.toFixed(2);
     const count = lane.events.length;
     list.children[n].classList.toggle("found", count > 0 || Boolean(lane.loud));
-    const end = lane.growing ? "now" : `at most, ${count} ${count === 1 ? "event" : "events"}`;
+    const end = lane.growing ? "now" : `at most, threshold ${lane.threshold.toFixed(2)}, ${count} ${count === 1 ? "event" : "events"}`;
     canvas.setAttribute("aria-label", `${lane.label}: ${lane.peak.toFixed(2)} ${end}`);
   });
 }
@@ -83,6 +90,6 @@ function makeRow() {
 }
 
 /** Draw the lanes that `showLanes` has shown. */
-export function drawLanes(list, lanes, view, threshold) {
-  lanes.forEach((lane, n) => drawLane(list.children[n].querySelector("canvas"), lane, view, threshold));
+export function drawLanes(list, lanes, view) {
+  lanes.forEach((lane, n) => drawLane(list.children[n].querySelector("canvas"), lane, view));
 }

@@ -43,11 +43,11 @@ export class Live {
     const { session } = this;
     if (!session?.context) return;
     const view = { fromS: Math.max(0, session.seconds - VIEW_S), toS: Math.max(VIEW_S, session.seconds) };
-    const lanes = pickLiveLanes(session.windows, view.fromS, this.settings.rule.threshold);
+    const lanes = pickLiveLanes(session.windows, view.fromS, this.settings.liveThreshold);
     showLanes(byId("lanes"), lanes);
     byId("now").textContent = formatTime(session.seconds);
     byId("length").textContent = session.lag === null ? "· waiting for the first answer" : `· answers ${session.lag.toFixed(2)} s after the sound`;
-    drawStage({ sound: session.newest(VIEW_S), lanes, view }, this.settings.line);
+    drawStage({ sound: session.newest(VIEW_S), lanes, view });
   }
 
   async #start() {

@@ -12,15 +12,13 @@ import { Sound } from "./sound.js";
 import { drawStage, openStage, placePlayhead } from "./stage.js";
 import { countEvents, download, markEvents, showEvents } from "./table.js";
 
-const ASK_AGAIN_MS = 400;
 const byId = (id) => document.getElementById(id);
 
 let recording = null; // {file, sound, timeline, ranked, events, lanes, answer}
 let request = null; // the request that runs
-let waiting = 0; // timer of the next request
 
 const player = new Player({ onMove: showPosition, onView: draw, onPlay: showPlaying });
-const settings = new Settings(changeRule, () => recording && listen());
+const settings = new Settings(() => recording?.timeline && showResult(), () => recording && listen());
 const live = new Live(settings, close, open);
 const header = new Header(openModel, () => recording && listen());
 
@@ -33,7 +31,6 @@ function openModel(model) {
 /** Close the recording that is shown. */
 function close() {
   request?.abort();
-  clearTimeout(waiting);
   player.close();
   recording = null;
 }
@@ -79,7 +76,7 @@ async function listen() {
   hideError();
   showBusy("The model listens …");
   try {
-    own.answer = await askEvents(own.file, { ...settings.query, version: header.version }, now.signal);
+    own.answer = await askEvents(own.file, { hop_s: settings.hopS || null, version: header.version }, now.signal);
     if (recording !== own || request !== now) return;
     own.timeline = prepare(own.answer.result.timeline);
     own.ranked = rankLanes(own.timeline);
@@ -96,32 +93,25 @@ async function listen() {
   }
 }
 
-/** Apply the sliders. Only a calibrated model has to be asked again: its calibration is the server's. */
-function changeRule() {
-  if (!recording?.timeline) return;
-  clearTimeout(waiting);
-  if (settings.calibrated) waiting = setTimeout(listen, ASK_AGAIN_MS);
-  else showResult();
-}
-
+/** Find the events by the sliders, and show them. */
 function showResult() {
-  const { timeline, ranked, answer } = recording;
-  const events = settings.calibrated ? answer.result.events : findEvents(timeline, settings.rule);
+  const { timeline, ranked } = recording;
+  const events = findEvents(timeline, settings.rule);
   recording.events = events;
-  recording.lanes = pickLanes(ranked, events);
+  recording.lanes = pickLanes(ranked, events, settings.rule.threshold);
   showLanes(byId("lanes"), recording.lanes);
   showEvents(byId("events"), events, (own) => player.seek(own.start_s));
   byId("events-count").textContent = countEvents(events);
   byId("no-events").hidden = events.length > 0;
   byId("window-hint").textContent = `Each point of a curve is a window of ${timeline.windowS.toFixed(1)} s, so a curve is wider than the event that it locates.`;
-  drawLanes(byId("lanes"), recording.lanes, player.view, settings.line);
+  drawLanes(byId("lanes"), recording.lanes, player.view);
   showPosition(player.positionS);
 }
 
 function draw() {
   if (live.on) return live.draw();
   if (!recording) return undefined;
-  drawStage({ sound: recording.sound, lanes: recording.lanes, view: player.view }, settings.line);
+  drawStage({ sound: recording.sound, lanes: recording.lanes, view: player.view });
   return placePlayhead(player.positionS, player.view);
 }
 
@@ -145,8 +135,7 @@ function saveCsv() {
 }
 
 function saveJson() {
-  const rule = { ...settings.query, threshold: settings.own ? "calibrated" : settings.rule.threshold };
-  const text = toJson(recording.file.name, recording.answer.model, rule, recording.events);
+  const text = toJson(recording.file.name, recording.answer.model, settings.description, recording.events);
   download(`${baseName()}-events.json`, text, "application/json");
 }
 

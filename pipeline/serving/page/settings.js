@@ -47,8 +47,8 @@ export class Settings {
     return this.calibrated && byId("own").checked;
   }
 
-  /** Height of the line in the lanes; null for a calibrated model, whose thresholds are for calibrated values. */
-  get line() {
+  /** Threshold of live audio; null for a calibrated model, whose live probabilities are not calibrated. */
+  get liveThreshold() {
     return this.calibrated ? null : this.rule.threshold;
   }
 
@@ -59,14 +59,13 @@ export class Settings {
   /** Values of the rule as `findEvents` takes them. */
   get rule() {
     const value = (id) => Number(byId(id).value);
-    return { threshold: value("threshold"), release: value("release"), minS: value("shortest"), gapS: value("gap"), overlap: value("overlap") };
+    return { threshold: this.own ? null : value("threshold"), release: value("release"), minS: value("shortest"), gapS: value("gap"), overlap: value("overlap") };
   }
 
-  /** The rule as the query of `/v1/events`. */
-  get query() {
+  /** The rule by the names of `/v1/events`, for the download. */
+  get description() {
     const { threshold, release, minS, gapS, overlap } = this.rule;
-    const own = this.own || !this.calibrated; // without calibration the page finds the events
-    return { hop_s: this.hopS || null, threshold: own ? null : threshold, release, min_s: minS, gap_s: gapS, overlap };
+    return { hop_s: this.hopS, threshold: threshold ?? "calibrated", release, min_s: minS, gap_s: gapS, overlap };
   }
 
   #show() {

@@ -23,9 +23,8 @@ export function openStage(title, isLive) {
  * Draw all of it.
  *
  * @param {{sound: Sound | null, lanes: object[], view: {fromS: number, toS: number}}} shown what is drawn
- * @param {number | null} threshold height of the dashed line
  */
-export function drawStage({ sound, lanes, view }, threshold) {
+export function drawStage({ sound, lanes, view }) {
   if (byId("listen").hidden || view.toS <= view.fromS) return;
   if (sound) {
     drawWaveform(byId("waveform"), sound, view);
@@ -33,7 +32,7 @@ export function drawStage({ sound, lanes, view }, threshold) {
     byId("high").textContent = `${(sound.rateHz / 2000).toFixed(0)} kHz`;
   }
   drawAxis(byId("axis"), view);
-  drawLanes(byId("lanes"), lanes, view, threshold);
+  drawLanes(byId("lanes"), lanes, view);
 }
 
 /** Place the line that shows the position. */

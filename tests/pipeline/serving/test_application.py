@@ -88,6 +88,7 @@ def test_events_and_timeline_equal_those_of_the_python_api(
         assert result["timeline"]["starts_s"] == pytest.approx(timeline.starts_s)
         assert result["timeline"]["ends_s"] == pytest.approx(timeline.ends_s)
         assert np.array(result["timeline"]["probabilities"]) == pytest.approx(timeline.probabilities, abs=1e-6)
+        assert result["timeline"]["thresholds"] == [0.5] * len(timeline.labels)
         expected = timeline.events(threshold, min_s=0.05, gap_s=0.1, overlap=0.1, release=0.9)
         assert len(result["events"]) == len(expected) > 0
         for own, event in zip(result["events"], expected, strict=True):
@@ -95,6 +96,24 @@ def test_events_and_timeline_equal_those_of_the_python_api(
             assert own["start_s"] == pytest.approx(event.start_s, abs=1e-6)
             assert own["end_s"] == pytest.approx(event.end_s, abs=1e-6)
             assert own["peak"] == pytest.approx(event.peak, abs=1e-6)
+
+
+def test_a_calibrated_model_answers_with_calibrated_probabilities_and_its_thresholds(
+    folder: Path, recordings: list[Path], tmp_path: Path
+) -> None:
+    own = bundles.calibrate_copy(folder, tmp_path / "calibrated")
+    timeline = ast_core.load(own).timeline(str(recordings[2]), hop_s=0.1, edges=True)
+    assert timeline.decisions is not None
+    with serve_app(ServeOptions(str(own))) as server:
+        answer = server.post("/v1/events?hop_s=0.1&timeline=true", recordings[2].read_bytes())
+    (result,) = answer.json["results"]
+    assert result["timeline"]["thresholds"] == list(timeline.decisions.threshold_C)
+    found_WC = np.array(result["timeline"]["probabilities"])
+    assert found_WC == pytest.approx(timeline.decisions.calibrated(timeline.probabilities), abs=1e-6)
+    assert np.abs(found_WC - timeline.probabilities).max() > 0.1
+    expected = [(event.label, pytest.approx(event.start_s), pytest.approx(event.peak)) for event in timeline.events()]
+    assert len(expected) > 0
+    assert [(event["label"], event["start_s"], event["peak"]) for event in result["events"]] == expected
 
 
 def test_embeddings_equal_those_of_the_python_api(server: ServedApp, folder: Path, recordings: list[Path]) -> None:

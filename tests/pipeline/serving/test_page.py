@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -20,6 +21,9 @@ from served_app import ServedApp, encode_wav, serve_app
 
 import ast_core
 from ast_core.evaluation.audio_tagger import Timeline
+from ast_core.weights.bundle import Bundle
+from ast_core.weights.decisions import Decisions
+from pipeline.serving.answers import describe_timeline
 from pipeline.serving.serve_options import ServeOptions
 
 pytestmark = pytest.mark.slow  # a browser
@@ -163,12 +167,14 @@ def test_rule_of_the_page_is_that_of_the_package(own: Visit) -> None:
         ends_s = np.minimum(starts_s + window_s, length_s)
         scores_WC = np.round(rng.uniform(0, 1, (len(starts_s), 2)) ** rng.uniform(0.5, 3), 1).astype(np.float32)
         rule = [round(float(rng.uniform(0.1, 0.9)), 1), float(rng.choice([0.5, 1])), *rng.choice([0, 0.3], 3).tolist()]
-        own_timeline = Timeline(starts_s, ends_s, scores_WC, ("b", "a"), float(window_s))
-        found = own_timeline.events(rule[0], release=rule[1], min_s=rule[2], gap_s=rule[3], overlap=rule[4])
+        thresholds = tuple(np.round(rng.uniform(0.1, 0.9, 2), 1).tolist())
+        decisions = Decisions("d", {}, False, (1.0, 1.0), (0.0, 0.0), thresholds)
+        own_timeline = Timeline(starts_s, ends_s, scores_WC, ("b", "a"), float(window_s), decisions)
+        threshold = None if rng.uniform() < 0.5 else rule[0]
+        found = own_timeline.events(threshold, release=rule[1], min_s=rule[2], gap_s=rule[3], overlap=rule[4])
         expected.append([(event.label, event.start_s, event.end_s, event.peak) for event in found])
-        form = {"starts_s": starts_s.tolist(), "ends_s": ends_s.tolist(), "labels": ["b", "a"]}
-        names = dict(zip(("threshold", "release", "minS", "gapS", "overlap"), rule, strict=True))
-        cases.append([{**form, "probabilities": scores_WC.tolist()}, names])
+        names = dict(zip(("threshold", "release", "minS", "gapS", "overlap"), (threshold, *rule[1:]), strict=True))
+        cases.append([describe_timeline(own_timeline), names])
     answers = own.page.evaluate(FIND_EVENTS, cases)
     assert sum(map(len, expected)) > 300
     for answer, wanted in zip(answers, expected, strict=True):
@@ -347,25 +353,41 @@ def test_file_that_is_dropped_before_the_model_is_known_waits_for_it(
         assert own.complaints == []
 
 
-def test_calibrated_model_is_asked_again_for_other_thresholds(
-    browser: Browser, server: ServedApp, recording: bytes
+def test_calibrated_model_has_its_thresholds_and_sliders_need_no_request(
+    browser: Browser, folder: Path, recording: bytes, timeline: Timeline, tmp_path: Path
 ) -> None:
-    described = {**server.get("/v1/model").json, "calibrated": True}
-    with visit(browser, "about:blank") as own:
-        own.page.route("**/v1/model*", lambda route: route.fulfill(json=described))
-        own.page.goto(f"http://127.0.0.1:{server.port}")
+    calibrated = bundles.calibrate_copy(folder, tmp_path / "calibrated")
+    decisions = Bundle.load(calibrated).decisions
+    assert decisions is not None
+    own_timeline = dataclasses.replace(timeline, decisions=decisions)
+    with (
+        serve_app(ServeOptions(str(calibrated))) as server,
+        visit(browser, f"http://127.0.0.1:{server.port}") as own,
+    ):
         own.page.wait_for_selector(MODEL_SHOWN)
-        with own.page.expect_response(lambda answer: "/v1/events" in answer.url) as answered:
-            drop(own, recording)
-        assert "threshold=" not in answered.value.url
+        drop(own, recording)
         assert own.page.is_disabled("#threshold")
-        with own.page.expect_response(lambda answer: "threshold=0.5&" in answer.url) as answered:
-            own.page.uncheck("#own")
-        (result,) = answered.value.json()["results"]
-        assert [row[0] for row in own.rows()] == [event["label"] for event in result["events"]]
-        with own.page.expect_response(lambda answer: "threshold=0.99&" in answer.url):
-            move(own, "threshold", 0.99)
-        own.page.wait_for_selector("#no-events:visible")
+        names = own.page.eval_on_selector_all("#lanes canvas", "all => all.map((own) => own.ariaLabel)")
+        shown = {name.split(": ")[0]: re.findall(r"threshold (\d\.\d\d)", name) for name in names}
+        assert shown == {
+            label: [f"{own:.2f}"] for label, own in zip(timeline.labels, decisions.threshold_C, strict=True)
+        }
+        assert len(set(decisions.threshold_C)) == len(timeline.labels)
+        move(own, "release", 1)
+        rows = [[f"{event.end_s - event.start_s:.2f}", f"{event.peak:.2f}"] for event in own_timeline.events(release=1)]
+        assert rows
+        assert [row[3:] for row in own.rows()] == rows
+        own.page.uncheck("#own")
+        middle = round(float(np.median(decisions.calibrated(timeline.probabilities))), 2)
+        move(own, "threshold", middle)
+        rows = [
+            [event.label, f"{event.end_s - event.start_s:.2f}", f"{event.peak:.2f}"]
+            for event in own_timeline.events(middle, release=1)
+        ]
+        assert len(rows) > 1
+        assert [row[:1] + row[3:] for row in own.rows()] == rows
+        assert own.asked("/v1/events") == 1
+        assert own.complaints == []
 
 
 class LiveServer:
