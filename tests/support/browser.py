@@ -18,15 +18,16 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 """Names of Chromium's program."""
 ELSEWHERE = "elsewhere.test"
 """Name of a host that is this machine, but not loopback to a browser."""
-DROP = """([name, content]) => {
-    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+DROP = """(files) => {
     const dataTransfer = new DataTransfer();
-    dataTransfer.items.add(new File([bytes], name));
+    for (const [name, content] of files) {
+        dataTransfer.items.add(new File([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], name));
+    }
     for (const kind of ["dragenter", "dragover", "drop"]) {
         document.body.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
     }
 }"""
-"""Drop a file onto the page, as a file manager does."""
+"""Drop files onto the page, as a file manager does."""
 
 
 @dataclass
@@ -50,7 +51,11 @@ class Visit:
 
     def drop(self, name: str, content: bytes) -> None:
         """Drop a file onto the page."""
-        self.page.evaluate(DROP, [name, base64.b64encode(content).decode()])
+        self.drop_all({name: content})
+
+    def drop_all(self, files: dict[str, bytes]) -> None:
+        """Drop files with their names onto the page, all at once."""
+        self.page.evaluate(DROP, [[name, base64.b64encode(content).decode()] for name, content in files.items()])
 
     def text(self, selector: str) -> str:
         """Return the text of an element."""

@@ -1,6 +1,7 @@
 /** The page: it connects the recording, the server's answers, and what is shown of them. */
 
 import { findEvents, prepare, toCsv, toJson } from "./events.js";
+import { FileList } from "./files.js";
 import { Header } from "./header.js";
 import { drawLanes, pickLanes, rankLanes, showLanes } from "./lanes.js";
 import { Live } from "./live.js";
@@ -19,7 +20,8 @@ let request = null; // the request that runs
 
 const player = new Player({ onMove: showPosition, onView: draw, onPlay: showPlaying });
 const settings = new Settings(() => recording?.timeline && showResult(), () => recording && listen());
-const live = new Live(settings, close, open);
+const files = new FileList(open);
+const live = new Live(settings, openLive, (heard) => files.add([heard]));
 const header = new Header(openModel, () => recording && listen());
 
 function openModel(model) {
@@ -35,14 +37,19 @@ function close() {
   recording = null;
 }
 
+function openLive() {
+  close();
+  files.unmark();
+}
+
 /** Show a recording, and ask the server for its events. */
-async function open(file, count = 1) {
+async function open(file) {
   live.close();
   close();
   hideError();
   const own = { file, sound: null, timeline: null, events: [], lanes: [] };
   recording = own;
-  openStage(count > 1 ? `${file.name} (first of ${count})` : file.name, false);
+  openStage(file.name, false);
   await header.asked; // the model says which hops and sampling rate are right
   if (recording !== own) return;
   const asked = listen();
@@ -146,7 +153,7 @@ function baseName() {
 function connectFiles() {
   byId("choose").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", () => {
-    if (byId("file").files.length) open(byId("file").files[0]);
+    files.add(byId("file").files);
     byId("file").value = "";
   });
   let depth = 0; // each element below the pointer has its own events
@@ -160,8 +167,7 @@ function connectFiles() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     mark(-depth);
-    const { files } = event.dataTransfer;
-    if (files.length) open(files[0], files.length);
+    files.add(event.dataTransfer.files);
   });
 }
 

@@ -15,6 +15,7 @@ export function openStage(title, isLive) {
   byId("unplayable").hidden = true;
   byId("results").hidden = true;
   byId("lanes").replaceChildren();
+  byId("events").replaceChildren();
   byId("source").classList.add("compact");
   byId("source-title").textContent = "Drop another recording anywhere";
 }

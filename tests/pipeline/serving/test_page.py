@@ -8,18 +8,17 @@ import io
 import json
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import bundles
 import numpy as np
 import pytest
-from browser import ELSEWHERE, Visit, open_browser, visit
+from browser import Visit, visit
+from listening_page import MODEL_SHOWN, SECONDS, SHOWN, drop, move, show_time
 from matplotlib.image import imread
-from playwright.sync_api import Browser, Route, WebSocketRoute
+from playwright.sync_api import Browser, Route
 from served_app import ServedApp, encode_wav, serve_app
 
-import ast_core
 from ast_core.evaluation.audio_tagger import Timeline
 from ast_core.weights.bundle import Bundle
 from ast_core.weights.decisions import Decisions
@@ -28,13 +27,8 @@ from pipeline.serving.serve_options import ServeOptions
 
 pytestmark = pytest.mark.slow  # a browser
 IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
-SECONDS = 6.0
 TOKEN = "a-token-of-the-tests"
 NEAR = 1e-6
-SHOWN = "#listen:has(#stage[aria-busy='false']) ~ #results:not([hidden])"
-"""Selector of a recording whose events and sound are there."""
-MODEL_SHOWN = "#model:has-text('labels')"
-"""Selector, because the page's policy forbids to evaluate the text of a waiting function."""
 FIND_EVENTS = """async (cases) => {
     const { findEvents, prepare } = await import("./page/events.js");
     return cases.map(([timeline, rule]) => findEvents(prepare(timeline), rule));
@@ -47,69 +41,6 @@ WATCH_CHOOSER = """() => document.getElementById("file").addEventListener("click
 UNNAMED = """() => [...document.querySelectorAll("button, input, select, summary")]
     .filter((own) => own.offsetParent && !own.textContent.trim() && !own.labels?.length && !own.ariaLabel)
     .map((own) => own.outerHTML)"""
-
-
-@pytest.fixture(scope="module")
-def recording() -> bytes:
-    """Noise whose loudness changes, so that windows differ."""
-    rng = np.random.default_rng(0)
-    parts = int(SECONDS * 4)
-    wave_N = rng.normal(0, 0.1, parts * 4000) * np.repeat(rng.uniform(0, 2, parts), 4000)
-    return encode_wav(wave_N.astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    bundles.write_run(run)
-    return run / "bundles" / "ensemble"
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[ServedApp]:
-    with serve_app(ServeOptions(str(folder), max_seconds=30, max_request_mib=1)) as own:
-        yield own
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory, recording: bytes) -> Iterator[Browser]:
-    sound = tmp_path_factory.mktemp("sound") / "microphone.wav"
-    sound.write_bytes(recording)
-    with open_browser(sound) as own:
-        yield own
-
-
-@pytest.fixture
-def own(browser: Browser, server: ServedApp) -> Iterator[Visit]:
-    """Open the page. At its end it must not have asked another host, and no script may have failed."""
-    address = f"http://127.0.0.1:{server.port}"
-    with visit(browser, address) as found:
-        found.page.wait_for_selector(MODEL_SHOWN)
-        yield found
-        assert found.hosts() == {address}
-        assert found.complaints == []
-
-
-@pytest.fixture(scope="module")
-def timeline(folder: Path, recording: bytes, tmp_path_factory: pytest.TempPathFactory) -> Timeline:
-    path = tmp_path_factory.mktemp("audio") / "recording.wav"
-    path.write_bytes(recording)
-    return ast_core.load(folder, device="cpu").timeline(str(path), hop_s=0.1, edges=True)
-
-
-def drop(own: Visit, recording: bytes, name: str = "recording.wav") -> None:
-    own.drop(name, recording)
-    own.page.wait_for_selector(f"{SHOWN}, #alert:not([hidden])")
-    assert not own.page.is_visible("#alert"), own.text("#alert-text")
-
-
-def move(own: Visit, slider: str, value: float) -> None:
-    """Move a slider to a value."""
-    own.page.locator(f"#{slider}").fill(str(value))
-
-
-def show_time(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
 def test_dropped_file_shows_the_events_of_the_python_api(own: Visit, recording: bytes, timeline: Timeline) -> None:
@@ -317,26 +248,6 @@ def test_token_is_asked_for_and_kept_in_the_tab(
         assert not any(TOKEN in address for address in own.requests)
 
 
-def test_chosen_version_is_asked(browser: Browser, server: ServedApp, recording: bytes) -> None:
-    versions = [{"version": "2", "aliases": ["champion"]}, {"version": "1", "aliases": []}]
-    described = {**server.get("/v1/model").json, "version": "2", "versions": versions}
-    with visit(browser, "about:blank") as own:
-        own.page.route("**/v1/model*", lambda route: route.fulfill(json=described))
-        own.page.goto(f"http://127.0.0.1:{server.port}")
-        own.page.wait_for_selector("#version-field:visible")
-        assert own.page.locator("#version option").all_inner_texts() == [
-            "as served (2 · champion)",
-            "2 · champion",
-            "1",
-        ]
-        drop(own, recording)
-        with own.page.expect_response(lambda answer: "/v1/events" in answer.url) as answered:
-            own.page.select_option("#version", "1")
-        assert "version=1" in answered.value.url
-        own.page.wait_for_selector("#alert:not([hidden])")
-        assert own.text("#alert-text").startswith("There is no version '1'")
-
-
 def test_file_that_is_dropped_before_the_model_is_known_waits_for_it(
     browser: Browser, server: ServedApp, recording: bytes
 ) -> None:
@@ -390,86 +301,6 @@ def test_calibrated_model_has_its_thresholds_and_sliders_need_no_request(
         assert own.complaints == []
 
 
-class LiveServer:
-    """The server's side of a live session: it answers four times a second of sound.
-
-    Args:
-        label: label whose probability it sends.
-        most: answers before it closes the connection with an error.
-    """
-
-    def __init__(self, label: str, most: int = 1000) -> None:
-        self.label, self.most = label, most
-        self.address = ""
-        self.heard = b""
-        self.answers = 0
-
-    def open(self, socket: WebSocketRoute) -> None:
-        """Take a connection of the page."""
-        self.address = socket.url
-        socket.on_message(lambda message: self.read(socket, message))
-
-    def read(self, socket: WebSocketRoute, message: str | bytes) -> None:
-        """Answer a message of the page."""
-        if isinstance(message, str):
-            assert message == "end"
-            socket.send(json.dumps({"end": True, "seconds": len(self.heard) / 32_000, "windows": self.answers}))
-            return
-        self.heard += message
-        while self.answers < len(self.heard) // 8000:
-            if self.answers == self.most:
-                socket.send(json.dumps({"error": "The model is gone."}))
-                socket.close(code=1011)
-                return
-            self.answers += 1
-            end_s = self.answers / 4
-            scores = {self.label: 0.75, "other": 0.25}
-            answer = {"start_s": max(0, end_s - 1), "end_s": end_s, "probabilities": scores, "lag_s": 0.125}
-            socket.send(json.dumps(answer))
-
-
-def test_microphone_is_heard_by_the_model(own: Visit) -> None:
-    own.page.click("#microphone")
-    own.page.wait_for_selector("#length:has-text('after the sound')")
-    assert own.page.locator("#lanes .lane").count() == len(bundles.LABELS)
-    own.page.click("#microphone")
-    own.page.wait_for_selector("#results:not([hidden])")
-    assert own.asked("/v1/live") == 1
-    assert not own.page.is_visible("#alert")
-
-
-def test_microphone_is_sent_as_pcm_and_then_shown_as_a_recording(own: Visit) -> None:
-    live = LiveServer("rain, heavy")
-    own.page.route_web_socket("**/v1/live*", live.open)
-    own.page.click("#microphone")
-    own.page.wait_for_selector("#length:has-text('0.12 s after the sound'), #length:has-text('0.13 s after the sound')")
-    own.page.wait_for_selector("#lanes .lane.found:has-text('rain, heavy')")
-    assert own.page.locator("#lanes .lane").count() == 2
-    assert own.text("#microphone") == "Stop"
-    own.page.click("#microphone")
-    own.page.wait_for_selector("#results:not([hidden])")
-    assert own.text("#listen-title").startswith("microphone-")
-    assert own.text("#length") == f"of {show_time(len(live.heard) / 32_000)}"
-    assert "format=pcm_s16le&sample_rate_hz=16000" in live.address
-    assert np.frombuffer(live.heard, "<i2").std() > 100  # it is the sound of the file
-    assert own.text("#microphone") == "Use the microphone"
-
-
-def test_live_session_that_the_server_ends_keeps_what_was_heard(own: Visit) -> None:
-    own.page.route_web_socket("**/v1/live*", LiveServer("dog", most=2).open)
-    own.page.click("#microphone")
-    own.page.wait_for_selector("#results:not([hidden])")
-    assert own.text("#alert-text") == "The model is gone."
-    assert own.text("#listen-title").startswith("microphone-")
-
-
-def test_microphone_needs_https_or_loopback(browser: Browser, server: ServedApp) -> None:
-    with visit(browser, f"http://{ELSEWHERE}:{server.port}") as own:
-        own.page.wait_for_selector("#microphone-hint:visible")
-        assert own.page.is_disabled("#microphone")
-        assert "only over HTTPS, or from the machine itself" in own.text("#microphone-hint")
-
-
 def test_picture_of_the_guide_is_drawn_from_any_server(
     browser: Browser, server: ServedApp, recording: bytes, tmp_path: Path
 ) -> None:
@@ -487,7 +318,9 @@ def test_page_fits_the_screen_and_the_theme(
 ) -> None:
     settings = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}, "reduced_motion": "reduce"}
     with visit(browser, f"http://127.0.0.1:{server.port}", **settings) as own:
-        drop(own, recording)
+        own.drop_all({f"{'a-long-name-' * 9}.wav": recording, "second.wav": recording})
+        own.page.wait_for_selector(SHOWN)
+        assert own.page.is_visible("#files-card")
         assert own.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         ground = own.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground))) < 380) == (scheme == "dark")
