@@ -91,6 +91,10 @@ class LiveServer:
     threads: Executor
     reads_ahead: bool = False
     """Whether all messages are read from the network, however many wait here, as Ray Serve's proxy does."""
+    on_sound: Callable[[float], None] = lambda _: None
+    """Function that is called with the seconds of each piece of sound."""
+    on_lag: Callable[[float], None] = lambda _: None
+    """Function that is called with the lag of each result in seconds."""
 
 
 class LiveSession:
@@ -192,6 +196,7 @@ class LiveSession:
             while (block := await decoding.take()) is not None:
                 arrived_s = block.arrived_s
                 live.add(block.wave_N)
+                self._server.on_sound(len(block.wave_N) / model.bundle.front_end.sample_rate_hz)
                 while live.ready:
                     ready += [(own, arrived_s) for own in await self._call(live.cut, WINDOWS_AT_ONCE - len(ready))]
                     if len(ready) == WINDOWS_AT_ONCE:
@@ -217,6 +222,7 @@ class LiveSession:
         scores_WC = await self._call(now.score_windows, [own.window for own, _ in ready])
         for (own, arrived_s), scores_C in zip(ready, scores_WC, strict=True):
             lag_s = asyncio.get_running_loop().time() - arrived_s
+            self._server.on_lag(lag_s)
             await self._send(describe_window(own, scores_C, now.bundle.labels, self._request.top, lag_s))
             self.windows += 1
         return now

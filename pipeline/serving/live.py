@@ -23,7 +23,9 @@ from pipeline.listening.live_session import (
     AGAINST_RULES,
     BUSY,
     FAILED,
+    GOING_AWAY,
     SEND_S,
+    TOO_BIG,
     WRONG_DATA,
     ClientLeftError,
     LiveError,
@@ -42,6 +44,16 @@ MOST_LABELS = 10_000
 DEFAULTS = {"format": "pcm_s16le", "sample_rate_hz": "16000", "hop_s": "", "top": "5", "version": ""}
 """Values of the query."""
 PCM = "pcm_s16le"
+ENDED, CLIENT_LEFT = "ended", "client_left"
+REASONS = {
+    GOING_AWAY: "going_away",
+    WRONG_DATA: "unusable_audio",
+    AGAINST_RULES: "refused",
+    TOO_BIG: "message_too_big",
+    FAILED: "failed",
+    BUSY: "busy",
+}
+"""Reason of a session's end in the metrics, by the code with which its WebSocket is closed."""
 _REASON_BYTES = 123
 """Bytes of a reason in a closing frame at most (RFC 6455)."""
 _THREADS_OF_SESSION = 3
@@ -53,25 +65,36 @@ def build_live_router() -> APIRouter:
     """Return the route with its threads, for one application."""
     router = APIRouter(prefix="/v1")
     threads = ThreadPoolExecutor(_THREADS_OF_SESSION * MOST_SESSIONS, "live")
-    open_sessions: set[WebSocket] = set()
 
     async def live(websocket: WebSocket) -> None:
         await websocket.accept(subprotocol=_choose_subprotocol(websocket.scope.get("subprotocols", [])))
+        reason = REASONS[GOING_AWAY]  # the server cancels its sessions when it ends
         try:
-            if len(open_sessions) >= MOST_SESSIONS:
-                raise LiveError(BUSY, f"The server has {MOST_SESSIONS} live sessions, which is its limit; try later.")
-            open_sessions.add(websocket)
-            await _run_session(websocket, threads)
+            await _count_session(websocket, threads)
+            reason = ENDED
             await _close(websocket, 1000, "")
         except ClientLeftError:
-            return
+            reason = CLIENT_LEFT
         except LiveError as error:
+            reason = REASONS[error.code]
             await _refuse(websocket, error)
         finally:
-            open_sessions.discard(websocket)
+            websocket.app.state.server.metrics.add("ast_serve_live_sessions_total", reason=reason)
 
     router.add_api_websocket_route("/live", live)
     return router
+
+
+async def _count_session(websocket: WebSocket, threads: ThreadPoolExecutor) -> None:
+    """Run a session unless the replica has as many as it may."""
+    state: ServerState = websocket.app.state.server
+    if state.live_sessions >= MOST_SESSIONS:
+        raise LiveError(BUSY, f"The server has {MOST_SESSIONS} live sessions, which is its limit; try later.")
+    state.live_sessions += 1
+    try:
+        await _run_session(websocket, threads)
+    finally:
+        state.live_sessions -= 1
 
 
 async def _run_session(websocket: WebSocket, threads: ThreadPoolExecutor) -> None:
@@ -83,7 +106,12 @@ async def _run_session(websocket: WebSocket, threads: ThreadPoolExecutor) -> Non
         version = websocket.query_params.get("version") or None
         with state.admit(websocket.headers):
             server = LiveServer(
-                lambda: state.models.find(version), lambda: state.draining, threads, reads_ahead=_is_in_replica()
+                lambda: state.models.find(version),
+                lambda: state.draining,
+                threads,
+                reads_ahead=_is_in_replica(),
+                on_sound=lambda seconds: state.metrics.add("ast_serve_live_seconds_total", seconds),
+                on_lag=lambda seconds: state.metrics.observe("ast_serve_live_lag_seconds", seconds),
             )
             await LiveSession(websocket, request, server).run()
     except RefusedError as error:

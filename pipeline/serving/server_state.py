@@ -52,6 +52,8 @@ class ServerState:
         self.draining = False
         self.running = 0
         """Requests that are being answered."""
+        self.live_sessions = 0
+        """Sessions of `/v1/live` that are open."""
         self._board: Board = board or MetricsBoard()
         self._name = uuid.uuid4().hex
         self._alone = 0
@@ -125,6 +127,7 @@ class ServerState:
         found: dict[Key, float] = {
             RUNNING: self.running,
             ("ast_serve_windows_waiting", ()): self.models.windows.waiting,
+            ("ast_serve_live_sessions", ()): self.live_sessions,
             READY: float(self.ready),
         }
         if self.models.ready:

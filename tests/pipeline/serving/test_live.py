@@ -219,6 +219,43 @@ def test_a_token_is_taken_from_the_header_or_the_subprotocol(folder: Path, tmp_p
             assert read_all(socket)[1] == 1000
 
 
+def read_live_metrics(server: ServedApp) -> dict[str, float]:
+    lines = server.get("/metrics").body.decode().splitlines()
+    rows = [line.rsplit(" ", 1) for line in lines if line.startswith("ast_serve_live_")]
+    return {name.removeprefix("ast_serve_live_"): float(value) for name, value in rows}
+
+
+def test_sessions_are_counted_with_their_sound_lag_and_end(folder: Path) -> None:
+    with serve_app(ServeOptions(str(folder))) as server:
+        assert read_live_metrics(server) == {"sessions": 0}
+        with open_socket(server) as socket:
+            socket.send(sound(2).tobytes())
+            socket.recv(30)
+            assert read_live_metrics(server)["sessions"] == 1
+            socket.send("end")
+            messages, _ = read_all(socket)
+        with open_socket(server) as socket:
+            socket.send(b"odd")
+            socket.send("end")
+            assert read_all(socket)[1] == 1003
+        with open_socket(server, "hop_s=20") as socket:
+            assert read_all(socket)[1] == 1008
+        with open_socket(server) as socket:
+            socket.send(sound(1).tobytes())
+            socket.recv(30)
+        deadline = time.monotonic() + 30
+        while (found := read_live_metrics(server)).get('sessions_total{reason="client_left"}') != 1:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+    assert found["sessions"] == 0
+    assert found['sessions_total{reason="ended"}'] == 1
+    assert found['sessions_total{reason="unusable_audio"}'] == 1
+    assert found['sessions_total{reason="refused"}'] == 1
+    assert found["seconds_total"] == pytest.approx(3 + 1 / 16_000)
+    assert found["lag_seconds_count"] >= messages[-1]["windows"] > 5
+    assert 0 < found["lag_seconds_sum"] < 60
+
+
 def test_sessions_are_limited_and_one_that_ends_makes_room(server: ServedApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST_SESSIONS", 1)
     with open_socket(server) as first:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,13 @@ def test_the_board_adds_up_replicas_and_keeps_the_counts_of_dead_ones(monkeypatc
     assert ("ast_serve_requests_running", ()) not in merged  # nothing newer than -1 s
     monkeypatch.undo()
     assert asyncio.run(board.exchange("b", counts_of(7, 4)))["ast_serve_requests_running", ()] == 5
+
+
+def test_the_guide_lists_every_metric() -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "guides" / "serving.md").read_text()
+    table = guide.partition("## Metrics")[2].partition("## Tokens")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {f"ast_serve_{name}" for row in rows for name in re.findall(r"`(\w+)`", row)} == set(server_metrics.KINDS)
 
 
 def test_the_text_has_types_labels_and_cumulative_buckets() -> None:
