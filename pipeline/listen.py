@@ -34,7 +34,7 @@ from pipeline.listening.listen_display import open_display
 from pipeline.listening.local_listener import LagSummary, LocalListener
 from pipeline.listening.sound_sources import describe_refusal, open_sound
 from pipeline.scoring.device import choose_device
-from pipeline.tracking.model_choice import fetch_model_folder
+from pipeline.tracking.model_choice import open_model_folder
 
 BEHIND_HOPS = 3
 """Hops that a model may be behind before `listen` says so."""
@@ -49,7 +49,8 @@ def listen(settings: ListenSettings) -> LagSummary:
     Raises:
         UserError: the model, the source or the hop cannot be used.
     """
-    bundle = Bundle.load(fetch_model_folder(settings.model, settings.tracking))
+    with open_model_folder(settings.model, settings.tracking) as folder:
+        bundle = Bundle.load(folder)
     predictor = Predictor(bundle, choose_device(settings.gpus))
     listener = LocalListener(predictor, settings.hop_s)
     try:

@@ -33,7 +33,7 @@ from ast_core.errors import UserError, require
 from pipeline.cli.command_line import parse_settings
 from pipeline.cli.program import run_stage
 from pipeline.cli.stages import ServeSettings
-from pipeline.tracking.model_choice import fetch_model_folder, is_model_address
+from pipeline.tracking.model_choice import is_model_address, open_model_folder
 from pipeline.tracking.store_uri import choose_store
 
 try:
@@ -123,7 +123,8 @@ def _read_options(settings: ServeSettings) -> DeploymentOptions:
 
 def _check_model(options: ServeOptions) -> None:
     """Raise UserError if the model does not exist or cannot be loaded; replicas would try it again and again."""
-    Bundle.load(fetch_model_folder(options.model, options.tracking))
+    with open_model_folder(options.model, options.tracking) as folder:
+        Bundle.load(folder)
 
 
 def _choose_port(host: str, port: int) -> int:

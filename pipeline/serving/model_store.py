@@ -23,7 +23,7 @@ from pipeline.serving.batching.window_queue import WindowQueue
 from pipeline.serving.refusals import RefusedError, overload
 from pipeline.serving.serve_options import ServeOptions
 from pipeline.serving.served_model import ServedModel
-from pipeline.tracking.model_choice import fetch_model_folder
+from pipeline.tracking.model_choice import open_model_folder
 
 KEPT_VERSIONS = 2
 """Versions besides the served one that stay in memory; the one that was used longest ago goes."""
@@ -179,10 +179,11 @@ class ModelStore:
     def _load(self, version: str | None) -> ServedModel:
         """Load a version, or the model if it is not registered, and predict once with it."""
         model = self.options.model if version is None else f"models:/{self._address.name}/{version}"  # type: ignore[union-attr]
-        folder = fetch_model_folder(model, self.options.tracking)
-        predictor = Predictor(Bundle.load(folder), choose_device(self.options.gpus))
+        with open_model_folder(model, self.options.tracking) as folder:
+            bundle, folder_name = Bundle.load(folder), folder.name
+        predictor = Predictor(bundle, choose_device(self.options.gpus))
         most = int(self.options.max_seconds * WINDOWS_A_SECOND)
-        name = self._address.name if self._address else (model if model.startswith("hf:") else folder.name)
+        name = self._address.name if self._address else (model if model.startswith("hf:") else folder_name)
         served = ServedModel(name, version, predictor, self.windows, self.decoders, most)
         served.warm_up()
         return served

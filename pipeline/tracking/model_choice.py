@@ -5,6 +5,8 @@ Importing this module loads neither MLflow nor torch.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ast_core.weights.hub.hub_address import is_hub_address, parse_hub_address
@@ -23,6 +25,28 @@ def is_model_address(model: str) -> bool:
         parse_hub_address(model)
         return True
     return model.startswith(REGISTERED)
+
+
+@contextlib.contextmanager
+def open_model_folder(model: str, store: str) -> Iterator[Path]:
+    """Yield the folder of a model while the context is open, and then remove what was downloaded from the registry.
+
+    A model of the hub stays in the hub's cache.
+
+    Args:
+        model: as `fetch_model_folder` takes it.
+        store: MLflow tracking URI.
+
+    Raises:
+        UserError: the model does not exist, cannot be downloaded, or does not hold exactly one bundle.
+    """
+    if not model.startswith(REGISTERED):
+        yield fetch_model_folder(model, store)
+        return
+    from pipeline.tracking.registry import open_bundle  # noqa: PLC0415  # MLflow takes 100 MB
+
+    with open_bundle(model, store) as folder:
+        yield folder
 
 
 def fetch_model_folder(model: str, store: str) -> Path:

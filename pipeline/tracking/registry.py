@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import math
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -167,10 +171,36 @@ def bundle_folder(model: str, store: str) -> Path:
     return fetch_bundle(model)
 
 
-def fetch_bundle(uri: str) -> Path:
-    """Download a model from the store that is open, and return the folder of its bundle."""
+@contextlib.contextmanager
+def open_bundle(uri: str, store: str) -> Iterator[Path]:
+    """Yield the folder of a registered bundle while the context is open; what had to be downloaded is then removed.
+
+    Args:
+        uri: `models:/NAME@champion`, `models:/NAME/3` or `runs:/ID/NAME`.
+        store: MLflow tracking URI.
+
+    Raises:
+        UserError: the model does not exist, or does not hold exactly one bundle.
+    """
+    mlflow_store.open_store(store)
+    with tempfile.TemporaryDirectory(prefix="ast-model-") as scratch:
+        with _report_errors(f"{uri} could not be fetched"):
+            repository = get_artifact_repository(uri)
+            while isinstance(repository, ModelsArtifactRepository):
+                repository = repository.repo
+        is_here = isinstance(repository, LocalArtifactRepository)  # a copy would only cost time and space
+        yield fetch_bundle(uri, None if is_here else scratch)
+
+
+def fetch_bundle(uri: str, to: str | None = None) -> Path:
+    """Download a model from the store that is open, and return the folder of its bundle.
+
+    Args:
+        uri: address of the model.
+        to: folder to download to; None for a model's own folder on this machine, else for a new temporary folder.
+    """
     with _report_errors(f"{uri} could not be fetched"):
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=to))
     found = sorted(folder.glob(f"**/{DESCRIPTION}"))
     require(
         len(found) == 1,
