@@ -147,7 +147,7 @@ async def events(
         float, Query(ge=0, lt=1, description="Share of a window that a sound fills at the threshold.")
     ] = 0.0,
     timeline: Annotated[
-        bool, Query(description="Whether to return the probabilities of each window, too, calibrated.")
+        bool, Query(description="Whether to return the windows' probabilities, too, calibrated if the model is.")
     ] = False,
     version: Version = None,
 ) -> Response:

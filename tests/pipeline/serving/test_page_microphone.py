@@ -13,6 +13,24 @@ from playwright.sync_api import Browser, WebSocketRoute
 from served_app import ServedApp
 
 pytestmark = pytest.mark.slow  # a browser
+RECORD = """async () => {
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    const recorder = new MediaRecorder(stream, { mimeType: "audio/webm;codecs=opus" });
+    const socket = new WebSocket(`ws://${location.host}/v1/live?format=webm_opus&hop_s=0.2`);
+    const answers = [];
+    socket.onmessage = (event) => answers.push(JSON.parse(event.data));
+    await new Promise((done) => { socket.onopen = done; });
+    recorder.ondataavailable = (event) => socket.send(event.data);
+    recorder.start(100);
+    await new Promise((done) => { setTimeout(done, 2000); });
+    const stopped = new Promise((done) => { recorder.onstop = done; });
+    const closed = new Promise((done) => { socket.onclose = done; });
+    recorder.stop();
+    await stopped;
+    socket.send("end");
+    return [answers, (await closed).code];
+}"""
+"""Send two seconds of a browser's own recorder to the model while it records; return the answers and the code."""
 
 
 class LiveServer:
@@ -51,6 +69,13 @@ class LiveServer:
             scores = {self.label: 0.75, "other": 0.25}
             answer = {"start_s": max(0, end_s - 1), "end_s": end_s, "probabilities": scores, "lag_s": 0.125}
             socket.send(json.dumps(answer))
+
+
+def test_stream_of_a_browsers_recorder_is_answered_to_its_end(own: Visit) -> None:
+    (*windows, end), code = own.page.evaluate(RECORD)
+    assert code == 1000
+    assert end["seconds"] == pytest.approx(2.0, abs=0.5)
+    assert end["windows"] == len(windows) > 5
 
 
 def test_microphone_is_heard_by_the_model(own: Visit) -> None:
