@@ -22,6 +22,7 @@ from pipeline.serving.application import build_app
 from pipeline.serving.listening_replica import Listener, ListeningReplica
 from pipeline.serving.serve_options import DAY_S, ServeOptions
 from pipeline.serving.server_metrics import Counts, MetricsBoard
+from pipeline.tracking.store_uri import choose_store
 
 BOARD = "ast-serve-board"
 """Name of the actor that collects the counts."""
@@ -97,7 +98,7 @@ def bind(options: DeploymentOptions, listener: Listener | None = None) -> serve.
 
     def build() -> FastAPI:
         complete_environment()
-        return build_app(server, load_first=True, board=RayBoard())
+        return build_app(complete_options(server), load_first=True, board=RayBoard())
 
     number: dict[str, Any] = {"num_replicas": low}
     if high > low:
@@ -118,6 +119,15 @@ def bind(options: DeploymentOptions, listener: Listener | None = None) -> serve.
     arguments = () if listener is None else (server, RayBoard(), listener)
     application: serve.Application = deployment.bind(*arguments)
     return application
+
+
+def complete_options(options: ServeOptions) -> ServeOptions:
+    """Return the settings of a replica: without a tracking address, the one of its pod's `MLFLOW_TRACKING_URI` is used.
+
+    Raises:
+        UserError: the address is wrong.
+    """
+    return dataclasses.replace(options, tracking=choose_store(options.tracking))
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

@@ -27,7 +27,7 @@ class ServeOptions:
     model: str
     """Folder or address of the model."""
     tracking: str = ""
-    """MLflow tracking URI of the registry."""
+    """MLflow tracking URI of the registry; empty for that of `MLFLOW_TRACKING_URI` where the replica runs."""
     tokens: str = ""
     """File with the tokens of the clients; empty if no client needs one."""
     cors: tuple[str, ...] = ()

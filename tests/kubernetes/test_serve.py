@@ -69,7 +69,10 @@ def test_arguments_are_settings_of_the_server() -> None:
     own = {name: arguments.pop(name) for name in ("replicas", "drain_s")}
     options = from_dict(deployment.DeploymentOptions, {"server": arguments, **own})
     assert options.server.model.endswith("@champion")  # a new champion is taken over
-    assert options.server.tracking == values()["tracking"]
+    assert not options.server.tracking  # each pod has the address, from the same value
+    for _, template in ray_groups(one("RayService")):
+        (variable,) = [own for own in template["spec"]["containers"][0]["env"] if own["name"] == "MLFLOW_TRACKING_URI"]
+        assert variable["value"] == values()["tracking"]
 
 
 def test_each_replica_has_a_worker_with_its_cores_and_its_gpu() -> None:

@@ -110,6 +110,7 @@ def test_changed_values_reach_the_server(changed: Path) -> None:
     variables = [variable for own in find(documents, "env") for variable in own]
     assert {own["value"] for own in variables if own["name"] == "MLFLOW_TRACKING_URI"} == {TRACKING}
     (service,) = [document for document in documents if document["kind"] == "RayService"]
+    assert "http://mlflow" not in service["spec"]["serveConfigV2"]  # the address is set once
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert group["maxReplicas"] == 9
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "950Gi"
