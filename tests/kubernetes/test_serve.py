@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import copy
+from decimal import Decimal
 
 import crd_schemas
 import jsonschema
 import pytest
 import yaml
 from manifest_checks import check, quantity
-from manifests import ROOT, Manifest, overlay, pod_templates, ray_groups, server, values
+from manifests import K8S, ROOT, Manifest, load_kustomization, overlay, pod_templates, ray_groups, server, values
 from network_policies import Pod, allows
 
 
@@ -128,6 +129,10 @@ def test_only_named_clients_reach_the_server_and_it_reaches_only_what_it_needs()
     names = Pod({"k8s-app": "kube-dns"}, "kube-system")
     documents = [*overlay("gpu"), *server()]
     for source, target, port, may in (
+        (client, model, 8000, True),
+        (client, model, 8265, False),
+        (client, head, 8000, False),
+        (client, mlflow, 5000, False),
         (gateway, model, 8000, True),
         (gateway, model, 8265, False),
         (gateway, head, 8000, False),
@@ -151,8 +156,6 @@ def test_only_named_clients_reach_the_server_and_it_reaches_only_what_it_needs()
         (model, names, 53, True),
     ):
         assert allows(documents, source, target, port) is may, (source, target, port)
-    policies = [own for own in server() if own["kind"] == "NetworkPolicy"]
-    assert allows(policies, client, model, 8000)  # a client opens its own egress
 
 
 def test_budgets_keep_a_replica_and_the_head() -> None:
@@ -169,10 +172,49 @@ def test_a_bundle_fits_the_disk_of_a_pod() -> None:
     assert sum(map(quantity, sizes)) <= limit
 
 
+def small_server() -> list[Manifest]:
+    return load_kustomization(K8S / "serve-local")
+
+
+def test_small_server_has_two_replicas_without_an_autoscaler() -> None:
+    for manifest in small_server():
+        check(manifest)
+    (service,) = [own for own in small_server() if own["kind"] == "RayService"]
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    arguments = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert arguments["model"] == "models:/ast-demo@champion"  # k8s/jobs/demo.yaml registers it
+    assert arguments["replicas"] == [group["replicas"]] * 2
+    assert service["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is False
+    own, full = copy.deepcopy(arguments), config()["applications"][0]["args"]
+    for changed in (own, full):
+        for name in ("model", "replicas", "threads"):
+            changed.pop(name)
+    assert own == full
+
+
+def test_small_server_fits_two_cores_next_to_the_overlay_local() -> None:
+    pods: list[tuple[int, Manifest]] = [
+        (1, template["spec"]) for manifest in overlay("local") for _, template in pod_templates(manifest)
+    ]
+    (service,) = [own for own in small_server() if own["kind"] == "RayService"]
+    (head, worker) = (template["spec"] for _, template in ray_groups(service))
+    pods += [(1, head), (2, worker)]
+    cpus, memory = (
+        sum(count * quantity(own["resources"]["requests"][name]) for count, spec in pods for own in spec["containers"])
+        for name in ("cpu", "memory")
+    )
+    assert quantity(worker["containers"][0]["resources"]["requests"]["cpu"]) >= Decimal(
+        "0.2"
+    )  # KubeRay's init container
+    assert cpus <= Decimal("1.7")  # Kubernetes and the operators need the rest
+    assert memory <= 10.5 * 2**30
+
+
 @pytest.mark.skipif(not crd_schemas.available(), reason=crd_schemas.MISSING)
 def test_definitions_of_the_supported_versions_accept_the_server() -> None:
     assert {name[:13] for name in crd_schemas.sources("RayService")} >= {"kuberay-1.5.1", "kuberay-1.7.0"}
     crd_schemas.check_definition(one("RayService"))
+    crd_schemas.check_definition(next(own for own in small_server() if own["kind"] == "RayService"))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """The product on a real Kubernetes, step by step, with the commands of docs/guides/kubernetes.md.
 
 The tests run in this order and build on each other: installation, recordings, jobs, and what a cluster does to them.
+Those of the server, in test_server_on_kubernetes.py, follow: they serve the model that the demo registered.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,9 @@ import soundfile
 import yaml
 from generate_jobs import Job, load_values, write_job
 from one_node import ROOT, Cluster
+from pods import HEAD, WORKER, newest_pod, restricted_pod, wait_until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.ray, pytest.mark.server]
-WORKER = "ray.io/node-type=worker"
-HEAD = "ray.io/node-type=head"
 CLASSES = {"hum": 200.0, "whistle": 2000.0}
 PROBE = """
 import time, urllib.request
@@ -60,7 +58,7 @@ def test_upload_job_fills_the_read_only_volume(cluster: Cluster, tmp_path: Path)
     cluster.shell(f"tar -C {tmp_path} -cf - . | kubectl exec -i -n ast job/upload -- tar -C /data/clips -xf -")
     cluster.kubectl("delete", "-n=ast", "job/upload")
 
-    listed = cluster.kubectl("exec", "-n=ast", _pod(cluster, HEAD), "--", "find", "/data/clips", "-name", "*.wav")
+    listed = cluster.kubectl("exec", "-n=ast", newest_pod(cluster, HEAD), "--", "find", "/data/clips", "-name", "*.wav")
     assert len(listed.split()) == len(list(tmp_path.rglob("*.wav")))
 
 
@@ -88,11 +86,11 @@ def test_training_continues_after_its_worker_was_deleted(cluster: Cluster, tmp_p
     _wait_for_line(cluster, job, "train seed 0")
     _wait_for_checkpoint(cluster, "/work/long")
 
-    old = _pod(cluster, WORKER)
+    old = newest_pod(cluster, WORKER)
     cluster.kubectl("delete", "-n=ast", f"pod/{old}")
 
     _wait_for_end(cluster, job, "Complete", limit_s=1800)
-    assert _pod(cluster, WORKER) != old
+    assert newest_pod(cluster, WORKER) != old
     assert "Resumed at step" in _log(cluster, job)
 
 
@@ -101,7 +99,7 @@ def test_training_that_lost_its_head_resumes_when_its_job_is_created_again(clust
     job = _create(cluster, file)
     _wait_for_checkpoint(cluster, "/work/head")
 
-    cluster.kubectl("delete", "-n=ast", f"pod/{_pod(cluster, HEAD)}")
+    cluster.kubectl("delete", "-n=ast", f"pod/{newest_pod(cluster, HEAD)}")
     _wait_for_end(cluster, job, "Failed", limit_s=900)
     cluster.kubectl("wait", "-n=ast", "raycluster/ast", "--for=jsonpath={.status.state}=ready", "--timeout=600s")
     again = _create(cluster, file)
@@ -113,7 +111,7 @@ def test_training_that_lost_its_head_resumes_when_its_job_is_created_again(clust
 def test_drain_of_the_node_waits_for_the_head_and_the_training_continues_after_it(cluster: Cluster, tmp_path: Path):
     job = _create(cluster, _own_job(tmp_path, "drained", "--ensemble.seeds 0 --optim.epochs 60"))
     _wait_for_checkpoint(cluster, "/work/drained")
-    node = cluster.kubectl("get", "pod", "-n=ast", _pod(cluster, WORKER), "-o=jsonpath={.spec.nodeName}")
+    node = cluster.kubectl("get", "pod", "-n=ast", newest_pod(cluster, WORKER), "-o=jsonpath={.spec.nodeName}")
 
     flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=180s")
     cluster.kubectl("drain", node, *flags, check=False, limit_s=400)
@@ -158,7 +156,9 @@ def test_job_with_its_own_cluster_makes_and_deletes_it(cluster: Cluster, tmp_pat
     job = _create(cluster, _own_job(tmp_path, "own", "--ensemble.seeds 0 --optim.epochs 16", cluster="own"))
 
     _wait_for_end(cluster, job, "Complete", limit_s=1800)
-    _wait(lambda: "own" not in cluster.kubectl("get", "raycluster", "-n=ast", "-o=name"), 900, "the cluster is deleted")
+    wait_until(
+        lambda: "own" not in cluster.kubectl("get", "raycluster", "-n=ast", "-o=name"), 900, "the cluster is deleted"
+    )
 
 
 def test_job_behind_kueue_is_admitted_and_completes(cluster: Cluster, tmp_path: Path):
@@ -169,7 +169,7 @@ def test_job_behind_kueue_is_admitted_and_completes(cluster: Cluster, tmp_path: 
     job = _create(cluster, _own_job(tmp_path, "queued", "--ensemble.seeds 0 --optim.epochs 16", cluster="queued"))
 
     admitted = '-o=jsonpath={.items[*].status.conditions[?(@.type=="Admitted")].status}'
-    _wait(lambda: "True" in cluster.kubectl("get", "workloads", "-n=ast", admitted), 120, "the admission")
+    wait_until(lambda: "True" in cluster.kubectl("get", "workloads", "-n=ast", admitted), 120, "the admission")
     _wait_for_end(cluster, job, "Complete", limit_s=1800)
 
 
@@ -207,7 +207,7 @@ def _status(cluster: Cluster, job: str) -> str:
 
 
 def _wait_for_end(cluster: Cluster, job: str, wanted: str, limit_s: float) -> None:
-    _wait(lambda: _status(cluster, job) in {"Complete", "Failed"}, limit_s, f"the end of {job}")
+    wait_until(lambda: _status(cluster, job) in {"Complete", "Failed"}, limit_s, f"the end of {job}")
     assert _status(cluster, job) == wanted, _log(cluster, job)[-3000:]
 
 
@@ -216,32 +216,13 @@ def _log(cluster: Cluster, job: str) -> str:
 
 
 def _wait_for_line(cluster: Cluster, job: str, text: str) -> None:
-    _wait(lambda: text in _log(cluster, job), 600, f"{text} in the log of {job}")
+    wait_until(lambda: text in _log(cluster, job), 600, f"{text} in the log of {job}")
 
 
 def _wait_for_checkpoint(cluster: Cluster, run: str) -> None:
     find = ("find", run, "-path", "*checkpoint*", "-name", "*.safetensors")
-    head = lambda: cluster.kubectl("exec", "-n=ast", _pod(cluster, HEAD), "--", *find, check=False)  # noqa: E731
-    _wait(lambda: bool(head().strip()), 900, f"a checkpoint in {run}")
-
-
-def _wait(ended: Callable[[], bool], limit_s: float, what: str) -> None:
-    end_s = time.monotonic() + limit_s
-    while not ended():
-        assert time.monotonic() < end_s, f"{limit_s} s passed without {what}."
-        time.sleep(3)
-
-
-def _pod(cluster: Cluster, label: str) -> str:
-    """Return the newest pod with a label."""
-    return cluster.kubectl(
-        "get",
-        "pods",
-        "-n=ast",
-        f"-l={label}",
-        "--sort-by=.metadata.creationTimestamp",
-        "-o=jsonpath={.items[-1:].metadata.name}",
-    )
+    head = lambda: cluster.kubectl("exec", "-n=ast", newest_pod(cluster, HEAD), "--", *find, check=False)  # noqa: E731
+    wait_until(lambda: bool(head().strip()), 900, f"a checkpoint in {run}")
 
 
 def _read_mlflow(cluster: Cluster, path: str) -> str:
@@ -260,35 +241,14 @@ def _is_registered(cluster: Cluster, name: str) -> bool:
 
 def _probe_pod(name: str, label: str) -> dict[str, object]:
     key, _, value = label.partition("=")
-    return _restricted_pod(name, "ast", {key: value}, ["python", "-c", PROBE])
+    return restricted_pod(name, "ast", {key: value}, ["python", "-c", PROBE])
 
 
 def _steps_pod() -> dict[str, object]:
-    pod = _restricted_pod("steps", "kubeflow", {}, ["sleep", "infinity"])
+    pod = restricted_pod("steps", "kubeflow", {}, ["sleep", "infinity"])
     pod["spec"]["serviceAccountName"] = "pipeline-runner"
     pod["spec"]["automountServiceAccountToken"] = True
     return pod
-
-
-def _restricted_pod(name: str, namespace: str, labels: dict[str, str], command: list[str]) -> dict[str, object]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "main",
-                    "image": load_values()["image"],
-                    "command": command,
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                }
-            ],
-        },
-    }
 
 
 def _relative(target: Path, folder: Path) -> str:
