@@ -140,13 +140,14 @@ def test_live_audio_reaches_the_replica(server: ServedProcess, versions: list[Pa
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_new_champion_is_taken_over_without_a_failed_request(server: ServedProcess, store: str) -> None:
+def test_a_new_champion_is_taken_over_without_a_failed_request(server: ServedProcess, store: str, measured) -> None:
     with Clients(server, 4) as clients:
         wait_for(server, r"ast_serve_replicas 1")
         set_champion(store, 2)
         wait_for(server, r'ast_serve_model\{.*version="2"\} 1')
         time.sleep(0.5)
     assert set(clients.seen) == {"version 1", "version 2"}, clients.seen
+    measured("R28", clients=4, **clients.seen, failed=0)
 
 
 @pytest.mark.ray
@@ -166,19 +167,21 @@ def test_a_killed_replica_fails_only_the_requests_that_it_had(server: ServedProc
     failed = {what: count for what, count in clients.seen.items() if not what.startswith("version")}
     assert sum(failed.values()) <= 4, clients.seen  # each client had one request at the replica
     refused_s = clients.refused[-1] - clients.refused[0]
-    measured("Serve", fault="replica killed", clients=4, refused_s=refused_s, **clients.seen)
+    measured("R29", clients=4, killed=1, refused_s=refused_s, **clients.seen)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_sigterm_lets_running_requests_end(server: ServedProcess) -> None:
+def test_sigterm_lets_running_requests_end(server: ServedProcess, measured) -> None:
     long = encode_wav(np.tile(WAVE, 300))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.post, "/v1/events?hop_s=0.02", long, AUTHORIZED)
         wait_for(server, r"ast_serve_requests_running [1-9]")
+        start_s = time.monotonic()
         assert server.stop() == 0, server.log.read_text()
         assert running.result().status == 200
+        measured("R30", running=1, answered=1, seconds=time.monotonic() - start_s)
     with pytest.raises(OSError, match="refused"):
         server.get("/readyz")
     assert "Traceback" not in server.log.read_text()

@@ -90,7 +90,7 @@ def test_deleted_pod_answers_what_it_took_and_another_one_follows(cluster: Clust
             cluster.kubectl("exec", "-n=ast", "client", "--", "touch", "/tmp/stop")
         seen = loop.result()
 
-    measured("Serve", fault="pod deleted", clients=2, **{f"answers_{what}": count for what, count in seen.items()})
+    measured("R29", pods_deleted=1, clients=2, **{f"answers_{what}": count for what, count in seen.items()})
     assert seen["200"] > 20, seen
     assert "500" not in seen, seen  # no request was lost that a replica had taken
     assert _run(cluster, "client", "status", TOKEN) == 200
