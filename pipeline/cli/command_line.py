@@ -11,12 +11,14 @@ import tyro
 
 from ast_core.config import Recipe
 from ast_core.serialization import to_dict
+from pipeline.cli.help_texts import set_help_texts
 from pipeline.cli.recipe_file import join_repeated, last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
 from pipeline.cli.stages import CheckSettings, Common
 from pipeline.tracking.store_uri import resolve_store
 
 SettingsT = TypeVar("SettingsT")
+HELP_FLAGS = frozenset({"-h", "--help"})
 
 
 def load_recipe(name_or_path: str, variant: str = "published") -> Recipe:
@@ -75,6 +77,8 @@ def parse_settings(
         flags = recipe_flags(recipe, variant, _sections(kind)) + flags
     if last_flag_value(flags, "--tracking", "not given") == "":  # an unset variable in a script, not a wish for sqlite
         resolve_store("")
+    if HELP_FLAGS.intersection(flags):
+        set_help_texts(kind)
     settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
     return settings
 
