@@ -50,7 +50,9 @@ def _has_columns(path: Path, number: int | None, header: list[str], columns: Ite
     missing = [name for name in columns if name not in header]
     if missing:
         found = shorten(", ".join(header))
-        problems.add(path, number, f"the first row has no column {', '.join(missing)}; its columns are {found}")
+        other = len(header) == 1 and any(mark in header[0] for mark in ";\t")  # as spreadsheets save in many countries
+        advice = "; save the file with commas between its columns" if other else ""
+        problems.add(path, number, f"the first row has no column {', '.join(missing)}; its columns are {found}{advice}")
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         problems.add(path, number, f"the column {shorten(min(twice))} is listed twice")

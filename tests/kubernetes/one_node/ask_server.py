@@ -55,6 +55,8 @@ def reach() -> str:
     for _ in range(10):  # a network plugin needs a moment before it knows a new pod
         try:
             urllib.request.urlopen(f"{ADDRESS}/readyz", timeout=5).close()
+        except urllib.error.HTTPError:
+            return "reached, but not ready"
         except OSError as error:
             seen = repr(error)
             time.sleep(2)

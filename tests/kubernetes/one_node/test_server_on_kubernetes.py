@@ -63,7 +63,7 @@ def clients(cluster: Cluster, server: None) -> Iterator[None]:
 @pytest.mark.parametrize(("pod", "reaches"), [("client", True), ("stray", False)])
 def test_only_pods_with_the_label_of_clients_reach_the_server(cluster: Cluster, pod: str, reaches: bool):
     said = _run(cluster, pod, "reach")
-    assert (said == "reached") == reaches, said
+    assert said.startswith("reached") == reaches, said
 
 
 def test_service_answers_as_the_registered_model_does(cluster: Cluster):

@@ -90,6 +90,16 @@ def test_a_file_without_the_columns_is_refused(tmp_path: Path, header: str, text
         read_corrections(tmp_path / "none.csv", SINGLE)
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_file_of_a_spreadsheet_without_commas_is_refused_with_what_to_do(tmp_path: Path, mark: str) -> None:
+    header = mark.join(("clip_id", "labels", "corrected_labels"))
+    with pytest.raises(UserError, match=r"no column clip_id.*save the file with commas between its columns"):
+        read_corrections(write(tmp_path, mark.join(("1.wav", "rain", "dog")), header=header), SINGLE)
+    with pytest.raises(UserError) as other:
+        read_corrections(write(tmp_path, "1.wav", header="id"), SINGLE)
+    assert "commas" not in str(other.value)
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_corrections_or_a_user_error(tmp_path: Path, content: bytes) -> None:
