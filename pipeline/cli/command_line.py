@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import tyro
 
 from ast_core.config import Recipe
 from ast_core.serialization import to_dict
-from pipeline.cli.help_texts import set_help_texts
+from pipeline.cli.help_texts import show_help
 from pipeline.cli.recipe_file import join_repeated, last_flag_value, nest_key, recipe_flags, to_flags
 from pipeline.cli.resolve import resolve
 from pipeline.cli.stages import CheckSettings, Common
@@ -77,9 +78,8 @@ def parse_settings(
         flags = recipe_flags(recipe, variant, _sections(kind)) + flags
     if last_flag_value(flags, "--tracking", "not given") == "":  # an unset variable in a script, not a wish for sqlite
         resolve_store("")
-    if HELP_FLAGS.intersection(flags):
-        set_help_texts(kind)
-    settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
+    with show_help(kind) if HELP_FLAGS.intersection(flags) else contextlib.nullcontext():
+        settings: SettingsT = resolve(tyro.cli(kind, prog=program, args=flags, description=description))
     return settings
 
 

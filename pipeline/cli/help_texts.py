@@ -7,14 +7,35 @@ would break where the source does.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import itertools
+import os
+import sys
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any
+
+
+@contextlib.contextmanager
+def show_help(kind: type[Any]) -> Iterator[None]:
+    """Set the texts of a class of settings; the context may print them to a program that ends early, such as `head`.
+
+    Args:
+        kind: class of a stage's settings.
+    """
+    set_help_texts(kind)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        sys.exit()
 
 
 def set_help_texts(kind: type[Any]) -> None:

@@ -6,6 +6,9 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
+import subprocess
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -46,3 +49,12 @@ def test_each_text_is_one_paragraph(stage: str, monkeypatch, capsys) -> None:
     texts = [text for text in texts_of(kind) if len(text) < FIT]
     assert any("\n" in text for text in texts)
     assert [text for text in texts if " ".join(text.split()) not in shown] == []
+
+
+def test_help_whose_reader_has_ended_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does after its last line
+    command = [sys.executable, "-m", "pipeline.cli.main", "run", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
