@@ -6,6 +6,7 @@ named `ffmpeg` has to be found, trusted and started for each file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,8 @@ _TOLERANCE_S = 0.5
 """Longest difference between a track's length by its header and its samples: encoders' delays are up to 0.2 s."""
 _GAP_S = 0.5
 """Longest time without a packet in a stream: encoders of Opus send one every 0.4 s in silence."""
+_LOGGED = {"matroska", "webm"}
+"""Containers without a length whose damaged parts FFmpeg skips and only logs."""
 _OPUS = {"opus", "libopus"}
 """FFmpeg's decoders of Opus."""
 _LOSSLESS = {"alac", "ape", "flac", "tak", "tta", "wavpack"}
@@ -66,8 +69,11 @@ def decode_with_ffmpeg(
     view.seek(0)
     try:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-        with av.open(view, options=options, metadata_errors="replace") as container:  # titles in other encodings
-            yield from _decode_stream(container, seconds)
+        with (
+            _watch_log() as damage,
+            av.open(view, options=options, metadata_errors="replace") as container,  # titles in other encodings
+        ):
+            yield from _decode_stream(container, seconds, damage)
     except (av.error.FFmpegError, ValueError) as error:
         cause = _CONTAINER if getattr(error, "errno", None) == errno.EINVAL else _explain(error)
         raise ClipError("decode", f"{reason}; FFmpeg: {cause}") from error
@@ -79,8 +85,7 @@ def decode_with_ffmpeg(
 def decode_opus_stream(source: Any, form: str) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Yield the sampling rate and the samples, float32 [N, channels], of each packet of an Opus stream as it arrives.
 
-    FFmpeg skips damaged parts and only logs them, so its log is read. Call this in a process of its own: it sets the
-    level of the log.
+    FFmpeg skips damaged parts and only logs them, so its log is read.
 
     Args:
         source: object whose `read` returns what has arrived, and waits only if nothing has.
@@ -91,11 +96,10 @@ def decode_opus_stream(source: Any, form: str) -> Iterator[tuple[int, npt.NDArra
     """
     import av  # noqa: PLC0415
 
-    av.logging.set_level(av.logging.ERROR)
     options = {"protocol_whitelist": "none", "probesize": "32", "analyzeduration": "1"}
     try:
         with (
-            av.logging.Capture() as damage,
+            _watch_log() as damage,
             av.open(
                 _Undamaged(source, damage), format=form, options=options, metadata_errors="replace", buffer_size=4096
             ) as container,
@@ -109,6 +113,20 @@ def decode_opus_stream(source: Any, form: str) -> Iterator[tuple[int, npt.NDArra
     except (av.error.FFmpegError, ValueError) as error:
         cause = _CONTAINER if getattr(error, "errno", None) == errno.EINVAL else _explain(error)
         raise ClipError("decode", f"FFmpeg: {cause}") from error
+
+
+@contextlib.contextmanager
+def _watch_log() -> Iterator[list[tuple[int, str, str]]]:
+    """Yield what FFmpeg logs as an error in this thread: level, name and message."""
+    import av  # noqa: PLC0415
+
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as logged:
+            yield logged
+    finally:
+        av.logging.set_level(before)
 
 
 class _Undamaged:
@@ -145,7 +163,9 @@ def _require_no_damage(damage: list[tuple[int, str, str]]) -> None:
         raise ClipError("decode", f"FFmpeg: {damage[0][2].strip().rstrip('.!')}")
 
 
-def _decode_stream(container: Any, seconds: float | None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+def _decode_stream(
+    container: Any, seconds: float | None, logged: list[tuple[int, str, str]]
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Yield rate and blocks of the best audio stream; ClipError if it is missing, encrypted, damaged or too short."""
     stream = container.streams.best("audio")
     if stream is None:
@@ -170,6 +190,8 @@ def _decode_stream(container: Any, seconds: float | None) -> Iterator[tuple[int,
         done_s += len(block) / rate_hz
         if seconds is not None and done_s >= seconds:
             break
+    if _LOGGED & set(container.format.name.split(",")):
+        _require_no_damage(logged)
     if parts:
         yield rate_hz, np.concatenate(parts)
     promised_s = _length_s(container, stream)

@@ -92,6 +92,16 @@ def test_a_cut_file_is_refused_with_both_numbers(tmp_path: Path, kind: str) -> N
         assert int(found) == kept < int(promised) <= len(content) + 1
 
 
+@pytest.mark.parametrize("kind", ["webm", "webm, from a pipe"])
+@pytest.mark.parametrize("damage", [bytes(300), b"\xff" * 300], ids=["zeros", "ones"])
+def test_a_file_that_is_damaged_in_the_middle_is_refused(tmp_path: Path, kind: str, damage: bytes) -> None:
+    content, rate_hz = make(kind, 6)
+    middle = len(content) // 2
+    damaged = content[:middle] + damage + content[middle + len(damage) :]
+    assert len(decode(damaged)) < len(decode(content))  # FFmpeg itself leaves out a part
+    assert "FFmpeg: " in refusal(tmp_path, damaged, rate_hz)
+
+
 def test_a_cut_file_whose_index_comes_first_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fast.m4a"
     with av.open(str(path), "w", format="ipod", options={"movflags": "faststart"}) as container:
