@@ -38,7 +38,9 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger("ray.serve")
 
 
-def build_app(options: ServeOptions, load_first: bool = False, board: Board | None = None) -> FastAPI:
+def build_app(
+    options: ServeOptions, load_first: bool = False, board: Board | None = None, behind_proxy: bool = False
+) -> FastAPI:
     """Return the application of one replica. Its lifespan loads the model.
 
     Args:
@@ -46,12 +48,13 @@ def build_app(options: ServeOptions, load_first: bool = False, board: Board | No
         load_first: whether the lifespan begins only when the model is loaded, and fails with it. Otherwise the
             application answers 503 until then.
         board: what collects the counts of all replicas.
+        behind_proxy: whether requests come through Ray Serve's proxy.
     """
     metrics = ServerMetrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(own: FastAPI) -> AsyncIterator[None]:
-        state = ServerState(options, metrics, board)
+        state = ServerState(options, metrics, board, behind_proxy)
         own.state.server = state
         try:
             await state.start(load_first)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import math
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -109,7 +108,7 @@ async def _run_session(websocket: WebSocket, threads: ThreadPoolExecutor) -> Non
                 lambda: state.models.find(version),
                 lambda: state.draining,
                 threads,
-                reads_ahead=_is_in_replica(),
+                reads_ahead=state.behind_proxy,
                 on_sound=lambda seconds: state.metrics.add("ast_serve_live_seconds_total", seconds),
                 on_lag=lambda seconds: state.metrics.observe("ast_serve_live_lag_seconds", seconds),
             )
@@ -184,18 +183,6 @@ def _choose_subprotocol(offered: list[str]) -> str | None:
     """Return the subprotocol to accept: browsers leave unless it is one that they offered."""
     others = [own for own in offered if not own.startswith(SUBPROTOCOL)]
     return next(iter([*others, *offered]), None)
-
-
-def _is_in_replica() -> bool:
-    """Return whether this process is a replica of Ray Serve, whose proxy reads from clients without a limit."""
-    serve = sys.modules.get("ray.serve")
-    if serve is None:
-        return False
-    try:
-        serve.get_replica_context()
-    except serve.exceptions.RayServeException:
-        return False
-    return True
 
 
 async def _refuse(websocket: WebSocket, error: LiveError) -> None:

@@ -98,7 +98,7 @@ def bind(options: DeploymentOptions, listener: Listener | None = None) -> serve.
 
     def build() -> FastAPI:
         complete_environment()
-        return build_app(complete_options(server), load_first=True, board=RayBoard())
+        return build_app(complete_options(server), load_first=True, board=RayBoard(), behind_proxy=True)
 
     number: dict[str, Any] = {"num_replicas": low}
     if high > low:

@@ -41,10 +41,14 @@ class ServerState:
         options: settings of the server.
         metrics: counts of the replica.
         board: what collects the counts of all replicas; this one's only if it is None.
+        behind_proxy: whether requests come through Ray Serve's proxy, which reads from clients without a limit.
     """
 
-    def __init__(self, options: ServeOptions, metrics: ServerMetrics, board: Board | None = None) -> None:
+    def __init__(
+        self, options: ServeOptions, metrics: ServerMetrics, board: Board | None = None, behind_proxy: bool = False
+    ) -> None:
         self.options = options
+        self.behind_proxy = behind_proxy
         self.metrics = metrics
         self.models = ModelStore(options, self._count_batch)
         self.gate = TokenGate(read_tokens(options.tokens))
