@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -189,8 +190,8 @@ def test_a_terminal_in_place_of_a_pipe_is_refused(folder: Path, monkeypatch: pyt
         os.close(own)
 
 
-def fake_sounddevice(chunks: list[bytes], after: BaseException | None = None) -> types.ModuleType:
-    """Return a package sounddevice whose microphone records these chunks at 48 kHz."""
+def fake_sounddevice(chunks: list[bytes], after: Callable[[], object] = lambda: None) -> types.ModuleType:
+    """Return a package sounddevice whose microphone records these chunks at 48 kHz, and then calls a function."""
     module: Any = types.ModuleType("sounddevice")
 
     class PortAudioError(Exception):
@@ -204,6 +205,7 @@ def fake_sounddevice(chunks: list[bytes], after: BaseException | None = None) ->
         def __enter__(self) -> None:
             for own in chunks:
                 self._callback(own, len(own) // 2, None, None)
+            after()
 
         def __exit__(self, *_: object) -> None:
             module.closed = True
@@ -220,10 +222,13 @@ def fake_sounddevice(chunks: list[bytes], after: BaseException | None = None) ->
 def test_a_microphone_is_heard_until_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     samples = sound(1, 48_000)
     chunks = [samples[place : place + 4800].tobytes() for place in range(0, 48_000, 4800)]
-    module = fake_sounddevice(chunks)
+    module = fake_sounddevice(chunks, threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start)
     monkeypatch.setitem(sys.modules, "sounddevice", module)
-    threading.Timer(2, lambda: os.kill(os.getpid(), 2)).start()
-    lags = listen(ListenSettings(model=str(folder), hop_s=HOP_S, gpus="no"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        lags = listen(ListenSettings(model=str(folder), hop_s=HOP_S, gpus="no"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     output = capsys.readouterr()
     assert lags.windows == len(output.out.splitlines()) >= 4
     assert "windows. Results came" in output.err
