@@ -54,8 +54,10 @@ class ListeningReplica:
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the model does not compute, or nothing listens; Ray Serve then replaces the replica."""
-        if not self._app.state.server.models.windows.healthy or self._serving.done():
+        if not self._app.state.server.models.windows.healthy:
             raise RuntimeError("The model does not compute any more.")
+        if self._serving.done():
+            raise RuntimeError("The server does not listen any more.")
 
     async def __del__(self) -> None:
         """End the server, once its requests are answered."""

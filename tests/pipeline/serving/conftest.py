@@ -1,4 +1,4 @@
-"""The page of a small model in headless Chromium."""
+"""A small model, its server, and its page in headless Chromium."""
 
 from __future__ import annotations
 

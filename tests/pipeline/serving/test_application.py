@@ -24,13 +24,6 @@ def sound(seed: int, seconds: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    bundles.write_run(run)
-    return run / "bundles" / "ensemble"
-
-
-@pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[ServedApp]:
     with serve_app(ServeOptions(str(folder), max_seconds=30, max_request_mib=2)) as own:
         yield own

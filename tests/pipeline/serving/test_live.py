@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from audio_files import encode
-from bundles import write_run
 from served_app import ServedApp, serve_app
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -31,13 +30,6 @@ def sound(seconds: float) -> np.ndarray:
     rng = np.random.default_rng(0)
     loud_N = np.repeat(rng.uniform(0, 2, 64), int(seconds * 250))
     return (3000 * rng.normal(0, 1, len(loud_N)) * loud_N).clip(-32768, 32767).astype("<i2")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    write_run(run)
-    return run / "bundles" / "ensemble"
 
 
 @pytest.fixture(scope="module")
